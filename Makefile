@@ -1,0 +1,44 @@
+# make demo   the whole pipeline on the offline toy task, then a report
+# make test   lint and tests
+# Each sets itself up first: .venv and what setup.py asks for. The second call finds that done.
+
+PYTHONS := python3.11 python3.12 python3.13 python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test lint install clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(READY)
+	@launch/demo.sh $(DEMO_ARGS)
+
+# The tests of meshes need 8 (fake) devices, which JAX can only be told before it starts: a process of their own.
+test: lint
+	@failed=0; \
+	$(BIN)/python -m pytest -n 2 --ignore=tests/multidevice tests || failed=1; \
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest tests/multidevice || failed=1; \
+	exit $$failed
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+install: $(READY)
+
+$(READY): setup.py pyproject.toml
+	@for python in $(PYTHON) $(PYTHONS) none; do \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	done; \
+	if [ $$python = none ]; then \
+	  echo "perl_jax needs Python 3.11 or newer; none of these is that: $(PYTHON) $(PYTHONS)." >&2; \
+	  echo "Install one, or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	  exit 1; \
+	fi; \
+	echo "Setting up .venv with $$($$python --version): 3.5 GB and a few minutes, this once."; \
+	$$python -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test,hf]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

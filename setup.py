@@ -1,0 +1,66 @@
+"""The install: what perl_jax needs, what it brings along and the command it adds."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'perl_jax/__init__.py').read_text(), re.MULTILINE).group(1)
+README = HERE / 'README.md'
+
+HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0']
+
+setup(
+    name='perl_jax',
+    version=VERSION,
+    description='PERL: parameter efficient reinforcement learning from human feedback, in JAX',
+    long_description=README.read_text(encoding='utf-8') if README.exists() else '',
+    long_description_content_type='text/markdown',
+    author='The perl_jax authors',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    # tasks/ and gin/ stand beside the library in a checkout. The symlinks perl_jax/tasks and perl_jax/gin make them a
+    # part of the package, under one name, in a checkout, an editable install and a wheel alike.
+    packages=find_packages(include=['perl_jax', 'perl_jax.*']),
+    package_data={'perl_jax': ['gin/**/*.gin']},
+    include_package_data=False,
+    zip_safe=False,
+    entry_points={'console_scripts': ['perl_jax = perl_jax.main:cli']},
+    install_requires=[
+        'absl-py>=2.1',
+        'clu>=0.0.12',
+        'flax>=0.12',
+        'gin-config>=0.5',
+        'jax>=0.10',
+        'jaxtyping>=0.3',
+        'numpy>=2.0',
+        'optax>=0.2.5',
+        'orbax-checkpoint>=0.11.30',
+        'seqio>=0.0.20',  # brings TensorFlow and tensorflow-text
+        'tensorboard>=2.19',  # clu writes events with it, and TensorFlow no longer brings it
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]'],
+        'plan': ['libtpu'],  # compiles for a TPU on a machine that has none
+        'hf': HF,
+        # Optional: only for running inside T5X. Reading and writing its checkpoints does not need it.
+        't5x': ['t5x @ git+https://github.com/google-research/t5x'],
+        'test': [
+            *HF,
+            'beartype',
+            'pytest>=8',
+            'pytest-xdist',
+            'ruff',
+            'scikit-learn',
+            'setuptools>=70.1',  # tests/test_wheel.py builds a wheel offline
+        ],
+    },
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)
