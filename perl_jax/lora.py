@@ -1,0 +1,133 @@
+"""Adapters: all that is trained for one role, and the one function that joins them to the frozen base.
+
+    base                                       adapter.lora
+    decoder/layers/self_attention/             decoder/layers/self_attention/
+      query/kernel [L, D, H E]          <->      query/a [L, D, r]   query/b [L, r, H E]
+      out/kernel   [L, H E, D]          <->      out/a   [L, H E, r] out/b   [L, r, D]
+
+    bind(base, policy)   bind(base, reward)   bind(base, value)   bind(base, None) = the anchor
+
+LoRA: W + alpha/r A B with A Gaussian and B zero (Hu et al. 2021; the paper, section 2, adapts every attention
+projection). Full tuning is another adapter: a whole `params` tree that takes the base's place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct, traverse_util
+from jaxtyping import Array, Float, PyTree
+
+from perl_jax.errors import UserError
+from perl_jax.types import Variables
+
+ATTENTION = r'.*attention/(query|key|value|out)'
+ALL_LINEAR = r'.*(attention/(query|key|value|out)|mlp/(wi|wi_0|wi_1|wo))'
+
+
+@struct.dataclass
+class Adapter:
+    """`lora` or `params`, and for a reward or a value also `head`; what a role does not have is None."""
+
+    lora: PyTree = None  # mirrors the base: {..., 'query': {'a': [..., in, r], 'b': [..., r, out]}}
+    params: PyTree = None  # full tuning: a tree like the base
+    head: PyTree = None  # {'kernel': [D]}
+    scale: float = struct.field(pytree_node=False, default=1.0)  # alpha / r
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSpec:
+    """Which layers get a pair of matrices. `targets` is a regex over the whole path of a layer."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = ATTENTION
+
+    tuning = 'lora'
+
+    def init(self, rng: jax.Array, base: PyTree) -> Adapter:
+        """A fresh adapter in float32; the bound network still computes exactly what the base does."""
+        flat, lora = traverse_util.flatten_dict(base, sep='/'), {}
+        layers = [path.removesuffix('/kernel') for path in flat if path.endswith('/kernel')]
+        try:
+            pattern = re.compile(self.targets)
+        except re.error as error:
+            raise UserError(f"LoraSpec.targets = '{self.targets}' is no regular expression: {error}") from error
+        for layer in filter(pattern.fullmatch, layers):
+            *stack, fan_in, fan_out = flat[f'{layer}/kernel'].shape
+            # Each layer's randomness depends on its own path alone, so that adding a target does not change the others.
+            key = jax.random.fold_in(rng, zlib.crc32(layer.encode()))
+            lora[f'{layer}/a'] = jax.random.normal(key, (*stack, fan_in, self.rank)) * fan_in**-0.5
+            lora[f'{layer}/b'] = jnp.zeros((*stack, self.rank, fan_out))
+        if not lora:
+            raise UserError(f"LoraSpec.targets = '{self.targets}' matches no layer; there are: {', '.join(layers)}")
+        return Adapter(
+            lora=traverse_util.unflatten_dict(lora, sep='/'), scale=self.alpha / self.rank, dropout=self.dropout
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class FullSpec:
+    """Full tuning, the paper's comparator: the adapter is a float32 copy of the whole base."""
+
+    tuning = 'full'
+
+    def init(self, rng: jax.Array, base: PyTree) -> Adapter:
+        """`rng` is unused: there is nothing random in a copy."""
+        del rng
+        return Adapter(params=jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base))
+
+
+def with_head(adapter: Adapter, rng: jax.Array, width: int, std: float) -> Adapter:
+    """Add a scalar head, normal with `std`; 0 makes a value that starts at 0. `width` is D."""
+    return adapter.replace(head={'kernel': std * jax.random.normal(rng, (width,))})
+
+
+def bind(base: PyTree, adapter: Adapter | None, *, train: bool = False) -> Variables:
+    """The variables of one role, for `network.apply`. None is the anchor policy: the base itself.
+
+    `train` lets LoRA's dropout happen, in an `apply` that also gets `rngs={'dropout': key}`.
+    """
+    if adapter is None:
+        return {'params': base}
+    variables: dict[str, Any] = {'params': base if adapter.params is None else adapter.params}
+    if adapter.head is not None:
+        variables['head'] = adapter.head
+    if adapter.lora is not None:
+        flat = traverse_util.flatten_dict(adapter.lora, sep='/')
+        for path in [p for p in flat if p.endswith('/b')]:
+            flat[path] = flat[path] * adapter.scale
+            if train and adapter.dropout:
+                flat[path.removesuffix('b') + 'dropout'] = jnp.full(flat[path].shape[:-2], adapter.dropout)
+        variables['lora'] = traverse_util.unflatten_dict(flat, sep='/')
+    return variables
+
+
+def merge(base: PyTree, adapter: Adapter) -> PyTree:
+    """Plain parameters that compute what `bind(base, adapter)` does: W + alpha/r A B. The head stays outside."""
+    if adapter.params is not None:
+        return adapter.params
+    flat = dict(traverse_util.flatten_dict(base, sep='/'))
+    lora = traverse_util.flatten_dict(adapter.lora, sep='/')
+    for path in [p.removesuffix('/a') for p in lora if p.endswith('/a')]:
+        kernel = flat[f'{path}/kernel']
+        delta = adapter.scale * (lora[f'{path}/a'] @ lora[f'{path}/b'])
+        flat[f'{path}/kernel'] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+    return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def count(tree: PyTree) -> int:
+    """How many numbers a tree holds; shapes are enough."""
+    return sum(int(x.size) for x in jax.tree.leaves(tree))
+
+
+def readout(variables: Variables, hidden: Float[Array, '*batch D']) -> Float[Array, '*batch']:
+    """The scalar head on hidden states: a reward or a value, in float32."""
+    return hidden.astype(jnp.float32) @ variables['head']['kernel']

@@ -1,0 +1,77 @@
+"""The batches and states that everything else passes on, and the axis legend that every shape uses.
+
+    B prompts            V vocabulary         F mlp width
+    K responses each     D model width        L layers
+    P prompt length      H heads              r LoRA rank
+    R response length    N key/value heads    E head width
+
+One prompt has K responses in every batch: K = 1 for SFT and thumbs, 2 for preference pairs (the chosen one first), the
+number of samples for rollouts. Tokens are padded on the right; the masks say which are real, so no token id is special.
+Whatever is said of a response token (log-prob, value, return) has the shape [B, K, R].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+@struct.dataclass
+class Prompts:
+    """What is asked."""
+
+    inputs: Int[Array, 'B P']
+    inputs_mask: Bool[Array, 'B P']
+
+
+@struct.dataclass
+class Responses(Prompts):
+    """Prompts and their responses; a response's last real token is its EOS, unless it ran out of room."""
+
+    targets: Int[Array, 'B K R']
+    targets_mask: Bool[Array, 'B K R']
+
+
+@struct.dataclass
+class Thumbs(Responses):
+    """Responses that a rater labelled: 1 is a thumb up, 0 a thumb down."""
+
+    labels: Float[Array, 'B K']
+
+
+@struct.dataclass
+class Rollout(Responses):
+    """Responses that the policy sampled, with the log-probability that each token was drawn with."""
+
+    logprobs: Float[Array, 'B K R']
+
+
+@struct.dataclass
+class Experience(Rollout):
+    """A rollout that has been judged: what the learning step needs."""
+
+    returns: Float[Array, 'B K R']
+
+
+@struct.dataclass
+class TrainState:
+    """All that a role learns. The frozen base is not in it: it is an argument of every step."""
+
+    step: Int[Array, '']
+    adapter: Any  # lora.Adapter
+    opt_state: PyTree
+
+
+@struct.dataclass
+class PolicyState:
+    """The policy and its value baseline: two adapters of one base, two optimizers."""
+
+    policy: TrainState
+    value: TrainState
+
+
+Variables = dict[str, Any]  # linen collections: {'params': ..., 'lora': ..., 'head': ...}
+Metrics = dict[str, jax.Array]
