@@ -1,0 +1,1 @@
+"""Networks: the decoder of the Llama kind."""

@@ -1,0 +1,97 @@
+"""The sampler: one prefill of the prompt, then K branches token by token until every one has ended.
+
+1. read the prompt once        2. draw each branch's first token from its last hidden state
+3. while any branch goes on:   read the tokens just drawn, draw the next ones
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from perl_jax.types import Prompts, Rollout, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How to draw. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
+
+    `num_samples` is K, `max_decode_length` is R. The paper samples with temperature 0.7 (0.9 for its VQA).
+    """
+
+    num_samples: int = 1
+    max_decode_length: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from less than the policy's whole distribution."""
+        return self.top_k > 0 or self.top_p < 1.0
+
+
+def sample(
+    network: nn.Module,
+    variables: Variables,
+    prompts: Prompts,
+    rng: jax.Array,
+    eos_id: int,
+    config: SamplingConfig,
+) -> Rollout:
+    """Draw K responses of at most R tokens for each of B prompts. Pure: the same `rng` draws the same tokens.
+
+    `Rollout.logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p), float32.
+    A response that ended keeps its EOS as its last real token; one that ran out of room has none.
+    """
+    B, K, R = prompts.inputs.shape[0], config.num_samples, config.max_decode_length
+
+    def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = truncate(network.apply(variables, hidden, method='logits'), config)
+        if config.temperature == 0:
+            token = jnp.argmax(logits, axis=-1)
+        else:
+            token = jax.random.categorical(jax.random.fold_in(rng, t), logits)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], axis=-1)[..., 0]
+        return token.astype(jnp.int32), logprob
+
+    def write(
+        t: jax.Array, tokens: jax.Array, logprobs: jax.Array, mask: jax.Array, hidden: jax.Array, alive: jax.Array
+    ):
+        token, logprob = draw(hidden, t)
+        token, logprob = jnp.where(alive, token, 0), jnp.where(alive, logprob, 0.0)
+        tokens, logprobs, mask = (
+            tokens.at[:, :, t].set(token),
+            logprobs.at[:, :, t].set(logprob),
+            mask.at[:, :, t].set(alive),
+        )
+        return tokens, logprobs, mask, alive & (token != eos_id)
+
+    def body(state):
+        t, tokens, logprobs, mask, alive, cache = state
+        hidden, cache = network.apply(variables, tokens[:, :, t - 1], t - 1, cache, method='decode')
+        return t + 1, *write(t, tokens, logprobs, mask, hidden, alive), cache
+
+    last, cache = network.apply(variables, prompts.inputs, prompts.inputs_mask, K, R, method='prefill')
+    empty = jnp.zeros((B, K, R), jnp.int32), jnp.zeros((B, K, R)), jnp.zeros((B, K, R), bool)
+    first = jnp.broadcast_to(last[:, None], (B, K, last.shape[-1]))
+    start = (jnp.int32(1), *write(jnp.int32(0), *empty, first, jnp.ones((B, K), bool)), cache)
+    _, tokens, logprobs, mask, _, _ = jax.lax.while_loop(lambda s: (s[0] < R) & s[4].any(), body, start)
+    return Rollout(prompts.inputs, prompts.inputs_mask, tokens, mask, logprobs)
+
+
+def truncate(logits: jax.Array, config: SamplingConfig) -> jax.Array:
+    """Logits [..., V] after temperature, with all but the top-k and the top-p nucleus at -inf (ties are kept)."""
+    if config.temperature > 0:
+        logits = logits / config.temperature
+    if config.top_k > 0:
+        logits = jnp.where(logits < jax.lax.top_k(logits, config.top_k)[0][..., -1:], -jnp.inf, logits)
+    if config.top_p < 1.0:
+        ranked = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ranked), axis=-1) - jax.nn.softmax(ranked)
+        lowest = jnp.where(before < config.top_p, ranked, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
+    return logits

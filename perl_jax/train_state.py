@@ -1,0 +1,32 @@
+"""Making and updating what a role learns. The optimizer only ever sees the adapter."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from perl_jax import lora
+from perl_jax.lora import FullSpec, LoraSpec
+from perl_jax.types import TrainState
+
+
+def create(
+    rng: jax.Array,
+    base: PyTree,
+    spec: LoraSpec | FullSpec,
+    tx: optax.GradientTransformation,
+    head: tuple[int, float] | None = None,
+) -> TrainState:
+    """A role at step 0. `head` is (D, standard deviation) of the scalar head of a reward or a value."""
+    adapter = spec.init(rng, base)
+    if head is not None:
+        adapter = lora.with_head(adapter, jax.random.fold_in(rng, 1), *head)
+    return TrainState(step=jnp.int32(0), adapter=adapter, opt_state=tx.init(adapter))
+
+
+def update(state: TrainState, grads: PyTree, tx: optax.GradientTransformation) -> TrainState:
+    """One step of the optimizer; `grads` is shaped like the adapter."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.adapter)
+    return TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)

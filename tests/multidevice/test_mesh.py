@@ -1,0 +1,215 @@
+"""The same steps on 1 device and on 8: losses, adapters, samples; and what lies where."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from tiny import EOS, NETWORK, D
+
+from perl_jax import lora, partitioning, types
+from perl_jax.base import BaseConfig
+from perl_jax.base import load as load_base
+from perl_jax.checkpoints import Checkpoints, fingerprint
+from perl_jax.errors import UserError
+from perl_jax.lora import FullSpec, LoraSpec
+from perl_jax.partitioning import Partitioner
+from perl_jax.reinforce import experience
+from perl_jax.sampling import SamplingConfig, sample
+
+B, K, KEY = 8, 2, jax.random.key(0)
+LORA, FULL = LoraSpec(rank=4, targets='.*attention/(query|out)'), FullSpec()  # kernels split by columns and by rows
+# Adam's first step is nearly the sign of the gradient, however small, and some gradients are as good as nothing: there
+# the order of a sum would decide. A larger epsilon asks for a gradient before it takes a step.
+TX = optax.adam(1e-2, eps=1e-4)
+SAMPLING = SamplingConfig(num_samples=K, max_decode_length=5, temperature=0.7)
+BATCHES = {
+    'sft': tiny.responses(B, K),
+    'reward': (tiny.responses(B, K),),
+    'policy': tiny.experience(B, K),
+}
+MESHES = {'8x1': Partitioner(1), '4x2': Partitioner(2), '2x4': Partitioner(4)}
+CASES = [(kind, LORA, mesh) for kind in BATCHES for mesh in MESHES] + [('policy', FULL, '2x4')]
+cases = pytest.mark.parametrize(('kind', 'spec', 'mesh'), CASES, ids=[f'{k}-{s.tuning}-{m}' for k, s, m in CASES])
+meshes = pytest.mark.parametrize('mesh', MESHES)
+
+
+def declared(kind, state, partitioner):
+    """The shardings of a state, as the loops declare them."""
+    _, axes = partitioning.abstract(NETWORK)
+    if kind == 'policy':
+        return types.PolicyState(partitioner.state(state.policy, axes, TX), partitioner.state(state.value, axes, TX))
+    return partitioner.state(state, axes, TX)
+
+
+def place_base(partitioner):
+    return partitioning.place(tiny.base(), partitioner.tree(partitioning.abstract(NETWORK)[1]))
+
+
+def five_steps(step, base, state, batch):
+    metrics = []
+    for _ in range(5):
+        state, now = step(base, state, batch, KEY)
+        metrics.append(jax.device_get(now))
+    return state, metrics
+
+
+@functools.cache
+def start(kind, spec):
+    return jax.device_get(jax.jit(lambda: tiny.create(kind, spec, tiny.base(), TX))())
+
+
+@functools.cache
+def on_one(kind, spec):
+    state, metrics = five_steps(jax.jit(tiny.stepper(kind, TX)), tiny.base(), start(kind, spec), BATCHES[kind])
+    assert all(len(x.devices()) == 1 for x in jax.tree.leaves(state))
+    return jax.device_get(state), metrics
+
+
+@dataclasses.dataclass
+class Eight:
+    """Five steps on a mesh: what went in, what came out, and what was declared of it."""
+
+    base: object
+    before: object
+    after: object
+    metrics: list
+    shardings: object
+    memory: object
+
+
+@functools.cache
+def on_eight(kind, spec, mesh):
+    partitioner = MESHES[mesh]
+    with partitioner.scope():
+        base, batch = place_base(partitioner), partitioner.batch(BATCHES[kind])
+        shardings = declared(kind, start(kind, spec), partitioner)
+        before = partitioning.place(start(kind, spec), shardings)
+        step = jax.jit(tiny.stepper(kind, TX), donate_argnums=1, out_shardings=(shardings, None))
+        step = step.lower(base, before, batch, KEY).compile()
+        after, metrics = five_steps(step, base, before, batch)
+    return Eight(base, before, after, metrics, shardings, step.memory_analysis())
+
+
+def test_there_are_eight_devices():
+    assert jax.device_count() == 8
+    assert {name: dict(p.mesh.shape) for name, p in MESHES.items()} == {
+        '8x1': {'data': 8, 'model': 1}, '4x2': {'data': 4, 'model': 2}, '2x4': {'data': 2, 'model': 4}
+    }  # fmt: skip
+
+
+@cases
+def test_eight_devices_equal_one(kind, spec, mesh):
+    one, one_metrics = on_one(kind, spec)
+    eight = on_eight(kind, spec, mesh)
+    for name in one_metrics[0]:
+        want = [m[name] for m in one_metrics]
+        np.testing.assert_allclose([m[name] for m in eight.metrics], want, rtol=1e-4, atol=1e-5, err_msg=name)
+    tiny.assert_close(jax.device_get(tiny.adapters(eight.after)), tiny.adapters(one), atol=1e-4)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), tiny.adapters(one), tiny.adapters(start(kind, spec)))
+    assert min(jax.tree.leaves(moved)) > 1e-2
+
+
+@cases
+def test_the_state_lies_as_declared(kind, spec, mesh):
+    run = on_eight(kind, spec, mesh)
+    where = jax.tree.map(lambda x, want: x.sharding.is_equivalent_to(want, x.ndim), run.after, run.shardings)
+    assert all(jax.tree.leaves(where))
+    split = [x for x in jax.tree.leaves(tiny.adapters(run.after)) if not x.is_fully_replicated]
+    assert bool(split) == (mesh != '8x1')
+
+
+@cases
+def test_the_state_is_donated_and_the_base_is_not(kind, spec, mesh):
+    """XLA says so itself: what comes out takes the place of what went in."""
+    run = on_eight(kind, spec, mesh)
+    assert all(x.is_deleted() for x in jax.tree.leaves(tiny.adapters(run.before)))
+    assert tiny.same(run.base, tiny.base())
+    leaves = zip(*map(jax.tree.leaves, (tiny.adapters(run.after), tiny.adapters(run.shardings))))
+    assert run.memory.alias_size_in_bytes >= sum(4 * np.prod(where.shard_shape(x.shape)) for x, where in leaves)
+
+
+# The rollout.
+
+
+def roll(base, adapter, prompts, scores):
+    drawn = sample(NETWORK, lora.bind(base, adapter), prompts, KEY, EOS, SAMPLING)
+    return drawn, experience(NETWORK, base, adapter, drawn, scores, 0.1, SAMPLING)
+
+
+def rollout_inputs():
+    adapter = tiny.adapter(LORA, tiny.base(), head=False)
+    return adapter, tiny.prompts(BATCHES['sft']), np.random.default_rng(0).standard_normal((B, K)).astype(np.float32)
+
+
+@functools.cache
+def rollout_on_one():
+    return jax.device_get(jax.jit(roll)(tiny.base(), *rollout_inputs()))
+
+
+@meshes
+def test_samples_and_their_experience_equal(mesh):
+    want, (want_experience, want_metrics) = rollout_on_one()
+    partitioner, (adapter, prompts, scores) = MESHES[mesh], rollout_inputs()
+    with partitioner.scope():
+        base = place_base(partitioner)
+        axes = partitioning.adapter_axes(adapter, partitioning.abstract(NETWORK)[1])
+        adapter = partitioning.place(adapter, partitioner.tree(axes))
+        got, (judged, metrics) = jax.jit(roll)(base, adapter, partitioner.batch(prompts), partitioner.batch(scores))
+    np.testing.assert_array_equal(got.targets, want.targets)
+    np.testing.assert_array_equal(got.targets_mask, want.targets_mask)
+    assert len(np.unique(want.targets[want.targets_mask])) > 10
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+    np.testing.assert_allclose(judged.returns, want_experience.returns, atol=1e-4)
+    tiny.assert_close(jax.device_get(metrics), want_metrics, atol=1e-4)
+
+
+# What surrounds the steps.
+
+
+@meshes
+def test_the_base_is_the_same_on_every_mesh(mesh):
+    """Random weights, and their fingerprint, do not depend on the layout; nor does that of any other tree."""
+    partitioner = MESHES[mesh]
+    with partitioner.scope():
+        base = load_base(BaseConfig(NETWORK), partitioner, 0)
+        placed = place_base(partitioner)
+    one = jax.tree.map(np.array, base.params)
+    assert base.fingerprint == fingerprint(one)
+    assert fingerprint(placed) == fingerprint(tiny.base())
+    assert base.fingerprint == load_base(BaseConfig(NETWORK), MESHES['8x1'], 0).fingerprint
+    split = base.params['decoder']['layers']['mlp']['wo']['kernel']
+    assert split.sharding.shard_shape(split.shape) == (2, 48 // partitioner.num_partitions, D)
+
+
+@pytest.mark.parametrize('spec', [LORA, FULL], ids=['lora', 'full'])
+def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path, spec):
+    run, after = Checkpoints(str(tmp_path)), on_eight('policy', spec, '2x4').after
+    about = {'adapters': {'value': {'scale': after.value.adapter.scale, 'dropout': 0.0}}}
+    run.save(5, {'policy': after.policy, 'value': after.value}, about)
+    run.close()
+    shardings = declared('policy', start('policy', spec), MESHES['4x2'])
+    like = partitioning.place(jax.tree.map(np.zeros_like, start('policy', spec)), shardings)
+    run = Checkpoints(str(tmp_path))
+    back = types.PolicyState(**run.restore(5, vars(like)))
+    assert tiny.same(run.restore_adapter(5, 'value'), after.value.adapter)
+    run.close()
+    assert tiny.same(back, after)
+    assert all(x.sharding.is_equivalent_to(s, x.ndim) for x, s in zip(*map(jax.tree.leaves, (back, shardings))))
+
+
+def test_a_batch_must_divide_over_the_data_axis():
+    MESHES['4x2'].check_batch('BATCH_SIZE', 12)
+    with pytest.raises(UserError, match='BATCH_SIZE = 12 does not divide over the 8 rows of the mesh'):
+        MESHES['8x1'].check_batch('BATCH_SIZE', 12)
+    with pytest.raises(UserError, match='num_partitions = 3 does not divide the 8 devices'):
+        _ = dataclasses.replace(MESHES['8x1'], num_partitions=3).mesh
+
+
+@meshes
+def test_a_batch_is_split_over_data_alone(mesh):
+    rows = MESHES[mesh].batch(np.arange(B))
+    assert rows.sharding.shard_shape((B,)) == (MESHES[mesh].num_partitions,)
