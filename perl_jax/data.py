@@ -1,0 +1,304 @@
+"""From the name of a SeqIO task to batches that are a function of (seed, step).
+
+A task is read, tokenized and converted once, into arrays; batch n of a run is then a lookup, so that a resumed run sees
+what an unbroken one would have seen, and no iterator has to be saved. seqio and TensorFlow are imported on first use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from perl_jax import types
+from perl_jax.errors import UserError
+
+KINDS = ('sft', 'pairs', 'thumbs', 'prompts')
+MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """Which examples a run reads (T5X has a class of this name).
+
+    mixture_or_task_name: a registered SeqIO task or mixture, with the features of its kind: inputs; and targets (sft),
+      chosen and rejected (pairs), targets and label (thumbs), nothing else (prompts). A reward may name several.
+    task_feature_lengths: {'inputs': P, 'targets': R} in tokens. Of a longer prompt the END is kept, behind the
+      vocabulary's BOS if it has one; an example with a longer response, or an empty one, is dropped and counted.
+    batch_size: prompts a batch, over all devices.
+    vocabulary: the base model's, in place of the task's own, or the path of its tokenizer.json or .gguf; None keeps the
+      task's.
+    limit: read at most so many examples; None reads all.
+    """
+
+    mixture_or_task_name: str | Sequence[str]
+    task_feature_lengths: Mapping[str, int]
+    batch_size: int
+    split: str = 'train'
+    vocabulary: Any = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise UserError(f'BATCH_SIZE = {self.batch_size!r}: give a whole number of at least 1')
+
+    def each(self) -> list[DatasetConfig]:
+        """One config for each task that is named."""
+        names = self.mixture_or_task_name
+        names = [names] if isinstance(names, str) else names
+        return [dataclasses.replace(self, mixture_or_task_name=name) for name in names]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One split of one task, in memory: arrays with N rows each, and each row's texts and other fields."""
+
+    arrays: dict[str, np.ndarray]
+    examples: list[Example]
+    vocabulary: Any  # seqio.Vocabulary
+    eos_id: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
+        """The batch (types.py) of these rows, and their examples."""
+        kind = next(k for fields, k in _BATCHES if fields == self.arrays.keys())
+        return kind(**{k: v[index] for k, v in self.arrays.items()}), [self.examples[i] for i in index]
+
+    def take(self, index: np.ndarray) -> Dataset:
+        """These rows alone."""
+        arrays = {k: v[index] for k, v in self.arrays.items()}
+        return dataclasses.replace(self, arrays=arrays, examples=[self.examples[i] for i in index])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Any, list[Example], int]]:
+        """Every row once, in order: batch, examples, how many are real. The last batch is filled up with its last."""
+        for start in range(0, len(self), batch_size):
+            index = np.arange(start, min(start + batch_size, len(self)))
+            yield *self.rows(np.pad(index, (0, batch_size - len(index)), mode='edge')), len(index)
+
+
+_BATCHES = [
+    ({f.name for f in dataclasses.fields(kind)}, kind) for kind in (types.Prompts, types.Responses, types.Thumbs)
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Endless shuffled batches of a task, or of a mixture's tasks by their rates: `stream(n)` is batch number n."""
+
+    datasets: Sequence[Dataset]
+    rates: Sequence[float]
+    batch_size: int
+    seed: int
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a response."""
+        return self.datasets[0].eos_id
+
+    def __call__(self, step: int) -> tuple[Any, list[Example]]:
+        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        member, index = self._schedule(position)
+        parts = [self.datasets[m].rows(index[member == m]) for m in np.unique(member)]
+        order = np.argsort(np.concatenate([np.flatnonzero(member == m) for m in np.unique(member)]))
+        arrays = {
+            f.name: np.concatenate([getattr(batch, f.name) for batch, _ in parts])[order]
+            for f in dataclasses.fields(parts[0][0])
+        }
+        examples = [e for _, rows in parts for e in rows]
+        return type(parts[0][0])(**arrays), [examples[i] for i in order]
+
+    def _schedule(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which dataset, and which row of it, stands at each position of the endless stream.
+
+        Members follow a fixed shuffled cycle that holds each in proportion to its rate, so that how often a member came
+        before any position is a lookup; within a member each epoch is a permutation of its own.
+        """
+        cycle, before = _cycle(tuple(self.rates), self.seed)
+        member = cycle[position % len(cycle)]
+        count = position // len(cycle) * before[-1][member] + before[position % len(cycle), member]
+        sizes = np.array([len(d) for d in self.datasets])[member]
+        epoch, offset = np.divmod(count, sizes)
+        index = [_permutation(self.seed, int(m), int(e), int(n))[o] for m, e, n, o in zip(member, epoch, sizes, offset)]
+        return member, np.array(index)
+
+
+@functools.lru_cache(maxsize=8)
+def _cycle(rates: tuple[float, ...], seed: int, length: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Members of one cycle [n], and how many of each came before each place [n + 1, members]."""
+    share = np.array(rates) / sum(rates)
+    counts = np.maximum(1, np.round(share * length)).astype(int) if len(rates) > 1 else np.array([1])
+    cycle = np.random.default_rng([seed, 0]).permutation(np.repeat(np.arange(len(rates)), counts))
+    seen = np.cumsum(cycle[:, None] == np.arange(len(rates)), axis=0)
+    return cycle, np.concatenate([np.zeros((1, len(rates)), int), seen])
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(seed: int, member: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1 + member, epoch]).permutation(size)
+
+
+def stream(config: DatasetConfig, kind: str, seed: int) -> Stream:
+    """The endless training batches of a task or mixture."""
+    import seqio
+
+    provider = find(config.mixture_or_task_name)
+    members = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
+    rates = [float(provider.get_rate(t)) for t in members] if len(members) > 1 else [1.0]
+    datasets = [load(dataclasses.replace(config, mixture_or_task_name=t.name), kind) for t in members]
+    return Stream(datasets, rates, config.batch_size, seed)
+
+
+def reward_kind(name: str) -> str:
+    """Whether a task or mixture holds 'pairs' or 'thumbs', by its features."""
+    have = find(name).output_features.keys()
+    if 'chosen' in have:
+        return 'pairs'
+    if 'label' in have:
+        return 'thumbs'
+    raise UserError(
+        f"task '{name}' is for no reward: it has neither chosen and rejected nor a label, but {sorted(have)}"
+    )
+
+
+def find(name: str) -> Any:
+    """The registered task or mixture; an unknown name is answered with the nearest ones."""
+    import seqio
+
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or sorted(known)[:8]
+        raise UserError(
+            f"no task or mixture is called '{name}'; nearest: {', '.join(near) or 'none is registered'} "
+            '(is its module named by MIXTURE_OR_TASK_MODULE or --module?)'
+        )
+    return seqio.get_mixture_or_task(name)
+
+
+def load(config: DatasetConfig, kind: str) -> Dataset:
+    """Read one split of one task; `kind` is one of `KINDS`.
+
+    Raises:
+      UserError: an unknown task or split, features that do not fit the kind, or more than `MAX_DROPPED` dropped.
+    """
+    from perl_jax import features
+
+    name, split, lengths = config.mixture_or_task_name, config.split, config.task_feature_lengths
+    converter = getattr(features, f'{kind.capitalize()}FeatureConverter')()
+    provider = with_vocabulary(find(name), config.vocabulary)
+    if split not in provider.splits:
+        raise UserError(f"task '{name}' has no split '{split}'; it has {', '.join(sorted(provider.splits))}")
+    missing = converter.TASK_FEATURES.keys() - provider.output_features.keys()
+    if missing:
+        raise UserError(
+            f"task '{name}' has no feature {', '.join(sorted(missing))}, which {kind} needs; "
+            f'it has {", ".join(sorted(provider.output_features))}'
+        )
+    for key in ['inputs', 'targets'][: 1 + bool(converter.RESPONSES)]:
+        if key not in lengths:
+            raise UserError(f"TASK_FEATURE_LENGTHS = {dict(lengths)} has no '{key}', the most tokens of {key} to read")
+    vocabulary = provider.output_features['inputs'].vocabulary
+    room = {f: lengths['inputs' if f == 'inputs' else 'targets'] for f in ('inputs', *converter.RESPONSES)}
+    ds = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    ds = (ds if config.limit is None else ds.take(config.limit)).cache()
+    rows = list(ds.as_numpy_iterator())
+    keep = _admit(rows, room, converter.RESPONSES, f'{name} ({split})')
+    ds = _fit(ds, keep, room['inputs'], vocabulary.bos_id if _has_bos(vocabulary) else None)
+    ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
+    arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
+    examples = [{k: _plain(v) for k, v in row.items() if k not in room} for row, ok in zip(rows, keep) if ok]
+    return Dataset(arrays, examples, vocabulary, vocabulary.eos_id)
+
+
+def with_vocabulary(task: Any, vocabulary: Any) -> Any:
+    """The task with its token features read by another vocabulary; scalar features keep theirs."""
+    if vocabulary is None:
+        return task
+    if isinstance(vocabulary, str):
+        from perl_jax.interop.tokenizers import TokenizersVocabulary
+
+        vocabulary = TokenizersVocabulary(vocabulary)
+    swapped = {
+        k: dataclasses.replace(f, vocabulary=vocabulary) if f.rank == 1 else f for k, f in task.output_features.items()
+    }
+    return task.replace(output_features=swapped)
+
+
+def check_vocabulary(vocabulary: Any, size: int) -> None:
+    """A model must have an embedding for every token."""
+    if vocabulary.vocab_size > size:
+        raise UserError(
+            f'the vocabulary has {vocabulary.vocab_size} tokens and the model only vocab_size = {size}; '
+            "set VOCABULARY to the base model's, or mend the model's gin file"
+        )
+
+
+def _has_bos(vocabulary: Any) -> bool:
+    """Sentencepiece vocabularies of the T5 kind say -1; seqio's base class raises where there is none."""
+    try:
+        return vocabulary.bos_id is not None and vocabulary.bos_id >= 0
+    except NotImplementedError:
+        return False
+
+
+def _admit(rows: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str) -> np.ndarray:
+    """Which rows have a prompt and responses that fit; says how many have not, and stops where there are too many."""
+    reasons: list[str] = []
+    keep = np.ones(len(rows), bool)
+    for i, row in enumerate(rows):
+        for feature in ('inputs', *responses):
+            length = len(row[feature])
+            if length <= (0 if feature == 'inputs' else 1):  # a response of one token is its EOS alone
+                reasons.append(f'example {i} has empty {feature}')
+            elif feature != 'inputs' and length > room[feature]:
+                reasons.append(f'example {i} has {length} tokens of {feature}, more than the {room[feature]} allowed')
+            else:
+                continue
+            keep[i] = False
+            break
+    dropped = len(rows) - int(keep.sum())
+    if dropped:
+        said = f'{name}: {dropped} of {len(rows)} examples dropped; {reasons[0]}'
+        if dropped > MAX_DROPPED * len(rows):
+            raise UserError(f"{said}; over {MAX_DROPPED:.0%}: mend the data or raise TASK_FEATURE_LENGTHS['targets']")
+        logging.getLogger('perl_jax').warning(said)
+    if not keep.any():
+        raise UserError(f'{name}: no examples')
+    return keep
+
+
+def _fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:
+    """Only the admitted rows, with the end of a prompt that is too long, behind BOS."""
+    import tensorflow as tf
+
+    head = [] if bos_id is None else [bos_id]
+    ds = tf.data.Dataset.zip(ds, tf.data.Dataset.from_tensor_slices(keep)).filter(lambda _, ok: ok)
+
+    def cut(row: Any, _: Any) -> Any:
+        tail = row['inputs'][-(length - len(head)) :]
+        return row | {'inputs': tf.concat([tf.constant(head, tf.int32), tail], axis=0)}
+
+    return ds.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _plain(value: Any) -> Any:
+    """TensorFlow's bytes and scalars as Python's."""
+    if isinstance(value, bytes):
+        return value.decode('utf-8')
+    return value.item() if getattr(value, 'ndim', None) == 0 else value
+
+
+def decode(vocabulary: Any, batch: types.Responses) -> list[list[str]]:
+    """The responses [B, K] as text, without EOS and padding."""
+    tokens, mask = np.asarray(batch.targets), np.asarray(batch.targets_mask)
+    return [
+        [vocabulary.decode([int(t) for t in row[keep]]) for row, keep in zip(rows, keeps)]
+        for rows, keeps in zip(tokens, mask)
+    ]

@@ -1,0 +1,76 @@
+"""Taskmaster Coffee and Ticketing: the PERL paper's thumbs on an agent's next turn, and dialogs to learn it from.
+
+Registers taskmaster_{coffee,ticketing}_{sft,pairs,thumbs,prompts}. The files are read from TASKMASTER_DIR when a task's
+data is first asked for (taskmaster_files.py); what the text looks like is said in taskmaster_text.py. `group` says
+which examples come from one session, for intervals that are bootstrapped by it.
+"""
+
+import functools
+from collections.abc import Iterator
+
+from perl_jax.tasks import registration, taskmaster_files, taskmaster_text
+
+DOMAINS = ('coffee', 'ticketing')
+
+
+def sft(domain: str, split: str) -> Iterator[dict]:
+    """Every line of an agent in the dialogs, text or API call, after all that came before it."""
+    for dialog in taskmaster_files.dialogs(domain):
+        for i, line in enumerate(dialog.lines):
+            if dialog.split == split and line.startswith(('agent: ', 'call: ')):
+                yield {'inputs': taskmaster_text.prompt(dialog.lines[:i]), 'targets': line}
+
+
+def thumbs(domain: str, split: str) -> Iterator[dict]:
+    """Every rated answer, duplicates and contradictions too: they say how sure the raters were."""
+    for row in taskmaster_files.rated(domain):
+        if row.split == split:
+            inputs = taskmaster_text.prompt(row.context)
+            yield {'inputs': inputs, 'targets': row.answer, 'label': row.label, 'group': row.opening}
+
+
+def pairs(domain: str, split: str) -> Iterator[dict]:
+    """Answers to one context, a thumb up against a thumb down, each pair once and never an answer against itself."""
+    for rows in _by_context(domain, split):
+        ups, downs = _answers(rows, 1.0), _answers(rows, 0.0)
+        for chosen, rejected in ((up, down) for up in ups for down in downs if up != down):
+            inputs = taskmaster_text.prompt(rows[0].context)
+            yield {'inputs': inputs, 'chosen': chosen, 'rejected': rejected, 'group': rows[0].opening}
+
+
+def prompts(domain: str, split: str) -> Iterator[dict]:
+    """Every context once; `reference` is the first answer to it with a thumb up, or empty."""
+    for rows in _by_context(domain, split):
+        reference = next(iter(_answers(rows, 1.0)), '')
+        inputs = taskmaster_text.prompt(rows[0].context)
+        yield {'inputs': inputs, 'reference': reference, 'group': rows[0].opening}
+
+
+def well_formed(prompt: str, response: str, example: dict) -> float:
+    """A text reward or metric: taskmaster_text.is_well_formed of the response alone."""
+    del prompt, example
+    return taskmaster_text.is_well_formed(response)
+
+
+@functools.cache
+def known_calls(domain: str) -> frozenset[str]:
+    """The names of the APIs that the training dialogs call, for taskmaster_text.is_well_formed."""
+    calls = (taskmaster_text.parse_call(example['targets']) for example in sft(domain, 'train'))
+    return frozenset(call[0] for call in calls if call)
+
+
+def _by_context(domain: str, split: str) -> list[list[taskmaster_files.Rated]]:
+    groups = {}
+    for row in taskmaster_files.rated(domain):
+        if row.split == split:
+            groups.setdefault(row.context, []).append(row)
+    return list(groups.values())
+
+
+def _answers(rows: list[taskmaster_files.Rated], label: float) -> list[str]:
+    return list(dict.fromkeys(row.answer for row in rows if row.label == label))
+
+
+for _domain in DOMAINS:
+    for _kind in (sft, pairs, thumbs, prompts):
+        registration.add(f'taskmaster_{_domain}_{_kind.__name__}', _kind.__name__, functools.partial(_kind, _domain))

@@ -1,0 +1,248 @@
+"""Reads Google's Taskmaster files: rated answers (thumbs) and dialogs, with the split that keeps openings apart.
+
+Files (CC BY 4.0), as github.com/google-research-datasets/Taskmaster lays them out; TASKMASTER_DIR names the clone:
+    coffee      TM-4-2024/reward/*.json   TM-4-2024/data/*.json
+    ticketing   TM-3-2020/reward/*.json   TM-3-2020/splits/train/train-bc.tsv
+
+Source: Sidahmed et al., PERL: Parameter Efficient Reinforcement Learning from Human Feedback, arXiv 2403.10704.
+"""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from perl_jax.errors import UserError
+from perl_jax.tasks import taskmaster_text
+
+MAX_BAD_ROWS = 0.01  # the share of unreadable rows beyond which loading stops
+_REWARD = {'coffee': 'TM-4-2024/reward/*.json', 'ticketing': 'TM-3-2020/reward/*.json'}
+_DIALOGS = {'coffee': 'TM-4-2024/data/*.json', 'ticketing': 'TM-3-2020/splits/train/train-bc.tsv'}
+_TAGS = 'PN|PAN|PAV|PR|PRAN|PRAV|U|A|S'
+
+
+@dataclasses.dataclass(frozen=True)
+class Rated:
+    """One rated answer: the context's lines, the answer's line, 1.0 for a thumb up and 0.0 for a thumb down.
+
+    `opening` is the normalised first user utterance, or the conversation_id where no user speaks.
+    """
+
+    split: str
+    opening: str
+    context: tuple[str, ...]
+    answer: str
+    label: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialog:
+    """One dialog: its lines from the first turn on."""
+
+    split: str
+    conversation_id: str
+    lines: tuple[str, ...]
+
+
+def opening(user_text: str) -> str:
+    """Normalises a first user utterance: lower case, every run outside [a-z0-9] one space, stripped."""
+    return re.sub('[^a-z0-9]+', ' ', user_text.lower()).strip()
+
+
+def split_of(domain: str, key: str) -> str:
+    """The split of an opening, or of a conversation_id where no user speaks.
+
+    All rows of a session share their opening and each has a conversation_id of its own, so splitting by id would leak.
+    """
+    digest = hashlib.sha256(f'perl-split-v1:{domain}:{key}'.encode()).hexdigest()
+    bucket = int(digest[:8], 16) % 100
+    return 'train' if bucket < 70 else 'validation' if bucket < 85 else 'test'
+
+
+def rated(domain: str) -> list[Rated]:
+    """All rated answers of 'coffee' or 'ticketing' in the files' order. Raises UserError where they cannot be read."""
+    return _rated(_folder(), domain)
+
+
+def dialogs(domain: str) -> list[Dialog]:
+    """All dialogs of 'coffee' or 'ticketing' in the files' order, each once. Raises UserError as `rated` does."""
+    return _dialogs(_folder(), domain)
+
+
+def _folder() -> pathlib.Path:
+    folder = os.environ.get('TASKMASTER_DIR')
+    if not folder:
+        raise UserError(
+            'TASKMASTER_DIR is not set: clone github.com/google-research-datasets/Taskmaster and set it to its folder'
+        )
+    return pathlib.Path(folder)
+
+
+# The cache saves the second parse, and the second warning, when a task is read again: several epochs, several kinds.
+@functools.lru_cache(maxsize=8)
+def _rated(folder: pathlib.Path, domain: str) -> list[Rated]:
+    return _parse(_REWARD[domain], _json_rows(folder, _REWARD[domain]), functools.partial(_rated_row, domain))
+
+
+@functools.lru_cache(maxsize=8)
+def _dialogs(folder: pathlib.Path, domain: str) -> list[Dialog]:
+    pattern = _DIALOGS[domain]
+    if domain == 'coffee':
+        parse = functools.partial(_json_dialog, domain)
+        return _parse(pattern, _json_rows(folder, pattern), parse, unique=lambda dialog: dialog.lines)
+    # Here a row is a dialog up to one turn of the agent: of two rows of a dialog, the longer holds the other.
+    parse = functools.partial(_tsv_dialog, domain)
+    return _parse(pattern, _tsv_rows(folder, pattern), parse, unique=lambda dialog: dialog.conversation_id)
+
+
+def _parse(pattern: str, rows: Iterable[tuple[str, Any]], parse: Callable, unique: Callable | None = None) -> list:
+    """Parses the rows [(file and row, content)]; those that cannot be are counted and named, and a few are let pass.
+
+    Of those with the same `unique` key only the longest is kept, at the first one's place.
+    """
+    good, bad = [], []
+    for place, row in rows:
+        try:
+            good.append(parse(row))
+        except KeyError as error:
+            bad.append((place, f'it lacks {error}'))
+        except (TypeError, ValueError) as error:
+            bad.append((place, str(error)))
+    kept = _longest(good, unique) if unique else good
+    if bad:
+        total = len(good) + len(bad)
+        places = ', '.join(place for place, _ in bad[:20]) + (', ...' if len(bad) > 20 else '')
+        report = f'{pattern}: {len(bad)} of {total} rows cannot be read: {places} (the first: {bad[0][1]})'
+        if len(bad) > MAX_BAD_ROWS * total:
+            raise UserError(f'{report}; more than {MAX_BAD_ROWS:.0%} is too many: mend the file or clone it again')
+        print(f'warning: {report}; left out, as are {len(good) - len(kept)} duplicates', file=sys.stderr)
+    return kept
+
+
+def _longest(dialogs: list[Dialog], unique: Callable) -> list[Dialog]:
+    kept = {}
+    for dialog in dialogs:
+        kept[unique(dialog)] = max(kept.get(unique(dialog), dialog), dialog, key=lambda d: len(d.lines))
+    return list(kept.values())
+
+
+def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise UserError(
+            f'TASKMASTER_DIR={folder} holds no {pattern}: set it to a clone of '
+            'github.com/google-research-datasets/Taskmaster'
+        )
+    return files
+
+
+def _text(file: pathlib.Path) -> str:
+    try:
+        return file.read_bytes().decode('utf-8')
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} cannot be read as UTF-8 text ({error}): clone Taskmaster again') from None
+
+
+def _json_rows(folder: pathlib.Path, pattern: str) -> Iterable[tuple[str, Any]]:
+    for file in _files(folder, pattern):
+        try:
+            rows = json.loads(_text(file))
+        except ValueError as error:
+            raise UserError(f'{file} is not JSON ({error}): clone Taskmaster again') from None
+        if not isinstance(rows, list):
+            raise UserError(f'{file} is not a JSON list of rows: clone Taskmaster again')
+        for number, row in enumerate(rows, start=1):
+            yield f'{file.name} row {number}', row
+
+
+def _tsv_rows(folder: pathlib.Path, pattern: str) -> Iterable[tuple[str, Any]]:
+    for file in _files(folder, pattern):
+        for number, line in enumerate(_text(file).removesuffix('\n').split('\n'), start=1):
+            # One line at a time: a stray quote must not swallow the rows that follow.
+            yield f'{file.name} row {number}', next(csv.reader([line.rstrip('\r')], delimiter='\t'), [])
+
+
+def _key(domain: str, turns: list[dict], conversation_id: str) -> tuple[str, str]:
+    """-> the split and what it was made from: the opening, or the id where no user speaks."""
+    first = next((turn['text'] for turn in turns if turn['role'] == 'user'), None)
+    key = conversation_id if first is None else opening(first)
+    return split_of(domain, key), key
+
+
+def _rated_row(domain: str, row: dict) -> Rated:
+    context, answer = json.loads(row['context']), json.loads(row['generation'])
+    label = float(row['reward'])
+    if label not in (0.0, 1.0):
+        raise ValueError(f'reward is {label}, not 0 or 1')
+    *lines, last = taskmaster_text.lines([*context, answer])
+    if answer['role'] != 'agent':
+        raise ValueError(f'generation is a turn of the {answer["role"]}, not of the agent')
+    split, key = _key(domain, context, row['conversation_id'])
+    return Rated(split, key, tuple(lines), last, label)
+
+
+def _json_dialog(domain: str, row: dict) -> Dialog:
+    turns = [turn for utterance in row['utterances'] for turn in _turns(utterance)]
+    conversation_id = row['conversation_id']
+    return Dialog(_key(domain, turns, conversation_id)[0], conversation_id, tuple(taskmaster_text.lines(turns)))
+
+
+def _turns(utterance: dict) -> Iterable[dict]:
+    """An utterance, then the calls and responses that it set off: annotations in the order in which they happened."""
+    yield {'role': 'user' if utterance['speaker'] == 'user' else 'agent', 'text': utterance['text']}
+    name, request = '', {}
+    for annotation in utterance['annotations']:
+        value = annotation['value']
+        match annotation['name']:
+            case 'api_call':
+                request = {}  # show_menu comes without a request now and then
+            case 'request':
+                request = json.loads(value)
+            case 'api_response':
+                name = value
+                yield {'role': 'agent', 'api': {name: request}}
+            case 'response':
+                response = json.loads(value)
+                if isinstance(response, dict):  # the rated answers call the same list `items`
+                    response = {'items' if k == 'menu_items' else k: v for k, v in response.items()}
+                yield {'role': 'api', 'response': {name: response}}
+
+
+def _tsv_dialog(domain: str, row: list[str]) -> Dialog:
+    """context<TAB>target<TAB>id, where the context is its last turn, `<C>`, and all that came before."""
+    if len(row) != 3:
+        raise ValueError(f'it has {len(row)} columns, not 3')
+    last, _, history = row[0].partition('<C>')
+    context = _tagged(history + last, f'<({_TAGS})>')
+    answer = _tagged(row[1], rf'\[({_TAGS})\]')
+    if not answer or any(turn['role'] != 'agent' for turn in answer):
+        raise ValueError('the target is not a turn of the agent')
+    return Dialog(_key(domain, context, row[2])[0], row[2], tuple(taskmaster_text.lines(context + answer)))
+
+
+def _tagged(text: str, tag: str) -> list[dict]:
+    """<U>.. <A>.. <PN>call <PAN>argument <PAV>value <PR>response <PRAN>key <PRAV>value <PRAV>value -> turns."""
+    before, *pieces = re.split(tag, text)
+    if before:
+        raise ValueError(f'text before the first tag: {before[:40]}')
+    turns, fields, values = [], {}, []
+    for name, content in zip(pieces[::2], pieces[1::2]):
+        match name:
+            case 'U' | 'A':
+                turns.append({'role': 'user' if name == 'U' else 'agent', 'text': content})
+            case 'PN':
+                turns.append({'role': 'agent', 'api': {content: (fields := {})}})
+            case 'PR':
+                turns.append({'role': 'api', 'response': {content: (fields := {})}})
+            case 'PAN' | 'PRAN':
+                values = fields.setdefault(content, [])
+            case 'PAV' | 'PRAV':
+                values.append(content)
+    return turns

@@ -1,0 +1,128 @@
+"""The offline toy task: coffee orders from a grammar (toy_grammar.py), as four SeqIO tasks. Deterministic.
+
+toy_sft      demonstrations, most of them with a mistake      toy_pairs    two answers, ranked by a rater
+toy_prompts  what users say; `reference` is the right call    toy_thumbs   one answer, up or down
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Iterator
+
+import seqio
+import tensorflow as tf
+
+from perl_jax.tasks import registration, taskmaster_text
+from perl_jax.tasks import toy_grammar as grammar
+
+SIZES = {'train': 12288, 'validation': 512, 'test': 512}
+
+
+class WordVocabulary(seqio.Vocabulary):
+    """A closed set of words, each with the `=`, `(` or `:` behind it, and of punctuation.
+
+    0 is padding, 1 EOS, 2 unknown. A word is the same token wherever it stands; decoding puts a space before it, but
+    not after `=`, `(` or a line break: so all that the grammar says round-trips.
+    """
+
+    _PIECE = re.compile(r'\w+[=(:]?|[^\w ]')
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        super().__init__()
+        self._pieces = sorted({piece for text in texts for piece in self._PIECE.findall(text)})
+        self._ids = {piece: 3 + i for i, piece in enumerate(self._pieces)}
+
+    bos_id = None
+    eos_id = 1
+    unk_id = 2
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return 3 + len(self._pieces)
+
+    def _encode(self, s: str) -> list[int]:
+        return [self._ids.get(piece, 2) for piece in self._PIECE.findall(s)]
+
+    def _decode(self, ids: list[int]) -> str:
+        text = ''
+        for piece in (self._pieces[i - 3] if i > 2 else '??' for i in ids if i > 1):
+            joined = not text or text[-1] in '=(\n' or not piece[0].isalnum()
+            text += piece if joined else f' {piece}'
+        return text
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        cut = tf.strings.regex_replace(s, f' ?({self._PIECE.pattern})', '\\1\0')
+        pieces = tf.strings.split(cut, '\0')[:-1]
+        return self._table.lookup(pieces)
+
+    @functools.cached_property
+    def _table(self) -> tf.lookup.StaticHashTable:
+        with tf.init_scope():
+            known = tf.lookup.KeyValueTensorInitializer(self._pieces, list(self._ids.values()), value_dtype=tf.int32)
+            return tf.lookup.StaticHashTable(known, default_value=self.unk_id)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.numpy_function(lambda row: self.decode(row.tolist()), [ids], tf.string)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._pieces))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WordVocabulary) and self._pieces == other._pieces
+
+
+def _prompt(said: str) -> str:
+    return taskmaster_text.prompt(taskmaster_text.lines([{'role': 'user', 'text': said}]))
+
+
+def _answer(arguments: grammar.Answer) -> str:
+    """One line as taskmaster_text writes calls; it takes a dict, which could not hold an argument twice."""
+    return f'call: add_order_item({", ".join(f"{slot}={value}" for slot, value in arguments)})'
+
+
+def _requests(kind: str, split: str) -> Iterator[tuple[random.Random, str, grammar.Order, grammar.Order]]:
+    """Each split and kind draws its own; sizes are `SIZES`."""
+    rng = random.Random(f'{kind} {split}')
+    for _ in range(SIZES[split]):
+        said, meant, first = grammar.request(rng)
+        yield rng, _prompt(said), meant, first
+
+
+def sft(split: str) -> Iterator[dict]:
+    """What careless baristas entered."""
+    for rng, inputs, meant, first in _requests('sft', split):
+        yield {'inputs': inputs, 'targets': _answer(grammar.demonstrate(rng, meant, first))}
+
+
+def pairs(split: str) -> Iterator[dict]:
+    """Two answers, the one that the rater prefers first."""
+    for rng, inputs, meant, first in _requests('pairs', split):
+        chosen, rejected = grammar.compare(rng, meant, first)
+        yield {'inputs': inputs, 'chosen': _answer(chosen), 'rejected': _answer(rejected)}
+
+
+def thumbs(split: str) -> Iterator[dict]:
+    """One answer and the rater's thumb."""
+    for rng, inputs, meant, first in _requests('thumbs', split):
+        answer, label = grammar.judge(rng, meant, first)
+        yield {'inputs': inputs, 'targets': _answer(answer), 'label': label}
+
+
+def prompts(split: str) -> Iterator[dict]:
+    """What users say; `reference` is for the final measurement alone."""
+    for _, inputs, meant, _ in _requests('prompts', split):
+        yield {'inputs': inputs, 'reference': _answer(grammar.right(meant))}
+
+
+def vocabulary() -> WordVocabulary:
+    """Every piece of text that the grammar can say."""
+    rng = random.Random('vocabulary')
+    orders = [grammar.request(rng) for _ in range(5000)]
+    return WordVocabulary(text for said, meant, _ in orders for text in (_prompt(said), _answer(grammar.right(meant))))
+
+
+_VOCABULARY = vocabulary()
+for _kind in (sft, pairs, thumbs, prompts):
+    registration.add(f'toy_{_kind.__name__}', _kind.__name__, _kind, _VOCABULARY)

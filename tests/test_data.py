@@ -1,0 +1,286 @@
+import collections
+import dataclasses
+import itertools
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import seqio
+
+from perl_jax import data, types
+from perl_jax.data import DatasetConfig
+from perl_jax.errors import UserError
+from perl_jax.tasks import registration, toy
+
+BYTES = seqio.ByteVocabulary()  # a byte is itself plus 3; 1 is the EOS; no BOS
+LENGTHS = {'inputs': 6, 'targets': 4}
+_numbers = itertools.count()
+
+
+class WithBos(seqio.ByteVocabulary):
+    bos_id = 2
+
+
+def task(kind, rows, **options):
+    """Registers these examples as the train split, under a name of its own."""
+    rows = [{'inputs': row} if isinstance(row, str) else row for row in rows]
+    return registration.add(f'data_{next(_numbers)}_{kind}', kind, lambda split: rows, splits=['train'], **options).name
+
+
+def load(kind, rows, vocabulary=None, **options):
+    config = DatasetConfig(task(kind, rows), LENGTHS, 2, vocabulary=vocabulary, **options)
+    return data.load(config, kind)
+
+
+def ids(text):
+    return [b + 3 for b in text.encode()]
+
+
+def sft(n):
+    """n examples that differ in their inputs."""
+    return [{'inputs': f'{i:03d}', 'targets': 'yes'} for i in range(n)]
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What the user is told; a command line in this process may have turned propagation off."""
+    monkeypatch.setattr(logging.getLogger('perl_jax'), 'propagate', True)
+    caplog.set_level(logging.WARNING, 'perl_jax')
+    return caplog
+
+
+# Reading.
+
+
+def test_a_row_of_each_kind():
+    pairs = load('pairs', [{'inputs': 'ab', 'chosen': 'c', 'rejected': 'def'}])
+    batch, examples = pairs.rows(np.array([0]))
+    assert type(batch) is types.Responses
+    assert batch.inputs.tolist() == [[*ids('ab'), 0, 0, 0, 0]]
+    assert batch.inputs_mask.tolist() == [[True, True, False, False, False, False]]
+    assert batch.targets.tolist() == [[[*ids('c'), 1, 0, 0], [*ids('def'), 1]]]
+    assert batch.targets_mask.tolist() == [[[True, True, False, False], [True] * 4]]
+    assert (batch.inputs.dtype, batch.targets.dtype, batch.targets_mask.dtype) == (np.int32, np.int32, bool)
+    assert examples == [{'inputs_pretokenized': 'ab', 'chosen_pretokenized': 'c', 'rejected_pretokenized': 'def'}]
+
+    batch, examples = load('thumbs', [{'inputs': 'ab', 'targets': 'c', 'label': 0.25}]).rows(np.array([0]))
+    assert type(batch) is types.Thumbs
+    assert batch.labels.tolist() == [[0.25]] and batch.labels.dtype == np.float32
+    assert examples[0]['label'] == 0.25
+
+    batch, _ = load('sft', [{'inputs': 'ab', 'targets': 'c'}]).rows(np.array([0]))
+    assert type(batch) is types.Responses and batch.targets.shape == (1, 1, 4)
+
+    batch, examples = load('prompts', [{'inputs': 'ab', 'reference': 'é', 'count': 3}]).rows(np.array([0]))
+    assert type(batch) is types.Prompts
+    assert examples == [{'inputs_pretokenized': 'ab', 'reference': 'é', 'count': 3}]
+
+
+def test_the_end_of_a_long_prompt_is_kept():
+    (row,) = load('prompts', ['abcdefgh']).arrays['inputs']
+    assert row.tolist() == ids('cdefgh')
+
+
+def test_bos_stands_in_front_of_every_prompt():
+    both = load('prompts', ['abcdefgh', 'ab'], WithBos())
+    assert both.arrays['inputs'].tolist() == [[2, *ids('defgh')], [2, *ids('ab'), 0, 0, 0]]
+    assert both.arrays['inputs_mask'].sum(-1).tolist() == [6, 3]
+    responses = load('sft', [{'inputs': 'ab', 'targets': 'c'}], WithBos()).arrays['targets']
+    assert responses.tolist() == [[[*ids('c'), 1, 0, 0]]]
+
+
+def test_prompts_of_one_token_with_bos():
+    config = DatasetConfig(task('prompts', ['abc']), {'inputs': 1, 'targets': 4}, 1, vocabulary=WithBos())
+    row = data.load(config, 'prompts').arrays
+    assert row['inputs'].shape == (1, 1)
+    assert row['inputs'].tolist() == [[2]]
+
+
+class Shifted(seqio.ByteVocabulary):
+    def _encode_tf(self, s):
+        return super()._encode_tf(s) + 1
+
+
+def test_the_models_vocabulary_takes_the_tasks_place():
+    swapped = load('thumbs', [{'inputs': 'a', 'targets': 'b', 'label': 1}], Shifted())
+    assert swapped.arrays['inputs'][0, 0] == ids('a')[0] + 1
+    assert swapped.arrays['targets'][0, 0].tolist() == [ids('b')[0] + 1, 1, 0, 0]
+    assert swapped.arrays['labels'].tolist() == [[1.0]]
+    assert isinstance(swapped.vocabulary, Shifted)
+
+
+def test_too_long_and_empty_examples_are_dropped_and_counted(warnings):
+    rows = sft(38) + [{'inputs': 'long', 'targets': 'four'}, {'inputs': 'void', 'targets': ''}]
+    rows = rows[5:] + rows[:5]  # not at the end
+    dataset = load('sft', rows)
+    assert len(dataset) == 38
+    assert {e['inputs_pretokenized'] for e in dataset.examples} == {f'{i:03d}' for i in range(38)}
+    got = [bytes(t - 3 for t in row[row > 0]).decode() for row in dataset.arrays['inputs']]
+    assert got == [e['inputs_pretokenized'] for e in dataset.examples]  # texts stay beside their tokens
+    (said,) = [r.getMessage() for r in warnings.records]
+    assert '2 of 40 examples dropped' in said
+    assert 'example 33 has 5 tokens of targets, more than the 4 allowed' in said
+
+
+@pytest.mark.parametrize('bad', [
+    {'inputs': 'x', 'targets': 'four'}, {'inputs': 'x', 'targets': ''}, {'inputs': '', 'targets': 'yes'},
+], ids=['long', 'empty-response', 'empty-prompt'])  # fmt: skip
+def test_too_many_dropped_examples_stop_the_run(bad, warnings):
+    assert len(load('sft', [*sft(19), bad])) == 19  # 5%
+    with pytest.raises(UserError, match='2 of 39 examples dropped; example 37 .*TASK_FEATURE_LENGTHS'):
+        load('sft', [*sft(37), bad, bad])
+
+
+def test_no_examples_at_all():
+    with pytest.raises(UserError, match='no examples'):
+        load('prompts', [])
+
+
+def test_limit_reads_the_first():
+    dataset = load('sft', sft(20), limit=3)
+    assert [e['inputs_pretokenized'] for e in dataset.examples] == ['000', '001', '002']
+
+
+def test_take():
+    dataset = load('sft', sft(5)).take(np.array([3, 1]))
+    assert [e['inputs_pretokenized'] for e in dataset.examples] == ['003', '001']
+    assert dataset.arrays['inputs'][:, :3].tolist() == [ids('003'), ids('001')]
+
+
+def test_batches_hold_every_row_once_and_are_filled_up():
+    dataset, seen = load('sft', sft(7)), []
+    for batch, examples, real in dataset.batches(3):
+        assert batch.inputs.shape == (3, 6) and len(examples) == 3
+        seen += [e['inputs_pretokenized'] for e in examples[:real]]
+    assert seen == [f'{i:03d}' for i in range(7)]
+    assert real == 1 and batch.inputs[:, :3].tolist() == [ids('006')] * 3
+
+
+def test_decode_leaves_out_eos_and_padding():
+    (batch, *_), *_ = load('pairs', [{'inputs': 'ab', 'chosen': 'c', 'rejected': 'def'}]).batches(1)
+    batch.targets[0, 0, 2:] = ids('xy')  # padding may be anything
+    assert data.decode(BYTES, batch) == [['c', 'def']]
+
+
+# Names.
+
+
+def test_unknown_task_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"no task or mixture is called 'toy_pear'; nearest: .*toy_pairs"):
+        data.find('toy_pear')
+
+
+def test_unknown_split():
+    with pytest.raises(UserError, match="no split 'tset'; it has test, train, validation"):
+        data.load(DatasetConfig('toy_sft', LENGTHS, 2, split='tset'), 'sft')
+
+
+def test_features_that_do_not_fit_the_kind():
+    with pytest.raises(UserError, match="task 'toy_sft' has no feature chosen, rejected, which pairs needs"):
+        data.load(DatasetConfig('toy_sft', LENGTHS, 2), 'pairs')
+
+
+def test_kinds_of_reward():
+    assert (data.reward_kind('toy_pairs'), data.reward_kind('toy_thumbs')) == ('pairs', 'thumbs')
+    with pytest.raises(UserError, match="'toy_sft' is for no reward"):
+        data.reward_kind('toy_sft')
+
+
+def test_several_names():
+    both = DatasetConfig(('a', 'b'), LENGTHS, 2, limit=7).each()
+    assert [c.mixture_or_task_name for c in both] == ['a', 'b'] and both[1].limit == 7
+    assert [c.mixture_or_task_name for c in DatasetConfig('a', LENGTHS, 2).each()] == ['a']
+
+
+# Streams.
+
+
+def stream(rows, batch_size=5, seed=0):
+    dataset = load('sft', sft(rows) if isinstance(rows, int) else rows)
+    return data.Stream([dataset], [1.0], batch_size, seed)
+
+
+def names(stream, steps):
+    """The inputs of these batches, in order; tokens must be those of the texts beside them."""
+    out = []
+    for step in steps:
+        batch, examples = stream(step)
+        assert [row[:3].tolist() for row in batch.inputs] == [ids(e['inputs_pretokenized']) for e in examples]
+        out += [e['inputs_pretokenized'] for e in examples]
+    return out
+
+
+def test_an_epoch_visits_each_row_once_and_the_next_in_another_order():
+    seen = names(stream(37), range(37 * 2))
+    epochs = [seen[i : i + 37] for i in range(0, len(seen), 37)]
+    assert len(epochs) == 10
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 37 for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 10
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    config = DatasetConfig('toy_pairs', {'inputs': 26, 'targets': 22}, 8)
+    config = dataclasses.replace(config, limit=100)
+    one, two = (data.stream(config, 'pairs', 3) for _ in range(2))
+    ahead = [one(step) for step in range(20)]  # one has gone all the way, the other asks for 7 at once
+    data._permutation.cache_clear()
+    data._cycle.cache_clear()
+    (batch, examples), (again, same) = ahead[7], two(7)
+    assert all(np.array_equal(getattr(batch, f.name), getattr(again, f.name)) for f in dataclasses.fields(batch))
+    assert examples == same
+    other, _ = data.stream(config, 'pairs', 4)(7)
+    assert not np.array_equal(other.inputs, batch.inputs)
+    assert not np.array_equal(ahead[8][0].inputs, batch.inputs)
+    assert one.eos_id == toy.vocabulary().eos_id
+
+
+def test_batches_do_not_depend_on_the_process():
+    """Nor on the seed of Python's hashes, which a restart changes."""
+    code = """
+import numpy as np
+from perl_jax import data
+print([data._permutation(3, 0, 2, 9).tolist(), data._cycle((3.0, 1.0), 5)[0].tolist()])
+"""
+    here = [data._permutation(3, 0, 2, 9).tolist(), data._cycle((3.0, 1.0), 5)[0].tolist()]
+    environment = os.environ | {'PYTHONHASHSEED': '17'}
+    there = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == str(here)
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert collections.Counter(names(stream(3, batch_size=7), range(3))) == dict.fromkeys(['000', '001', '002'], 7)
+
+
+@pytest.mark.parametrize('rates', [(3, 1), (0.2, 0.5), (1, 999)])
+def test_rates_of_a_mixture_hold(rates):
+    parts = [[{'inputs': f'{name}{i:02d}', 'targets': 'yes'} for i in range(n)] for name, n in (('a', 10), ('b', 7))]
+    members = [task('sft', rows) for rows in parts]
+    name = f'data_{next(_numbers)}_mixture'
+    seqio.MixtureRegistry.add(name, list(zip(members, rates)))
+    mixed = data.stream(DatasetConfig(name, LENGTHS, 50), 'sft', 0)
+    seen = names(mixed, range(40))
+    counts = collections.Counter(x[0] for x in seen)
+    for member, rate in zip('ab', rates):
+        assert counts[member] == pytest.approx(2000 * rate / sum(rates), abs=2)
+        own = [x for x in seen if x[0] == member]
+        size = len(set(own))
+        for start in range(0, len(own) - size + 1, size):  # each member has its own epochs
+            assert len(set(own[start : start + size])) == size
+    first = collections.Counter(x[0] for x in seen[:200])['a']
+    assert first == pytest.approx(200 * rates[0] / sum(rates), abs=25)  # mixed throughout
+    assert names(data.stream(DatasetConfig(name, LENGTHS, 50), 'sft', 0), [7]) == seen[350:400]
+
+
+@pytest.mark.parametrize('vocabulary', [None, BYTES], ids=['own', 'swapped'])
+def test_a_mixture_can_be_read_whole(vocabulary):
+    """As the evaluation of a run does that trains on one."""
+    members = [task('sft', sft(4)), task('sft', sft(4))]
+    name = f'data_{next(_numbers)}_mixture'
+    seqio.MixtureRegistry.add(name, members, default_rate=1.0)
+    dataset = data.load(DatasetConfig(name, LENGTHS, 2, vocabulary=vocabulary), 'sft')
+    assert collections.Counter(e['inputs_pretokenized'] for e in dataset.examples) == dict.fromkeys(
+        ['000', '001', '002', '003'], 2
+    )

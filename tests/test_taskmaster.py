@@ -1,0 +1,446 @@
+import json
+import os
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import seqio
+
+from perl_jax.errors import UserError
+from perl_jax.tasks import registration, taskmaster, taskmaster_files, taskmaster_text
+
+GREETING = {'role': 'agent', 'text': 'Welcome.'}
+MENU = {'menu_item_id': 'latte-0002', 'name': 'Latte', 'options': ['Single', 'Double']}
+CALL = {'role': 'agent', 'api': {'get_menu_items': {'query': 'latte', 'fields': ['description']}}}
+RESPONSE = {'role': 'api', 'response': {'get_menu_items': {'items': [MENU]}}}
+TEXT = 'call: get_menu_items(query=latte, fields=description)'
+
+DATA = pathlib.Path(os.environ.get('TASKMASTER_DIR') or pathlib.Path(__file__).parents[2] / 'shared/data/taskmaster')
+needs_data = pytest.mark.skipif(
+    not (DATA / 'TM-4-2024').is_dir(), reason='needs a clone of Taskmaster: set TASKMASTER_DIR'
+)
+
+
+def user(text):
+    return {'role': 'user', 'text': text}
+
+
+def agent(text):
+    return {'role': 'agent', 'text': text}
+
+
+def rated(context, generation, reward, conversation_id='dlg-1'):
+    return {
+        'conversation_id': conversation_id,
+        'context': json.dumps(context),
+        'generation': json.dumps(generation),
+        'reward': reward,
+    }
+
+
+def utterance(speaker, text, *annotations):
+    return {'speaker': speaker, 'text': text, 'annotations': [{'name': n, 'value': v} for n, v in annotations]}
+
+
+def write(folder, pattern, content):
+    path = folder / pattern
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding='utf-8')
+
+
+def write_rated(folder, rows):
+    write(folder, 'TM-4-2024/reward/reward_00.json', rows)
+
+
+def write_dialogs(folder, rows):
+    write(folder, 'TM-4-2024/data/data_00.json', rows)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('TASKMASTER_DIR', str(tmp_path))
+    return tmp_path
+
+
+def in_split(split, domain='coffee'):
+    """A user utterance whose opening falls into a split."""
+    texts = (f'A latte, number {n}!' for n in range(1000))
+    return next(t for t in texts if taskmaster_files.split_of(domain, taskmaster_files.opening(t)) == split)
+
+
+TRAIN, VALIDATION, TEST = (in_split(split) for split in registration.SPLITS)
+
+
+def everything(task, split='train'):
+    dataset = seqio.get_mixture_or_task(task).get_dataset(None, split, shuffle=False, num_epochs=1)
+    return list(dataset.as_numpy_iterator())
+
+
+# The text.
+
+
+def test_lines_golden():
+    turns = [
+        GREETING,
+        user(' two\nlattes, s’il vous plaît  '),
+        CALL,
+        RESPONSE,
+        {'role': 'agent', 'api': {'add': {'location': 'Salem, Oregon', 'name.movie': 'Nope (R)', 'empty': '', 'n': 2}}},
+        {'role': 'api', 'response': {'add': {'success': True, 'order': {'total': '12.34'}, 'seats': []}}},
+        {'role': 'agent', 'api': {'add': {'attributes': [{'id': 'milk', 'option': 'Oat'}], 'note': 'say "hi"'}}},
+        {'role': 'api', 'response': {'add': 'empty'}},
+        {'role': 'agent', 'api': {'show_menu': {}}},
+        {'role': 'api', 'response': {'show_menu': {}}},
+        {'role': 'agent', 'api': {'': {}}},
+        {'role': 'api', 'response': {'invalid_intent': {}}},
+        agent('\n'),
+    ]
+    assert taskmaster_text.lines(turns) == [
+        'agent: Welcome.',
+        'user: two lattes, s’il vous plaît',
+        'call: get_menu_items(query=latte, fields=description)',
+        'resp: items=[{menu_item_id=latte-0002, name=Latte, options=[Single, Double]}]',
+        'call: add(location="Salem, Oregon", name.movie=Nope (R), empty="", n=2)',
+        'resp: success=true, order={total=12.34}, seats=[]',
+        'call: add(attributes=[{id=milk, option=Oat}], note="say \\"hi\\"")',
+        'resp: empty',
+        'call: show_menu()',
+        'resp: {}',
+        'call: ()',
+        'resp: invalid_intent {}',
+        'agent:',
+    ]
+
+
+def test_prompt_ends_with_the_cue_and_is_never_empty():
+    assert taskmaster_text.prompt(['user: hi', 'agent: hello']) == 'user: hi\nagent: hello\n'
+    assert taskmaster_text.prompt([]) == '\n'
+
+
+@pytest.mark.parametrize(
+    'turn', ['text', {}, {'role': 'system', 'text': 'x'}, {'role': 'agent', 'text': None},
+             {'role': 'agent', 'api': {'a': {}, 'b': {}}}, {'role': 'agent', 'api': {'a': 'x'}}]
+)  # fmt: skip
+def test_what_is_no_turn_raises(turn):
+    with pytest.raises(ValueError, match='not a turn|must be an object'):
+        taskmaster_text.lines([turn])
+
+
+def test_a_call_parses_back():
+    args = {
+        'location': 'Salem, Oregon', 'name.movie': 'Nope (R)', 'note': 'a "b" {c}=[d]', 'milk-options': '',
+        'attributes': [{'id': 'milk', 'options': ['Oat', 'Whole, cold']}, {}], 'order': {'total': '12.34'}, 'none': [],
+    }  # fmt: skip
+    (line,) = taskmaster_text.lines([{'role': 'agent', 'api': {'add_order_item': args}}])
+    assert taskmaster_text.parse_call(line) == ('add_order_item', args)
+
+
+@pytest.mark.parametrize(
+    ('response', 'well_formed'),
+    [
+        ('agent: Sure, how many shots?', 1.0),
+        ('agent: Sure.\n', 1.0),
+        ('call: show_menu()', 1.0),
+        ('call: add(attributes=[{id=milk, option=Oat}], n=1)', 1.0),
+        ('', 0.0),
+        ('agent:', 0.0),
+        ('agent: Sure.\nuser: Thanks.', 0.0),
+        ('Sure.', 0.0),
+        ('user: hi', 0.0),
+        ('call: ()', 0.0),
+        ('call: add', 0.0),
+        ('call: add(', 0.0),
+        ('call: add(x)', 0.0),
+        ('call: add(n=)', 0.0),
+        ('call: add(n=1, )', 0.0),
+        ('call: add(n=1,, m=2)', 0.0),
+        ('call: add(n=1) and more', 0.0),
+        ('call: add(place=Salem, Oregon)', 0.0),
+        ('call: add(attributes=[{id=milk, option=Oat])', 0.0),
+        ('call: add(note="open)', 0.0),
+        ('call: add(' + 'a={' * 5000 + ')', 0.0),
+    ],
+)
+def test_is_well_formed(response, well_formed):
+    assert taskmaster_text.is_well_formed(response) == well_formed
+
+
+def test_is_well_formed_knows_names():
+    assert taskmaster_text.is_well_formed('call: show_menu()', names={'show_menu'}) == 1.0
+    assert taskmaster_text.is_well_formed('call: show_moon()', names={'show_menu'}) == 0.0
+
+
+# The split.
+
+
+def test_opening_is_normalised():
+    assert taskmaster_files.opening("  I'd like a CHAI—please!! ") == 'i d like a chai please'
+
+
+def test_split_rule_golden():
+    golden = {
+        'can i get an espresso please': ('train', 'train'),
+        'latte': ('test', 'train'),
+        'chai please': ('validation', 'validation'),
+        'hello': ('train', 'validation'),
+    }
+    found = {key: tuple(taskmaster_files.split_of(domain, key) for domain in taskmaster.DOMAINS) for key in golden}
+    assert found == golden
+
+
+# The tasks, on files of the real schema.
+
+
+def test_thumbs(folder):
+    rows = [
+        rated([GREETING, user(TRAIN)], CALL, 1.0),
+        rated([GREETING, user(VALIDATION)], agent('Sure — à bientôt.'), 0.0),
+        rated([user(TRAIN)], {'role': 'agent', 'api': {'': {}}}, 1.0),
+        rated([GREETING, user(TRAIN), CALL, agent('No answer came.')], agent(''), 0.0),  # a call without a response
+        rated([GREETING, user(TRAIN)], CALL, 0.0),  # contradicts the first row
+    ]
+    write_rated(folder, rows)
+    first, opens_with_user, no_response, contradiction = everything('taskmaster_coffee_thumbs')
+    inputs = f'agent: Welcome.\nuser: {TRAIN}\n'
+    assert first['inputs_pretokenized'].decode() == inputs
+    assert first['targets_pretokenized'].decode() == TEXT
+    assert first['group'].decode() == taskmaster_files.opening(TRAIN)
+    vocabulary = seqio.ByteVocabulary()
+    assert first['inputs'].tolist() == vocabulary.encode(inputs)
+    assert first['targets'].tolist() == [*vocabulary.encode(TEXT), vocabulary.eos_id]
+    assert first['label'] == np.float32(1)
+    assert first['label'].dtype == np.float32
+    assert first['label'].shape == ()
+    assert opens_with_user['inputs_pretokenized'].decode() == f'user: {TRAIN}\n'
+    assert opens_with_user['targets_pretokenized'] == b'call: ()'
+    assert no_response['targets_pretokenized'] == b'agent:'
+    assert contradiction['label'] == 0
+    (held_out,) = everything('taskmaster_coffee_thumbs', 'validation')
+    assert held_out['targets_pretokenized'].decode() == 'agent: Sure — à bientôt.'
+    assert everything('taskmaster_coffee_thumbs', 'test') == []
+    assert seqio.TaskRegistry.get('taskmaster_coffee_thumbs').num_input_examples('train') == 4
+
+
+def test_empty_contexts_split_by_id(folder):
+    rows = [rated([], agent('Hello.'), 1.0, f'dlg-{n}') for n in range(20)]
+    write_rated(folder, rows)
+    for split in registration.SPLITS:
+        count = sum(taskmaster_files.split_of('coffee', f'dlg-{n}') == split for n in range(20))
+        examples = everything('taskmaster_coffee_thumbs', split)
+        assert [example['inputs_pretokenized'] for example in examples] == [b'\n'] * count
+
+
+def test_pairs_and_prompts(folder):
+    context, other = [GREETING, user(TRAIN)], [user(TRAIN)]
+    rows = [
+        rated(context, agent('good'), 1.0),
+        rated(other, agent('alone'), 0.0),
+        rated(context, agent('bad'), 0.0),
+        rated(context, agent('bad'), 0.0),  # again
+        rated(context, agent('good'), 0.0),  # contradicts: never against itself
+        rated(context, CALL, 1.0),
+    ]
+    write_rated(folder, rows)
+    found = [(e['chosen_pretokenized'], e['rejected_pretokenized']) for e in everything('taskmaster_coffee_pairs')]
+    call = TEXT.encode()
+    assert found == [(b'agent: good', b'agent: bad'), (call, b'agent: bad'), (call, b'agent: good')]
+    example = everything('taskmaster_coffee_pairs')[0]
+    assert example['chosen'][-1] == example['rejected'][-1] == seqio.ByteVocabulary().eos_id
+    prompts = everything('taskmaster_coffee_prompts')
+    assert [(p['inputs_pretokenized'].decode(), p['reference']) for p in prompts] == [
+        (f'agent: Welcome.\nuser: {TRAIN}\n', b'agent: good'),
+        (f'user: {TRAIN}\n', b''),
+    ]
+
+
+def test_coffee_dialogs(folder, capsys):
+    menu = '{"menu_items": [{"name": "Latte"}]}'
+    annotations = [
+        ('api_call', 'get_menu_items'), ('request', '{"query": "latte"}'),
+        ('api_response', 'get_menu_items'), ('response', menu),
+        ('api_call', 'show_menu'), ('api_response', 'show_menu'), ('response', '{"success": true}'),
+    ]  # fmt: skip
+    dialog = {
+        'conversation_id': 'dlg-1',
+        'utterances': [utterance('user', TRAIN, *annotations), utterance('assistant', 'Here you are.')],
+    }
+    broken = ('response', '{"menu_item_id":""latte""}')
+    unreadable = {**dialog, 'utterances': [utterance('user', TRAIN, *annotations[:3], broken)]}
+    others = [
+        {'conversation_id': f'dlg-{n}', 'utterances': [utterance('user', TEST), utterance('assistant', f'{n}')]}
+        for n in range(100)
+    ]
+    write_dialogs(folder, [dialog, {**dialog, 'conversation_id': 'dlg-2'}, unreadable, *others])
+    examples = everything('taskmaster_coffee_sft')
+    assert [e['targets_pretokenized'].decode() for e in examples] == [
+        'call: get_menu_items(query=latte)',
+        'call: show_menu()',
+        'agent: Here you are.',
+    ]
+    assert examples[-1]['inputs_pretokenized'].decode() == (
+        f'user: {TRAIN}\ncall: get_menu_items(query=latte)\nresp: items=[{{name=Latte}}]\n'
+        'call: show_menu()\nresp: success=true\n'
+    )
+    assert len(everything('taskmaster_coffee_sft', 'test')) == 100
+    warning = capsys.readouterr().err.strip()
+    assert warning.count('\n') == 0  # once, though it was read three times
+    assert '1 of 103 rows cannot be read: data_00.json row 3 ' in warning
+    assert '1 duplicates' in warning
+
+
+def test_ticketing_dialogs(folder):
+    opening = in_split('train', 'ticketing')
+    history = f'<S><A>Hello.<U>{opening}<PN>find_theaters<PAN>location<PAV>Salem, Oregon'
+    last = '<PR>find_theaters<PRAN>name.theater<PRAV>AMC 16<PRAV>Regal'
+    rows = [
+        f'{last}<C>{history}\t[A]AMC 16 or Regal?\tdlg-1',
+        f'<U>{opening}<C><S><A>Hello.\t[A]One moment.[PN]find_theaters[PAN]location[PAV]Salem, Oregon\tdlg-2',
+        f'<U>{opening}<C><S><A>Hello.\t[PN]find_theaters[PAN]location[PAV]Salem, Oregon\tdlg-1',  # part of the first
+        f'"<U>{opening}"\t"[A]Say ""when""."\tdlg-3',
+    ]
+    write(folder, 'TM-3-2020/splits/train/train-bc.tsv', '\n'.join(rows) + '\n')
+    examples = everything('taskmaster_ticketing_sft')
+    call = 'call: find_theaters(location="Salem, Oregon")'
+    assert [e['targets_pretokenized'].decode() for e in examples] == [
+        'agent: Hello.', call, 'agent: AMC 16 or Regal?', 'agent: Hello.', 'agent: One moment.', call,
+        'agent: Say "when".',
+    ]  # fmt: skip
+    assert examples[0]['inputs_pretokenized'] == b'\n'
+    assert examples[2]['inputs_pretokenized'].decode() == (
+        f'agent: Hello.\nuser: {opening}\n{call}\nresp: name.theater=[AMC 16, Regal]\n'
+    )
+
+
+# Bad input.
+
+
+def test_the_folder_must_be_named(monkeypatch):
+    monkeypatch.delenv('TASKMASTER_DIR', raising=False)
+    with pytest.raises(UserError, match='TASKMASTER_DIR is not set: clone .*google-research-datasets/Taskmaster'):
+        everything('taskmaster_coffee_thumbs')
+
+
+def test_the_folder_must_hold_the_files(folder):
+    with pytest.raises(UserError, match='holds no TM-3-2020/reward'):
+        everything('taskmaster_ticketing_prompts')
+    with pytest.raises(UserError, match='holds no TM-3-2020/splits/train/train-bc.tsv'):
+        everything('taskmaster_ticketing_sft')
+
+
+@pytest.mark.parametrize(('content', 'reason'), [('{"a": ', 'is not JSON'), ('{}', 'is not a JSON list')])
+def test_a_file_that_is_not_json(folder, content, reason):
+    write_rated(folder, content)
+    with pytest.raises(UserError, match=rf'reward_00\.json {reason}'):
+        everything('taskmaster_coffee_pairs')
+
+
+GOOD = rated([GREETING, user(TRAIN)], CALL, 1.0)
+BAD_ROWS = [
+    ({k: v for k, v in GOOD.items() if k != 'context'}, 'lacks'),
+    ({**GOOD, 'context': '[{"role"'}, 'Expecting'),
+    ({**GOOD, 'context': '3'}, 'iterable'),
+    ({**GOOD, 'context': '[3]'}, 'not a turn'),
+    ({**GOOD, 'generation': 'Sure.'}, 'Expecting'),
+    ({**GOOD, 'generation': json.dumps(user('hi'))}, 'a turn of the user'),
+    ({**GOOD, 'reward': 0.5}, 'reward is 0.5'),
+    ({**GOOD, 'reward': None}, 'float'),
+    ('row', 'indices'),
+]
+
+
+@pytest.mark.parametrize(('row', 'reason'), BAD_ROWS)
+def test_a_bad_row_is_named_and_left_out(folder, capsys, row, reason):
+    write_rated(folder, [GOOD, row, *[GOOD] * 98])
+    assert len(taskmaster_files.rated('coffee')) == 99
+    warning = capsys.readouterr().err.strip()
+    assert warning.startswith('warning: TM-4-2024/reward/*.json: 1 of 100 rows cannot be read: reward_00.json row 2 ')
+    assert reason in warning
+    assert '\n' not in warning
+
+
+def test_many_bad_rows_stop(folder):
+    write_rated(folder, [GOOD, *[row for row, _ in BAD_ROWS[:2]], *[GOOD] * 97])
+    with pytest.raises(UserError, match=r'2 of 100 rows cannot be read: reward_00.json row 2, .* row 3 .*more than 1%'):
+        everything('taskmaster_coffee_thumbs')
+
+
+@pytest.mark.parametrize(
+    'row', ['<U>hi\t[A]Hello.', 'hi<U>\t[A]Hello.\tdlg-1', '<U>hi\t[U]Hello.\tdlg-1', '<U>hi\t\tdlg-1', '']
+)
+def test_a_bad_tsv_row_stops(folder, row):
+    write(folder, 'TM-3-2020/splits/train/train-bc.tsv', row + '\n')
+    with pytest.raises(UserError, match='1 of 1 rows cannot be read: train-bc.tsv row 1 '):
+        everything('taskmaster_ticketing_sft')
+
+
+# The real files, whole or with the test rows held back.
+
+
+@pytest.fixture(scope='module')
+def real():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TASKMASTER_DIR', str(DATA))
+        yield
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ('kind', 'domain', 'train', 'validation'),
+    [
+        ('sft', 'coffee', 15468, 3444), ('thumbs', 'coffee', 2232, 570),
+        ('pairs', 'coffee', 466, 108), ('prompts', 'coffee', 1532, 385),
+        ('sft', 'ticketing', 8587, 2256), ('thumbs', 'ticketing', 2617, 540),
+        ('pairs', 'ticketing', 14, 6), ('prompts', 'ticketing', 2551, 525),
+    ],
+)  # fmt: skip
+def test_real_counts(real, kind, domain, train, validation):
+    examples = getattr(taskmaster, kind)
+    assert len(list(examples(domain, 'train'))) == train
+    assert len(list(examples(domain, 'validation'))) == validation
+
+
+@needs_data
+@pytest.mark.parametrize(('domain', 'share'), [('coffee', 0.853), ('ticketing', 0.155)])
+def test_real_labels(real, domain, share):
+    rows = [row for row in taskmaster_files.rated(domain) if row.split != 'test']
+    assert np.mean([row.label for row in rows]) == pytest.approx(share, abs=5e-4)
+
+
+@needs_data
+@pytest.mark.parametrize('domain', taskmaster.DOMAINS)
+def test_real_openings_do_not_leak(real, domain):
+    splits = {}
+    for row in taskmaster_files.rated(domain):
+        splits.setdefault(row.opening, set()).add(row.split)
+    for dialog in taskmaster_files.dialogs(domain):
+        said = [line.removeprefix('user: ') for line in dialog.lines if line.startswith('user: ')]
+        key = taskmaster_files.opening(said[0]) if said else dialog.conversation_id
+        splits.setdefault(key, set()).add(dialog.split)
+    assert all(len(names) == 1 for names in splits.values())
+
+
+@needs_data
+@pytest.mark.parametrize(('domain', 'apis', 'odd'), [('coffee', 8, 19), ('ticketing', 9, 4)])
+def test_real_answers_are_well_formed(real, domain, apis, odd):
+    assert len(taskmaster.known_calls(domain)) == apis
+    names = taskmaster.known_calls(domain)
+    assert all(taskmaster_text.is_well_formed(e['targets'], names) for e in taskmaster.sft(domain, 'train'))
+    rows = [*taskmaster.thumbs(domain, 'train'), *taskmaster.thumbs(domain, 'validation')]
+    assert sum(not taskmaster_text.is_well_formed(row['targets']) for row in rows) == odd
+
+
+@needs_data
+def test_real_files_through_seqio(real):
+    examples = everything('taskmaster_coffee_thumbs', 'validation')
+    assert len(examples) == 570
+    assert max(len(example['inputs']) for example in examples) == 2425
+    assert {float(example['label']) for example in examples} == {0.0, 1.0}
+
+
+@needs_data
+def test_real_dialogs_that_cannot_be_read_are_counted(real, capsys):
+    taskmaster_files._dialogs.cache_clear()
+    taskmaster_files.dialogs('coffee')
+    # Held back rows shift the numbers: 16 of 3158 without them.
+    assert re.search(r'\d+ of \d+ rows cannot be read: data_00.json row \d+, ', capsys.readouterr().err)
