@@ -1,0 +1,203 @@
+"""Read a Llama from a GGUF file (llama.cpp's format), dequantized, under this library's parameter names.
+
+    token_embd.weight           -> token_embedder/embedding                         [V, D]
+    blk.I.attn_norm.weight      -> decoder/layers/pre_self_attention_layer_norm     [L, D]
+    blk.I.attn_{q,k,v}.weight   -> decoder/layers/self_attention/{query,key,value}  [L, D, heads E]
+    blk.I.attn_output.weight    -> decoder/layers/self_attention/out                [L, H E, D]
+    blk.I.ffn_norm.weight       -> decoder/layers/pre_mlp_layer_norm                [L, D]
+    blk.I.ffn_{gate,up}.weight  -> decoder/layers/mlp/{wi_0,wi_1}                   [L, D, F]
+    blk.I.ffn_down.weight       -> decoder/layers/mlp/wo                            [L, F, D]
+    output_norm.weight          -> decoder/decoder_norm                             [D]
+    output.weight               -> decoder/logits_dense                             [D, V]; absent when tied
+
+GGUF keeps a kernel as [out, in]. For the architecture llama it also keeps the rows of q and k in the order of the
+interleaved RoPE, in which the dimensions 2i and 2i + 1 turn together; here i and i + E/2 do (`split_halves`).
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perl_jax.errors import UserError
+from perl_jax.interop.paths import resolve
+
+if TYPE_CHECKING:
+    from perl_jax.networks.decoder import DecoderConfig
+
+_LAYER = {
+    'attn_norm': ('pre_self_attention_layer_norm', 'scale'),
+    'attn_q': ('self_attention', 'query', 'kernel'),
+    'attn_k': ('self_attention', 'key', 'kernel'),
+    'attn_v': ('self_attention', 'value', 'kernel'),
+    'attn_output': ('self_attention', 'out', 'kernel'),
+    'ffn_norm': ('pre_mlp_layer_norm', 'scale'),
+    'ffn_gate': ('mlp', 'wi_0', 'kernel'),
+    'ffn_up': ('mlp', 'wi_1', 'kernel'),
+    'ffn_down': ('mlp', 'wo', 'kernel'),
+}
+_TOP = {
+    'token_embd': ('token_embedder', 'embedding'),
+    'output_norm': ('decoder', 'decoder_norm', 'scale'),
+    'output': ('decoder', 'logits_dense', 'kernel'),
+}
+_ABSENT = object()
+
+
+def split_halves(kernel: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder the rows of a q or k kernel [heads E, in] from interleaved RoPE (0 1 2 3) to half-split (0 2 1 3)."""
+    out, width = kernel.shape
+    return kernel.reshape(heads, out // heads // 2, 2, width).swapaxes(1, 2).reshape(out, width)
+
+
+def metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The file's key-value pairs as plain Python values (`tokenizer.ggml.tokens` is a list of 49,152 strings...)."""
+    return _open(path)[0]
+
+
+def config(path: str | os.PathLike) -> DecoderConfig:
+    """The sizes of the model in the file.
+
+    Raises:
+      UserError: not a GGUF file, a truncated one, or a model that is not a plain Llama.
+    """
+    from perl_jax.networks.decoder import DecoderConfig
+
+    fields, tensors = _open(path)
+    get = functools.partial(_get, path, fields)
+    if (arch := get('general.architecture')) != 'llama':
+        raise UserError(f'{path}: the architecture is {arch!r}, and only llama can be read from GGUF')
+    if (scaling := get('llama.rope.scaling.type', 'none')) != 'none':
+        raise UserError(f'{path}: llama.rope.scaling.type is {scaling!r}, and scaled RoPE cannot be read')
+    dim, heads = get('llama.embedding_length'), get('llama.attention.head_count')
+    head_dim = get('llama.attention.key_length', dim // heads)
+    for key in ('llama.attention.value_length', 'llama.rope.dimension_count'):
+        if (value := get(key, head_dim)) != head_dim:
+            raise UserError(f'{path}: {key} is {value}, and only the head dimension, {head_dim}, can be read')
+    if 'token_embd.weight' not in tensors:
+        raise UserError(f'{path}: the tensor token_embd.weight is missing')
+    return DecoderConfig(
+        vocab_size=int(tensors['token_embd.weight'].shape[-1]),
+        num_layers=get('llama.block_count'),
+        emb_dim=dim,
+        num_heads=heads,
+        num_kv_heads=get('llama.attention.head_count_kv', heads),
+        head_dim=head_dim,
+        mlp_dim=get('llama.feed_forward_length'),
+        rope_theta=_shortest(get('llama.rope.freq_base', 1e4)),
+        norm_epsilon=_shortest(get('llama.attention.layer_norm_rms_epsilon')),
+        logits_via_embedding='output.weight' not in tensors,
+    )
+
+
+def load(path: str | os.PathLike, dtype: Any = np.float32) -> dict[str, Any]:
+    """All weights, on the host, as a nested dict of NumPy arrays of `dtype` in the shapes that stand above.
+
+    Every tensor is dequantized straight into its place: the peak is the result and one tensor more.
+
+    Raises:
+      UserError: as `config`, or a tensor is missing, unknown, of a wrong shape or of a type that cannot be read.
+    """
+    c, tensors = config(path), _open(path)[1]
+    from gguf import dequantize
+
+    shapes = _shapes(c)
+    if missing := shapes.keys() - tensors.keys():
+        raise UserError(f'{path}: the tensor {min(missing)} is missing ({len(missing)} in all); take a whole file')
+    if extra := tensors.keys() - shapes.keys():
+        raise UserError(f'{path}: the tensor {min(extra)} ({len(extra)} in all) has no place in a plain Llama')
+    params: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if (have := tuple(int(n) for n in reversed(tensor.shape))) != shape:
+            raise UserError(f'{path}: {name} is {list(have)}, and {list(shape)} by the metadata; take a whole file')
+        try:
+            value = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as e:
+            raise UserError(f'{path}: {name} is quantized as {tensor.tensor_type.name}, which cannot be read') from e
+        _put(params, name, value, c, dtype)
+    return params
+
+
+def _put(params: dict[str, Any], name: str, value: np.ndarray, c: DecoderConfig, dtype: Any) -> None:
+    """Write one tensor of the file, float32 [out, in], to its place in the tree."""
+    prefix, _, rest = name.removesuffix('.weight').rpartition('.')
+    *parents, leaf = ('decoder', 'layers', *_LAYER[rest]) if prefix else _TOP[rest]
+    if rest in ('attn_q', 'attn_k'):
+        value = split_halves(value, c.num_heads if rest == 'attn_q' else c.num_kv_heads)
+    if leaf == 'kernel':
+        value = value.T
+    for key in parents:
+        params = params.setdefault(key, {})
+    if prefix:
+        if leaf not in params:
+            params[leaf] = np.empty((c.num_layers, *value.shape), dtype)
+        params[leaf][int(prefix.removeprefix('blk.'))] = value
+    else:
+        params[leaf] = np.array(value, dtype)  # a copy: float32 tensors are views of the file
+
+
+def _shapes(c: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the file must hold, and the shape that the configuration gives it."""
+    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    D, F, V = c.emb_dim, c.mlp_dim, c.vocab_size
+    layer = {
+        'attn_norm': (D,),
+        'attn_q': (q, D),
+        'attn_k': (kv, D),
+        'attn_v': (kv, D),
+        'attn_output': (D, q),
+        'ffn_norm': (D,),
+        'ffn_gate': (F, D),
+        'ffn_up': (F, D),
+        'ffn_down': (D, F),
+    }
+    top = {'token_embd': (V, D), 'output_norm': (D,)}
+    if not c.logits_via_embedding:
+        top['output'] = (V, D)
+    blocks = {f'blk.{i}.{k}.weight': s for i in range(c.num_layers) for k, s in layer.items()}
+    return {f'{k}.weight': s for k, s in top.items()} | blocks
+
+
+def _open(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metadata and the tensors (memory-mapped, still quantized) of a file."""
+    found = resolve(path)
+    stat = found.stat()
+    try:
+        return _read(found, stat.st_mtime_ns, stat.st_size)
+    # What GGUFReader raises at bytes that are not what it expects: it checks little and indexes much.
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, OSError) as e:
+        raise UserError(f'{path}: not a whole GGUF file ({e}); download it again') from e
+
+
+# Config, weights and tokenizer each ask for the same file, whose 100,000 strings take the reader seconds.
+@functools.lru_cache(maxsize=2)
+def _read(path: pathlib.Path, mtime_ns: int, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    del mtime_ns, size  # they only tell the cache when a file has changed
+    try:
+        from gguf import GGUFReader
+    except ImportError as e:
+        raise UserError(f'{path}: reading GGUF needs the gguf package; pip install gguf') from e
+    with path.open('rb') as f:
+        if (magic := f.read(4)) != b'GGUF':
+            raise ValueError(f'it opens with {magic!r}')
+    reader = GGUFReader(path)
+    return {k: f.contents() for k, f in reader.fields.items()}, {t.name: t for t in reader.tensors}
+
+
+def _get(path: Any, fields: dict[str, Any], key: str, default: Any = _ABSENT) -> Any:
+    if (value := fields.get(key, default)) is _ABSENT:
+        raise UserError(f'{path}: the metadata has no {key}')
+    if isinstance(value, list):
+        raise UserError(f'{path}: {key} differs from layer to layer, which cannot be read')
+    return value
+
+
+def _shortest(value: float) -> float:
+    """1e-05, which the file keeps in float32, and not the 9.999999747378752e-06 that it becomes as a double."""
+    return float(str(np.float32(value)))
