@@ -1,0 +1,144 @@
+"""The frozen base: one tree of parameters that policy, anchor, reward and value all bind to.
+
+It comes from a path: a weights file (GGUF, `package:NAME/FILE.gguf` for one inside an installed package), the MODEL_DIR
+of an SFT run (its own base with its adapter merged in), or nothing, for random weights from the seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import PyTree
+
+from perl_jax import lora, partitioning
+from perl_jax.checkpoints import Checkpoints, fingerprint
+from perl_jax.errors import UserError
+from perl_jax.partitioning import Partitioner
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """The frozen model of a run.
+
+    network: a module with `config`, `__call__`, `prefill`, `decode` and `logits` like networks.decoder.Decoder.
+    path: see above; None is random weights from the run's seed.
+    dtype: of the parameters as they lie on the devices; 'bfloat16' halves them.
+    """
+
+    network: nn.Module
+    path: str | None = None
+    dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Parameters on the mesh, their logical axes, and what a checkpoint calls them."""
+
+    params: PyTree
+    axes: PyTree
+    path: str
+    fingerprint: str
+
+    @property
+    def name(self) -> dict[str, str]:
+        """How checkpoints refer to this base."""
+        dtype = str(jax.tree.leaves(self.params)[0].dtype)
+        return {'path': self.path, 'fingerprint': self.fingerprint, 'dtype': dtype}
+
+
+def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
+    """Read the base onto the mesh.
+
+    Raises:
+      UserError: no such path, or a tensor that is missing, extra or of another shape than the network's.
+    """
+    shapes, axes = partitioning.abstract(config.network)
+    shardings = partitioner.tree(axes)
+    if config.path is None:
+        init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
+        params = init(jax.random.key(seed))
+        return Base(params, axes, f'random:{seed}', fingerprint(params))
+    params = _read(config, partitioner)
+    _check(config.path, shapes, params)
+    params = jax.tree.map(lambda x, where: jax.device_put(jnp.asarray(x, config.dtype), where), params, shardings)
+    return Base(params, axes, config.path, fingerprint(params))
+
+
+def named(network: nn.Module, name: Mapping[str, str], partitioner: Partitioner) -> Base:
+    """The base that a checkpoint names; an error if what is there now has another fingerprint."""
+    path, seed = name['path'], 0
+    if path.startswith('random:'):
+        path, seed = None, int(path.removeprefix('random:'))
+    base = load(BaseConfig(network, path, name['dtype']), partitioner, seed)
+    if base.fingerprint != name['fingerprint']:
+        raise UserError(
+            f"the base at '{name['path']}' has changed since the run that names it; put back the one it was made on"
+        )
+    return base
+
+
+def _random(config: BaseConfig, key: jax.Array) -> PyTree:
+    one = jnp.zeros((1, 1), jnp.int32)
+    params = partitioning.unbox(config.network.init(key, one, one == 0, one[:, None]))['params']
+    return jax.tree.map(lambda x: x.astype(config.dtype), params)
+
+
+def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
+    path = config.path
+    if path.endswith('.gguf'):
+        from perl_jax.interop import gguf
+
+        return gguf.load(path)
+    if not os.path.isdir(path):
+        raise UserError(f"INITIAL_CHECKPOINT_PATH: '{path}' is neither a .gguf file nor the MODEL_DIR of an SFT run")
+    adapter, about = read_adapter(path, 'policy', phase='sft', flag='INITIAL_CHECKPOINT_PATH')
+    if adapter.params is not None:
+        return adapter.params
+    return lora.merge(named(config.network, about['base'], partitioner).params, adapter)
+
+
+def read_adapter(model_dir: str, role: str, *, phase: str, flag: str) -> tuple[lora.Adapter, dict[str, Any]]:
+    """The best (or latest) adapter of a run, as host arrays, and what its checkpoint says of itself.
+
+    Raises:
+      UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`.
+    """
+    if not os.path.isdir(os.path.join(model_dir, 'checkpoints')):
+        raise UserError(f"{flag}: '{model_dir}' is not the MODEL_DIR of a run: it has no checkpoints/")
+    checkpoints = Checkpoints(model_dir, read_only=True)
+    if (latest := checkpoints.latest()) is None:
+        raise UserError(f"{flag}: '{model_dir}' has no checkpoint yet; let that run finish first")
+    about = checkpoints.about(latest)
+    if about['phase'] != phase:
+        raise UserError(f"{flag}: '{model_dir}' is a run of {about['phase']}; name one of {phase}")
+    checkpoints.close()
+    checkpoints = Checkpoints(model_dir, about.get('best'), read_only=True)  # now it knows what best means
+    step = checkpoints.best()
+    adapter, about = checkpoints.restore_adapter(step, role), checkpoints.about(step)
+    checkpoints.close()
+    return adapter, about
+
+
+def _check(path: str, shapes: PyTree, params: PyTree) -> None:
+    want, have = (traverse_util.flatten_dict(tree, sep='/') for tree in (shapes, params))
+    for name in sorted(want.keys() ^ have.keys()):
+        raise UserError(
+            f"'{path}' {'lacks' if name in want else 'has the extra'} tensor {name}; is the model's gin file right?"
+        )
+    for name, x in want.items():
+        if x.shape != have[name].shape:
+            raise UserError(
+                f"'{path}': {name} has shape {list(have[name].shape)}, the model's gin file says {list(x.shape)}"
+            )
+
+
+def describe_devices() -> str:
+    """What a run ran on, for run.json."""
+    return f'{jax.devices()[0].device_kind} x {jax.device_count()}'

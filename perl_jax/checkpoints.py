@@ -1,0 +1,134 @@
+"""Checkpoints: what one run learned and nothing else. The base is named in them by path and fingerprint, never copied.
+
+MODEL_DIR/checkpoints/STEP/state    adapter, optimizer, step (Orbax; written in the background, renamed when whole)
+MODEL_DIR/checkpoints/STEP/about    {'phase', 'base': {'path', 'fingerprint'}, 'adapters': {...}}
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization, traverse_util
+from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers
+
+from perl_jax.errors import UserError
+from perl_jax.lora import Adapter
+
+
+class Checkpoints:
+    """The checkpoints of one run: the latest, and the best by one evaluation metric."""
+
+    def __init__(self, model_dir: str, best_metric: str | None = None, *, read_only: bool = False) -> None:
+        """`best_metric` is a name of the metrics handed to `save`, larger is better; None keeps only the latest."""
+        self.folder = os.path.join(os.path.abspath(model_dir), 'checkpoints')
+        self.noted = {} if best_metric is None else {'best_metric': best_metric}  # in `about`, for those who only read
+        keep: list[Any] = [checkpoint_managers.LatestN(1)]
+        if best_metric is not None:
+            keep.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            best_fn=None if best_metric is None else lambda metrics: metrics[best_metric],
+            cleanup_tmp_directories=not read_only,  # what a killed process left half-written
+            read_only=read_only,
+        )
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """The last whole step; None if there is none."""
+        return self.manager.latest_step()
+
+    def best(self) -> int | None:
+        """The best step by the metric that the run was told, the latest if it was told none."""
+        latest = self.latest()
+        metric = None if latest is None else self.about(latest).get('best_metric')
+        if metric is None:
+            return latest
+        measured = {step: self.manager.metrics(step) for step in self.manager.all_steps()}
+        return max((metrics[metric], step) for step, metrics in measured.items() if metrics)[1]
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return self._read(step, about=ocp.args.JsonRestore())['about']
+
+    def save(self, step: int, state: PyTree, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Write in the background; returns as soon as the arrays are copied off."""
+        state = ocp.args.StandardSave(serialization.to_state_dict(state))
+        args = ocp.args.Composite(state=state, about=ocp.args.JsonSave(about | self.noted))
+        self.manager.save(step, args=args, metrics=metrics)
+
+    def restore(self, step: int, like: PyTree) -> PyTree:
+        """A state shaped and placed like `like` (arrays with shardings)."""
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(like))
+        tree = self._read(step, state=ocp.args.StandardRestore(template))['state']
+        return serialization.from_state_dict(like, tree)
+
+    def restore_adapter(self, step: int, role: str) -> Adapter:
+        """One role's adapter as host arrays, without knowing how it was made; `about['adapters']` names the roles."""
+        item = os.path.join(self.folder, str(step), 'state')
+        try:
+            tree = ocp.PyTreeCheckpointer().restore(
+                item, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(item))
+            )
+        except Exception as error:
+            raise _broken(self.folder, step) from error
+        return Adapter(**tree[role]['adapter'], **self.about(step)['adapters'][role])
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        self.manager.close()
+
+    def _read(self, step: int, **args: Any) -> Any:
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:
+            raise _broken(self.folder, step) from error
+
+
+def _metadata(item: str) -> PyTree:
+    return ocp.PyTreeCheckpointer().metadata(item).item_metadata.tree
+
+
+def _broken(folder: str, step: int) -> UserError:
+    return UserError(
+        f'checkpoint {os.path.join(folder, str(step))} cannot be read: it is truncated or of another run; '
+        'delete that folder to go on from the checkpoint before it, or else from the start'
+    )
+
+
+def fingerprint(params: PyTree) -> str:
+    """A short hash of every parameter's path, shape, dtype and bits.
+
+    Each number's bits are mixed with its place and summed on the devices modulo 2^32: exact in any order or sharding.
+    """
+    flat = traverse_util.flatten_dict(params, sep='/')
+    sums = {path: int(_checksum(x)) for path, x in flat.items()}
+    listed = [(path, list(x.shape), str(x.dtype), sums[path]) for path, x in sorted(flat.items())]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32).astype(jnp.uint32)
+    strides = np.cumprod((1, *x.shape[:0:-1]), dtype=np.uint64)[::-1].astype(np.uint32)
+    index = functools.reduce(
+        jnp.add, [jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * s for d, s in enumerate(strides[: x.ndim])]
+    )
+    mixed = bits ^ (index * np.uint32(0x9E3779B9))
+    for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35):  # MurmurHash3's last steps
+        mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)

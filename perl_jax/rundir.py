@@ -1,0 +1,185 @@
+"""MODEL_DIR: what a run leaves behind, and what lets the same command go on from where it was.
+
+run.json        phase, tuning, base, sizes, times        metrics.jsonl   one object a logged step
+config.gin      the operative configuration              samples.jsonl   one object a sampled answer
+checkpoints/    see checkpoints.py                        events.*        the metrics for TensorBoard
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from perl_jax.errors import UserError
+from perl_jax.types import Metrics
+
+
+class RunDir:
+    """One run's folder, progress bar and clock. Metrics of a step are read while the next one already runs."""
+
+    def __init__(
+        self, model_dir: str, about: dict[str, Any], first: int, total: int, log_period: int, config: str
+    ) -> None:
+        """Open the folder to log from step `first` on; what was logged beyond it (before a kill) is cut off.
+
+        `about` becomes run.json; `config` is the text for config.gin. Call `check` first: this one writes.
+        """
+        from clu import metric_writers
+        from tqdm import tqdm
+
+        self.folder, self.total, self.period = model_dir, total, log_period
+        os.makedirs(model_dir, exist_ok=True)
+        for name in ('metrics.jsonl', 'samples.jsonl'):
+            _cut(os.path.join(model_dir, name), first or -1)
+        _write(os.path.join(model_dir, 'config.gin'), config)
+        before = read(model_dir) or {}
+        self.about = {'started': _now()} | {k: before[k] for k in ('started', 'seconds') if k in before} | about
+        self._save_about(finished=None)
+        self.bar = tqdm(
+            total=total, initial=first, desc=about['phase'], unit='step', dynamic_ncols=True, mininterval=0.5
+        )
+        self.events = metric_writers.SummaryWriter(model_dir)
+        self.phase, self.first = about['phase'], first
+        self.pending: tuple[int, Metrics, int, int] | None = None
+        self.window: list[dict[str, float]] = []
+        self.examples = self.tokens = 0
+        self.opened = self.clock = time.perf_counter()
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to do."""
+        yield from range(self.first, self.total)
+
+    def log(self, step: int, metrics: Metrics, batch_size: int) -> None:
+        """Take the metrics of training step `step` (1 is the first). `metrics['tokens']` counts its real tokens."""
+        self._settle()
+        self.pending = (step, metrics, batch_size, step % self.period == 0 or step == self.total)
+        self.bar.update()
+
+    def flush(self) -> None:
+        """Read what is pending and write the window out: call it before a checkpoint, so that windows end there."""
+        self._settle(force=True)
+
+    def evaluated(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None) -> None:
+        """Write evaluation metrics (their names get 'eval/') and sampled answers of a step."""
+        self._write_metrics(step, self.finite(step, {f'eval/{k}': v for k, v in metrics.items()}))
+        self.bar.set_postfix({k: f'{v:.3g}' for k, v in metrics.items()}, refresh=False)
+        with open(os.path.join(self.folder, 'samples.jsonl'), 'a') as file:
+            for row in samples or []:
+                file.write(json.dumps({'step': step, 'phase': self.phase} | row, ensure_ascii=False) + '\n')
+        self.clock, self.examples, self.tokens = time.perf_counter(), 0, 0
+
+    def finite(self, step: int, values: Metrics) -> dict[str, float]:
+        """The values as numbers; a UserError stops the run if one of them is none."""
+        values = {k: float(v) for k, v in jax.device_get(values).items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at step {step} of '{self.folder}': stopped, the checkpoint before it is kept; "
+                    'lower the learning rate or look at that batch, then run the same command again'
+                )
+        return values
+
+    def close(self, finished: bool) -> None:
+        """Bring run.json up to date; a run that is not finished can go on later."""
+        self.bar.close()
+        self.events.close()
+        self._save_about(finished=_now() if finished else None)
+
+    def _settle(self, force: bool = False) -> None:
+        if self.pending is not None:
+            step, metrics, batch_size, due = self.pending
+            self.pending = None
+            values = self.finite(step, metrics)
+            self.tokens += values.pop('tokens')
+            self.examples += batch_size
+            self.window.append(values)
+            self.step = step
+            force = force or due
+        if force and self.window:
+            means = {k: float(np.mean([w[k] for w in self.window])) for k in self.window[0]}
+            seconds = time.perf_counter() - self.clock
+            means |= {
+                'throughput/examples_per_second': self.examples / seconds,
+                'throughput/tokens_per_second': self.tokens / seconds,
+            }
+            self._write_metrics(self.step, means)
+            self.window, self.examples, self.tokens, self.clock = [], 0, 0, time.perf_counter()
+
+    def _write_metrics(self, step: int, values: dict[str, float]) -> None:
+        with open(os.path.join(self.folder, 'metrics.jsonl'), 'a') as file:
+            file.write(json.dumps({'step': step, 'phase': self.phase} | values) + '\n')
+        self.events.write_scalars(step, values)
+
+    def _save_about(self, finished: str | None) -> None:
+        seconds = self.about.get('seconds', 0) + (time.perf_counter() - self.opened if hasattr(self, 'opened') else 0)
+        about = self.about | {'finished': finished, 'seconds': round(seconds, 1)}
+        _write(os.path.join(self.folder, 'run.json'), json.dumps(about, indent=2) + '\n')
+
+
+def read(model_dir: str) -> dict[str, Any] | None:
+    """run.json of a run's folder; None if there is none."""
+    path = os.path.join(model_dir, 'run.json')
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path) as file:
+            about = json.load(file)
+        if 'phase' not in about:
+            raise ValueError('it names no phase')
+    except (ValueError, TypeError) as error:
+        raise UserError(f"'{path}' is not what a run writes ({error}); name another folder") from error
+    return about
+
+
+def check(model_dir: str, about: dict[str, Any]) -> None:
+    """Refuse a MODEL_DIR that another run, or the same one on another base, has written; nothing is written here."""
+    before = read(model_dir)
+    folder = os.path.join(model_dir, 'checkpoints')  # empty if a run was killed while it started
+    if before is None and os.path.isdir(folder) and os.listdir(folder):
+        raise UserError(f"MODEL_DIR '{model_dir}' has checkpoints but no run.json; name another folder")
+    for key in ('phase', 'tuning', 'base', 'trainable_parameters'):
+        if before is not None and _same(before.get(key)) != _same(about[key]):
+            raise UserError(
+                f"MODEL_DIR '{model_dir}' is a run with another {key} ({_short(before.get(key))}, "
+                f'now {_short(about[key])}); name another folder, or delete it to start over'
+            )
+
+
+def _same(value: Any) -> Any:
+    """What has to be the same: of a base its fingerprint, wherever it lies by now."""
+    return value['fingerprint'] if isinstance(value, dict) else value
+
+
+def _short(value: Any) -> str:
+    return value['path'] + ' ' + value['fingerprint'] if isinstance(value, dict) else str(value)
+
+
+def _cut(path: str, step: int) -> None:
+    """Keep the whole lines up to `step`: an unbroken run would have written just these."""
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path) as file:
+        for line in file:
+            if line.endswith('\n') and json.loads(line)['step'] <= step:
+                kept.append(line)
+    _write(path, ''.join(kept))
+
+
+def _write(path: str, text: str) -> None:
+    """All or nothing: a killed process leaves the old file."""
+    with open(path + '.tmp', 'w') as file:
+        file.write(text)
+    os.replace(path + '.tmp', path)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')

@@ -1,0 +1,131 @@
+"""What the three loops share: starting a run or going on with it, its log, its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optax
+
+from perl_jax import base as bases
+from perl_jax import lora, rundir
+from perl_jax.base import Base
+from perl_jax.checkpoints import Checkpoints
+from perl_jax.errors import UserError
+from perl_jax.lora import FullSpec, LoraSpec
+from perl_jax.types import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Where a run goes and how long.
+
+    model_dir: its folder (rundir.py).   total_steps: in all, those before a restart included.
+    eval_period: evaluate and save a checkpoint every so many steps, and at the last.   log_period: log every so many.
+    random_seed: of the adapters, the data's order and the sampler.   config_text: gives the text of config.gin.
+    """
+
+    model_dir: str
+    total_steps: int
+    eval_period: int = 1000
+    log_period: int = 10
+    random_seed: int = 0
+    config_text: Callable[[], str] = str
+
+    def __post_init__(self) -> None:
+        for name, macro in ('total_steps', 'TRAIN_STEPS'), ('eval_period', 'EVAL_PERIOD'), ('log_period', ''):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f'{macro or f"RunConfig.{name}"} = {value!r}: give a whole number of at least 1')
+
+
+class Run:
+    """A run under way. `states` holds each role's state as it was last saved, or as it was handed to `start`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: rundir.RunDir | None,
+        checkpoints: Checkpoints,
+        states: dict[str, TrainState],
+        name: dict,
+    ) -> None:
+        self.states = states
+        self._config, self._folder, self._checkpoints, self._name = config, folder, checkpoints, name
+        if folder is None:  # a finished run: nothing to do, nothing to write
+            self.steps = lambda: iter(())
+        else:
+            self.log, self.steps, self.evaluated = folder.log, folder.steps, folder.evaluated
+
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate and save after `step` steps."""
+        return step % self._config.eval_period == 0 or step == self._config.total_steps
+
+    def checkpoint(
+        self,
+        step: int,
+        states: dict[str, TrainState],
+        measure: Callable[[], tuple[dict[str, float], list[dict[str, Any]]]],
+    ) -> None:
+        """Evaluate and save. Nothing is saved of a step whose metrics or adapters are not finite."""
+        self._folder.flush()
+        self._folder.finite(step, {f'norm/{role}': optax.global_norm(state.adapter) for role, state in states.items()})
+        metrics, samples = measure()
+        self._folder.evaluated(step, metrics, samples)
+        adapters = {
+            role: {'scale': state.adapter.scale, 'dropout': state.adapter.dropout} for role, state in states.items()
+        }
+        self._checkpoints.save(step, states, self._name | {'adapters': adapters}, metrics)
+
+
+@contextlib.contextmanager
+def start(
+    phase: str,
+    config: RunConfig,
+    spec: LoraSpec | FullSpec,
+    base: Base,
+    states: dict[str, TrainState],
+    best: str | None = None,
+) -> Iterator[Run]:
+    """Open MODEL_DIR for a run, or to go on with one.
+
+    Args:
+      states: each role's state at step 0; a checkpoint in MODEL_DIR takes their place.
+      best: the metric of the evaluation whose best checkpoint is kept beside the latest.
+
+    Raises:
+      UserError: MODEL_DIR belongs to another run or another base.
+    """
+    about = {
+        'phase': phase,
+        'tuning': spec.tuning,
+        'trainable_parameters': sum(lora.count(state.adapter) for state in states.values()),
+        'base_parameters': lora.count(base.params),
+        'base': base.name,
+        'devices': bases.describe_devices(),
+    }
+    rundir.check(config.model_dir, about)
+    checkpoints = Checkpoints(config.model_dir, best)
+    first = checkpoints.latest() or 0
+    if first:
+        states = checkpoints.restore(first, states)
+    name = {'phase': phase, 'base': base.name, 'best': best}
+    if first >= config.total_steps:
+        checkpoints.close()
+        logging.getLogger('perl_jax').warning(
+            f"{phase}: '{config.model_dir}' is finished ({first} of {config.total_steps} steps); "
+            'for more raise TRAIN_STEPS'
+        )
+        yield Run(config, None, checkpoints, states, name)
+        return
+    folder = rundir.RunDir(config.model_dir, about, first, config.total_steps, config.log_period, config.config_text())
+    finished = False
+    try:
+        yield Run(config, folder, checkpoints, states, name)
+        finished = True
+    finally:
+        checkpoints.close()
+        folder.close(finished)

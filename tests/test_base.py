@@ -1,0 +1,143 @@
+"""Where the frozen base comes from; GGUF files have tests of their own."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from perl_jax import base as bases
+from perl_jax import lora, types
+from perl_jax.base import BaseConfig
+from perl_jax.checkpoints import Checkpoints, fingerprint
+from perl_jax.errors import UserError
+from perl_jax.networks.decoder import Decoder
+from perl_jax.partitioning import Partitioner
+
+NETWORK, ONE = tiny.NETWORK, Partitioner()
+
+
+@functools.cache
+def random(seed, dtype='float32'):
+    return load(seed=seed, dtype=dtype)
+
+
+def load(path=None, seed=0, dtype='float32', network=NETWORK):
+    with ONE.scope():
+        return bases.load(BaseConfig(network, path, dtype), ONE, seed)
+
+
+def sft_run(folder, base, spec, phase='sft'):
+    """What an SFT run on this base leaves behind; returns its adapter."""
+    adapter = tiny.adapter(spec, base.params, head=False)
+    run = Checkpoints(str(folder))
+    about = {'policy': {'scale': adapter.scale, 'dropout': adapter.dropout}}
+    state = types.TrainState(jnp.int32(1), adapter, ())
+    run.save(1, {'policy': state}, {'phase': phase, 'base': base.name, 'adapters': about})
+    run.close()
+    return adapter
+
+
+def test_random_weights_follow_the_seed():
+    one, two, other = random(3), load(seed=3), random(4)
+    assert tiny.same(one.params, two.params)
+    assert one.name == two.name == {
+        'path': 'random:3',
+        'fingerprint': fingerprint(one.params),
+        'dtype': 'float32',
+    }
+    assert other.fingerprint != one.fingerprint
+
+
+def test_bfloat16_is_the_same_weights_in_half_the_room():
+    half, whole = random(3, 'bfloat16'), random(3)
+    assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert tiny.same(half.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), whole.params))
+
+
+@pytest.mark.parametrize('spec', [tiny.SPECS['lora'], tiny.SPECS['full']], ids=['lora', 'full'])
+def test_an_sft_run_is_a_base_with_its_adapter_merged_in(tmp_path, spec):
+    first = random(3)
+    adapter = sft_run(tmp_path, first, spec)
+    base = load(str(tmp_path))
+    assert base.path == str(tmp_path)
+    tiny.assert_close(base.params, lora.merge(first.params, adapter), atol=1e-6)
+    assert base.fingerprint != first.fingerprint
+
+
+def test_runs_on_runs(tmp_path):
+    """LoRA on a LoRA run on random weights: each names the one below."""
+    first = random(3)
+    one = sft_run(tmp_path / 'a', first, tiny.SPECS['lora'])
+    second = load(str(tmp_path / 'a'))
+    two = sft_run(tmp_path / 'b', second, tiny.SPECS['lora-all-linear'])
+    base = load(str(tmp_path / 'b'))
+    tiny.assert_close(base.params, lora.merge(lora.merge(first.params, one), two), atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_base_is_found_again_by_its_name(dtype):
+    base = random(3, dtype)
+    with ONE.scope():
+        again = bases.named(NETWORK, base.name, ONE)
+    assert again.name == base.name
+
+
+def test_a_base_that_has_changed_is_refused():
+    with ONE.scope(), pytest.raises(UserError, match='has changed since the run that names it'):
+        bases.named(NETWORK, random(3).name | {'fingerprint': 'other'}, ONE)
+
+
+# What is wrong with a path.
+
+
+def test_no_such_path(tmp_path):
+    with pytest.raises(UserError, match=f"INITIAL_CHECKPOINT_PATH: '{tmp_path}/x' is neither"):
+        load(f'{tmp_path}/x')
+    with pytest.raises(UserError, match=f"INITIAL_CHECKPOINT_PATH: '{tmp_path}' is not the MODEL_DIR of a run"):
+        load(str(tmp_path))
+
+
+def test_a_run_of_another_phase(tmp_path):
+    sft_run(tmp_path, random(3), tiny.SPECS['lora'], phase='policy')
+    with pytest.raises(UserError, match='is a run of policy; name one of sft'):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    ({'logits_via_embedding': False}, 'lacks tensor decoder/logits_dense/kernel'),
+    ({'mlp_dim': 40}, r'decoder/layers/mlp/wi_0/kernel has shape \[2, 32, 48\].* \[2, 32, 40\]'),
+    ({'vocab_size': 57}, r'token_embedder/embedding has shape \[56, 32\].* \[57, 32\]'),
+], ids=['missing', 'width', 'vocabulary'])  # fmt: skip
+def test_weights_of_another_model(tmp_path, change, said):
+    sft_run(tmp_path, random(3), tiny.SPECS['full'])
+    with pytest.raises(UserError, match=said):
+        load(str(tmp_path), network=Decoder(dataclasses.replace(tiny.CONFIG, **change)))
+
+
+def test_a_tensor_too_many(tmp_path):
+    with ONE.scope():
+        untied = bases.load(BaseConfig(tiny.UNTIED), ONE, 3)
+    sft_run(tmp_path, untied, tiny.SPECS['full'])
+    with pytest.raises(UserError, match='has the extra tensor decoder/logits_dense/kernel'):
+        load(str(tmp_path))
+
+
+def test_random_weights_start_as_t5x_has_them():
+    shapes = jax.tree.map(np.shape, random(3).params)
+    assert shapes == jax.tree.map(np.shape, tiny.base())
+    assert np.std(random(3).params['token_embedder']['embedding']) == pytest.approx(0.02, rel=0.1)
+
+
+def test_of_a_reward_run_the_best_checkpoint_is_read(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), 'auc')
+    for step, auc in ((1, 0.7), (2, 0.9), (3, 0.8)):
+        adapter = lora.Adapter(head={'kernel': jnp.full(3, float(step))})
+        about = {'phase': 'reward', 'best': 'auc', 'adapters': {'reward': {'scale': 1.0, 'dropout': 0.0}}}
+        checkpoints.save(step, {'reward': types.TrainState(jnp.int32(step), adapter, ())}, about, {'auc': auc})
+    checkpoints.close()
+    adapter, _ = bases.read_adapter(str(tmp_path), 'reward', phase='reward', flag='x')
+    np.testing.assert_array_equal(adapter.head['kernel'], 2.0)

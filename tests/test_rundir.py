@@ -1,0 +1,202 @@
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import pytest
+
+from perl_jax import rundir
+from perl_jax.errors import UserError
+from perl_jax.rundir import RunDir
+
+ABOUT = {
+    'phase': 'reward',
+    'tuning': 'lora',
+    'trainable_parameters': 10,
+    'base_parameters': 100,
+    'base': {'path': 'random:0', 'fingerprint': 'abc'},
+    'devices': 'cpu x 1',
+}
+
+
+def start(folder, first=0, total=6, period=2):
+    rundir.check(str(folder), ABOUT)
+    return RunDir(str(folder), ABOUT, first, total, period, f'# from {first}\n')
+
+
+def lines(folder, name='metrics.jsonl'):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def metrics(step, **more):
+    """What a learning step hands over: arrays on the device."""
+    return {'loss/reward': jnp.float32(step), 'tokens': jnp.int32(100)} | more
+
+
+def train(run, stop=None):
+    """Steps until `stop`, with an evaluation every 3."""
+    for step in run.steps():
+        run.log(step + 1, metrics(step + 1), 8)
+        if (step + 1) % 3 == 0:
+            run.flush()
+            run.evaluated(step + 1, {'auc': step / 10}, [{'prompt': 'é', 'response': f'{step}'}])
+        if step + 1 == stop:
+            return
+    run.close(finished=True)
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if not k.startswith('throughput/')} for row in rows]
+
+
+UNBROKEN = [
+    {'step': 2, 'phase': 'reward', 'loss/reward': 1.5},
+    {'step': 3, 'phase': 'reward', 'loss/reward': 3.0},  # a window ends where a checkpoint is
+    {'step': 3, 'phase': 'reward', 'eval/auc': 0.2},
+    {'step': 4, 'phase': 'reward', 'loss/reward': 4.0},
+    {'step': 6, 'phase': 'reward', 'loss/reward': 5.5},
+    {'step': 6, 'phase': 'reward', 'eval/auc': 0.5},
+]
+
+
+def test_a_run_leaves_its_log(tmp_path):
+    train(start(tmp_path))
+    rows = lines(tmp_path)
+    assert timeless(rows) == UNBROKEN
+    assert lines(tmp_path, 'samples.jsonl') == [
+        {'step': 3, 'phase': 'reward', 'prompt': 'é', 'response': '2'},
+        {'step': 6, 'phase': 'reward', 'prompt': 'é', 'response': '5'},
+    ]
+    assert (tmp_path / 'config.gin').read_text() == '# from 0\n'
+    about = rundir.read(str(tmp_path))
+    assert ABOUT.items() <= about.items()
+    assert about['finished'] >= about['started'] and about['seconds'] >= 0
+    assert [p for p in os.listdir(tmp_path) if 'tfevents' in p]
+
+
+def test_throughput_is_of_the_window(tmp_path):
+    train(start(tmp_path))
+    rows = [row for row in lines(tmp_path) if 'loss/reward' in row]
+    for row in rows:
+        examples, tokens = row['throughput/examples_per_second'], row['throughput/tokens_per_second']
+        assert examples > 0 and tokens / examples == pytest.approx(100 / 8)
+        assert 'tokens' not in row
+
+
+@pytest.mark.parametrize('stop', [3, 4, 5])
+def test_after_a_kill_the_log_is_that_of_an_unbroken_run(tmp_path, stop):
+    train(start(tmp_path), stop)  # killed: never closed; the last checkpoint is of step 3
+    with open(tmp_path / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 5, "pha')
+    again = start(tmp_path, first=3)
+    assert timeless(lines(tmp_path)) == UNBROKEN[:3]
+    train(again)
+    assert timeless(lines(tmp_path)) == UNBROKEN
+    assert [row['step'] for row in lines(tmp_path, 'samples.jsonl')] == [3, 6]
+    assert (tmp_path / 'config.gin').read_text() == '# from 3\n'
+
+
+def test_after_a_kill_before_the_first_checkpoint_nothing_is_left(tmp_path):
+    run = start(tmp_path)
+    run.evaluated(0, {'auc': 0.5})  # before training
+    train(run, 2)
+    train(start(tmp_path))
+    assert timeless(lines(tmp_path)) == UNBROKEN
+
+
+def test_an_evaluation_before_training_survives_a_restart(tmp_path):
+    run = start(tmp_path)
+    run.evaluated(0, {'auc': 0.5})
+    train(run, 4)
+    train(start(tmp_path, first=3))
+    assert timeless(lines(tmp_path)) == [{'step': 0, 'phase': 'reward', 'eval/auc': 0.5}, *UNBROKEN]
+
+
+def test_the_start_of_a_run_is_remembered(tmp_path):
+    run = start(tmp_path)
+    train(run, 3)
+    run.close(finished=False)
+    before = rundir.read(str(tmp_path))
+    assert before['finished'] is None
+    train(start(tmp_path, first=3))
+    after = rundir.read(str(tmp_path))
+    assert after['started'] == before['started'] and after['finished']
+    assert after['seconds'] >= before['seconds']
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, value):
+    run = start(tmp_path)
+    run.log(1, metrics(1), 8)
+    run.log(2, metrics(2) | {'loss/reward': jnp.float32(value)}, 8)
+    with pytest.raises(UserError, match=f"loss/reward is {value} at step 2 of '{tmp_path}'"):
+        run.log(3, metrics(3), 8)
+    run.close(finished=False)
+    assert rundir.read(str(tmp_path))['finished'] is None
+    assert not (tmp_path / 'metrics.jsonl').exists()  # not even step 1, which was to share a line with step 2
+
+
+def test_nothing_is_saved_of_a_step_that_is_no_number(tmp_path):
+    """The loop calls flush before it saves; the pending step is the one to be saved."""
+    run = start(tmp_path)
+    run.log(1, metrics(1, grad_norm=jnp.float32(math.nan)), 8)
+    with pytest.raises(UserError, match='grad_norm is nan at step 1'):
+        run.flush()
+
+
+def test_an_evaluation_that_is_no_number_stops_the_run(tmp_path):
+    run = start(tmp_path)
+    with pytest.raises(UserError, match='eval/auc is nan at step 3'):
+        run.evaluated(3, {'auc': math.nan})
+    run.close(finished=False)
+
+
+# Whose folder it is.
+
+
+def test_a_folder_of_the_same_run_is_taken_up(tmp_path):
+    rundir.check(str(tmp_path / 'new'), ABOUT)
+    train(start(tmp_path))
+    rundir.check(str(tmp_path), ABOUT | {'devices': 'TPU v5e x 4', 'base_parameters': 1})
+
+
+@pytest.mark.parametrize('other', [
+    {'phase': 'policy'}, {'tuning': 'full'}, {'trainable_parameters': 11},
+    {'base': {'path': 'random:0', 'fingerprint': 'abd'}},
+], ids=['phase', 'tuning', 'size', 'base'])  # fmt: skip
+def test_a_folder_of_another_run_is_refused_and_untouched(tmp_path, other):
+    train(start(tmp_path))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    (key,) = other
+    with pytest.raises(UserError, match=f'another {key}') as error:
+        rundir.check(str(tmp_path), ABOUT | other)
+    assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_checkpoints_without_a_run_are_refused(tmp_path):
+    (tmp_path / 'checkpoints' / '10').mkdir(parents=True)
+    with pytest.raises(UserError, match='has checkpoints but no run.json'):
+        rundir.check(str(tmp_path), ABOUT)
+
+
+def test_a_base_that_has_moved_is_the_same_base(tmp_path):
+    """The fingerprint says what a base is; its path only where it lay."""
+    train(start(tmp_path))
+    rundir.check(str(tmp_path), ABOUT | {'base': {'path': '/elsewhere', 'fingerprint': 'abc'}})
+
+
+@pytest.mark.parametrize('text', ['', '{"phase": "rew'], ids=['empty', 'cut'])
+def test_a_run_json_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / 'run.json').write_text(text)
+    with pytest.raises(UserError, match=r'run\.json'):
+        rundir.check(str(tmp_path), ABOUT)
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'run.json'
+    rundir._write(str(path), 'old')
+    monkeypatch.setattr(os, 'replace', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        rundir._write(str(path), 'new')
+    assert path.read_text() == 'old'
