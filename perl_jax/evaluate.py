@@ -1,0 +1,115 @@
+"""Measuring: answers sampled from a policy and what they are worth, and how well a reward ranks and classifies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from perl_jax import rewards
+from perl_jax.data import Dataset, Example, decode
+from perl_jax.partitioning import Partitioner
+from perl_jax.rewards import TextFunction
+from perl_jax.types import Responses, Rollout
+
+
+def answers(
+    dataset: Dataset,
+    batch_size: int,
+    partitioner: Partitioner,
+    respond: Callable[[Any, list[Example], int], tuple[Rollout, Mapping[str, Any]]],
+    functions: Mapping[str, TextFunction],
+) -> list[dict[str, Any]]:
+    """One sampled answer to each prompt of a dataset, as rows for samples.jsonl.
+
+    `respond(prompts, examples, i)` answers batch number i and may give scores [B, K] and the like beside the rollout;
+    `functions` judge the text. A row holds prompt, response, tokens, whatever was given, and the task's `reference`.
+    """
+    rows, judges = [], {name: rewards.function(f) for name, f in functions.items()}
+    for i, (batch, examples, real) in enumerate(dataset.batches(batch_size)):
+        rollout, given = respond(partitioner.batch(batch), examples, i)
+        responses = decode(dataset.vocabulary, rollout)
+        lengths = np.asarray(rollout.targets_mask).sum(-1)
+        given = {k: np.asarray(v) for k, v in jax.device_get(dict(given)).items()}
+        for b, example in enumerate(examples[:real]):
+            prompt, response = example['inputs_pretokenized'], responses[b][0]
+            row = {'prompt': prompt, 'response': response, 'tokens': int(lengths[b, 0])}
+            row |= {k: float(v[b, 0]) for k, v in given.items()}
+            row |= {k: float(f(prompt, response, example)) for k, f in judges.items()}
+            row |= {'reference': example['reference']} if 'reference' in example else {}
+            rows.append(row)
+    return rows
+
+
+def beside(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The anchor's answer to the same prompt, named to go beside the policy's own: sft_response, sft_score .."""
+    return {f'sft_{k}': v for k, v in row.items() if k not in ('prompt', 'reference')}
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of everything that is a number in the rows; tokens are called length."""
+    numbers = [k for k, v in rows[0].items() if isinstance(v, int | float)]
+    return {'length' if k == 'tokens' else k: float(np.mean([row[k] for row in rows])) for k in numbers}
+
+
+def scores(
+    datasets: Sequence[Dataset], batch_size: int, partitioner: Partitioner, score: Callable[[Responses], jax.Array]
+) -> list[np.ndarray]:
+    """Rewards [N, K] of every row of each dataset."""
+    out = []
+    for dataset in datasets:
+        parts = [np.asarray(score(partitioner.batch(batch))) for batch, *_ in dataset.batches(batch_size)]
+        out.append(np.concatenate(parts)[: len(dataset)])
+    return out
+
+
+def reward_metrics(datasets: Sequence[Dataset], rewards: Sequence[np.ndarray]) -> dict[str, float]:
+    """Pairwise accuracy for pairs; accuracy, balanced accuracy and AUC of the logit for thumbs."""
+    metrics = {}
+    for dataset, reward in zip(datasets, rewards, strict=True):
+        if 'labels' in dataset.arrays:
+            metrics |= classification(reward[:, 0], dataset.arrays['labels'][:, 0])
+        else:
+            metrics |= ranking(reward)
+    return metrics
+
+
+def ranking(rewards: np.ndarray) -> dict[str, float]:
+    """Pairs [N, 2], the chosen one first: how often it gets more (a tie is half), and by how much on average."""
+    margin = rewards[:, 0] - rewards[:, 1]
+    accuracy = np.mean((margin > 0) + 0.5 * (margin == 0))
+    return {'pairwise_accuracy': float(accuracy), 'margin': float(margin.mean())}
+
+
+def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Logits and 0/1 labels [N]. Balanced accuracy is the mean of both classes' recall; AUC counts ties as half.
+
+    With one class alone the two are not defined and are left out.
+    """
+    from scipy import stats
+
+    up, down = logits[labels == 1], logits[labels == 0]
+    metrics = {'accuracy': float(np.mean((logits > 0) == (labels == 1)))}
+    if len(up) and len(down):
+        metrics['balanced_accuracy'] = float(((up > 0).mean() + (down <= 0).mean()) / 2)
+        metrics['auc'] = float(stats.mannwhitneyu(up, down).statistic / (len(up) * len(down)))
+    return metrics
+
+
+def with_intervals(
+    measure: Callable[[np.ndarray], Mapping[str, float]], groups: Sequence[str], draws: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Every metric of `measure(row indices)`, with its 95% interval from a bootstrap over whole groups of rows.
+
+    Rows of one group (of one conversation, say) are not independent, so groups are what is drawn.
+    """
+    rng, names = np.random.default_rng(seed), sorted(set(groups))
+    of = np.array(groups)
+    members = [np.flatnonzero(of == name) for name in names]
+    drawn = [
+        measure(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(draws)
+    ]
+    whole = measure(np.arange(len(groups)))
+    return {k: (v, *np.percentile([d[k] for d in drawn if k in d], [2.5, 97.5]).tolist()) for k, v in whole.items()}

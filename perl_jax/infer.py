@@ -1,0 +1,155 @@
+"""A finished run, measured again or asked: what `perl_jax eval` and `perl_jax sample` do.
+
+gin calls these with the run's own config.gin, so that base, tasks, lengths and sampling are those it was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from perl_jax import base as bases
+from perl_jax import data, evaluate, lora, partitioning, rundir
+from perl_jax.base import BaseConfig
+from perl_jax.data import DatasetConfig
+from perl_jax.errors import UserError
+from perl_jax.partitioning import Partitioner
+from perl_jax.rewards import TextFunction, score
+from perl_jax.sampling import SamplingConfig, sample
+
+
+def eval_reward(
+    model_dir: str,
+    base: BaseConfig,
+    dataset: DatasetConfig,
+    split: str = 'validation',
+    group: str | None = None,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
+    """Score a whole split with a reward's best checkpoint; prints the metrics with 95% intervals.
+
+    `group` is a field of the examples that are drawn together in the bootstrap (taskmaster: 'opening'). Writes
+    MODEL_DIR/eval_SPLIT.json.
+    """
+    with partitioner.scope():
+        frozen, adapter = _bound(model_dir, 'reward', base, partitioner)
+        network = base.network
+        score_fn = jax.jit(lambda params, adapter, batch: score(network, lora.bind(params, adapter), batch))
+        configs = [dataclasses.replace(config, split=split, limit=None) for config in dataset.each()]
+        datasets = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in configs]
+        rewards = evaluate.scores(
+            datasets, dataset.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapter, batch)
+        )
+    result: dict[str, Any] = {}
+    for one, values in zip(datasets, rewards, strict=True):
+        groups = [str(e.get(group, i)) for i, e in enumerate(one.examples)]
+        result |= evaluate.with_intervals(
+            lambda rows, one=one, v=values: evaluate.reward_metrics([one.take(rows)], [v[rows]]), groups
+        )
+    return _report(model_dir, split, result)
+
+
+def eval_policy(
+    model_dir: str,
+    base: BaseConfig,
+    dataset: DatasetConfig | None,
+    sampling: SamplingConfig,
+    metric_fns: Mapping[str, TextFunction] | None = None,
+    split: str = 'validation',
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
+    """Answer a whole split once and average what `metric_fns` say, with 95% intervals.
+
+    Writes MODEL_DIR/eval_SPLIT.json.
+    """
+    config = dataclasses.replace(_given(dataset), split=split, limit=None)
+    with partitioner.scope():
+        rows = _answers(model_dir, base, data.load(config, 'prompts'), config, sampling, metric_fns, partitioner)
+    result = evaluate.with_intervals(
+        lambda index: evaluate.means([rows[i] for i in index]), list(map(str, range(len(rows))))
+    )
+    return _report(model_dir, split, result)
+
+
+def sample_policy(
+    model_dir: str,
+    base: BaseConfig,
+    dataset: DatasetConfig | None,
+    sampling: SamplingConfig,
+    metric_fns: Mapping[str, TextFunction] | None = None,
+    prompt: str | None = None,
+    num: int = 5,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> None:
+    """Print answers to `num` prompts of the task, or to `prompt`."""
+    config = dataclasses.replace(_given(dataset), limit=num, batch_size=partitioner.mesh.shape['data'])
+    with partitioner.scope():
+        prompts = data.load(config, 'prompts')
+        if prompt is not None:
+            prompts, metric_fns = _typed(prompts, prompt, config), None
+        for row in _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner):
+            given = {k: v for k, v in row.items() if k not in ('prompt', 'response')}
+            print(f'{row["prompt"]}{row["response"]}\n  {json.dumps(given)}\n')
+
+
+def _bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
+    phase = rundir.read(model_dir)['phase']
+    adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
+    frozen = bases.named(config.network, about['base'], partitioner)
+    axes = partitioning.adapter_axes(adapter, frozen.axes)
+    return frozen, partitioning.place(adapter, partitioner.tree(axes))
+
+
+def _answers(
+    model_dir: str,
+    base: BaseConfig,
+    prompts: data.Dataset,
+    config: DatasetConfig,
+    sampling: SamplingConfig,
+    metric_fns: Mapping[str, TextFunction] | None,
+    partitioner: Partitioner,
+) -> list[dict[str, Any]]:
+    frozen, adapter = _bound(model_dir, 'policy', base, partitioner)
+    one = dataclasses.replace(sampling, num_samples=1)
+    fn: Callable[..., Any] = jax.jit(
+        lambda params, adapter, batch, rng: sample(
+            base.network, lora.bind(params, adapter), batch, rng, prompts.eos_id, one
+        )
+    )
+    respond = lambda batch, _, i: (fn(frozen.params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
+    return evaluate.answers(prompts, config.batch_size, partitioner, respond, metric_fns or {})
+
+
+def _given(dataset: DatasetConfig | None) -> DatasetConfig:
+    """An SFT run need not have sampled at its evaluations."""
+    if dataset is None:
+        raise UserError('this run names no prompts; add --gin.PROMPTS_DATASET=@eval/data.DatasetConfig()')
+    return dataset
+
+
+def _typed(like: data.Dataset, prompt: str, config: DatasetConfig) -> data.Dataset:
+    """A data set of one prompt that was typed in; a literal \\n becomes a line break."""
+    prompt = prompt.replace('\\n', '\n')
+    ids = like.vocabulary.encode(prompt)[-config.task_feature_lengths['inputs'] :]
+    length = config.task_feature_lengths['inputs']
+    arrays = {
+        'inputs': np.pad(np.array([ids], np.int32), ((0, 0), (0, length - len(ids)))),
+        'inputs_mask': np.arange(length)[None] < len(ids),
+    }
+    return dataclasses.replace(like, arrays=arrays, examples=[{'inputs_pretokenized': prompt}])
+
+
+def _report(model_dir: str, split: str, result: dict[str, Any]) -> dict[str, Any]:
+    for name, (value, low, high) in result.items():
+        print(f'{split}  {name:20s} {value:8.4f}   95% [{low:.4f}, {high:.4f}]')
+    path = os.path.join(model_dir, f'eval_{split}.json')
+    with open(path, 'w') as file:
+        json.dump({k: {'value': v[0], 'low': v[1], 'high': v[2]} for k, v in result.items()}, file, indent=2)
+    print(path)
+    return result

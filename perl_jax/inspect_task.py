@@ -1,0 +1,72 @@
+"""`perl_jax inspect`: what a task really holds, before anything is trained on it."""
+
+from __future__ import annotations
+
+import importlib
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from perl_jax import data
+from perl_jax.errors import UserError
+
+OURS = ('perl_jax.tasks.toy', 'perl_jax.tasks.taskmaster')
+
+
+def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str | None) -> None:
+    """Print `num` examples of a task as text and as tokens, and a histogram of every feature's length in tokens.
+
+    Args:
+      module: modules to import first, so that they register their tasks; ours are always there.
+      vocabulary: path of a tokenizer to count with; None is the task's own vocabulary.
+    """
+    for name in (*OURS, *module):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--module: no module named '{error.name}'; it must be importable from this folder"
+            ) from error
+    provider = data.with_vocabulary(data.find(task), vocabulary)
+    if split not in provider.splits:
+        raise UserError(f"task '{task}' has no split '{split}'; it has {', '.join(sorted(provider.splits))}")
+    features = [k for k, f in provider.output_features.items() if f.rank == 1]
+    ds = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    lengths: dict[str, list[int]] = {name: [] for name in features}
+    labels, count = [], 0
+    for count, row in enumerate(ds.as_numpy_iterator(), start=1):
+        if count <= num:
+            _example(count, row, features)
+        for name in features:
+            lengths[name].append(len(row[name]))
+        if 'label' in row:
+            labels.append(float(row['label']))
+    if not count:
+        raise UserError(f"task '{task}' has no examples in its split '{split}'")
+    print(f'{task}, {split}: {count:,} examples, {type(provider.output_features["inputs"].vocabulary).__name__}')
+    if labels:
+        print(f'label: {np.mean(labels):.1%} up')
+    for name in features:
+        _histogram(name, np.array(lengths[name]))
+
+
+def _example(number: int, row: dict[str, Any], features: Sequence[str]) -> None:
+    print(f'--- example {number}')
+    for name, value in row.items():
+        if name in features:
+            ids = ' '.join(map(str, value[:16])) + (' ..' if len(value) > 16 else '')
+            text = row.get(f'{name}_pretokenized', b'').decode()
+            print(f'{name} ({len(value)} tokens: {ids})\n{textwrap.indent(text.rstrip(), "  | ")}')
+        elif not name.endswith('_pretokenized'):
+            print(f'{name}: {value.decode() if isinstance(value, bytes) else value}')
+
+
+def _histogram(name: str, lengths: np.ndarray, bins: int = 10, width: int = 40) -> None:
+    p50, p95, p99 = np.percentile(lengths, [50, 95, 99]).astype(int)
+    print(f'\n{name}: tokens p50 {p50}, p95 {p95}, p99 {p99}, max {lengths.max()}')
+    counts, edges = np.histogram(lengths, bins=min(bins, int(np.ptp(lengths)) + 1))
+    for n, low, high in zip(counts, edges, edges[1:]):
+        bar = '#' * round(width * n / counts.max())
+        print(f'  {int(np.ceil(low)):5d} to {int(np.ceil(high)):5d}  {bar:{width}s} {n:,}')

@@ -1,0 +1,116 @@
+"""Supervised fine-tuning: the demonstrations that give the anchor policy.
+
+Each step:  1. a batch of prompts and demonstrations   2. log-probs of the demonstrations   3. -log p, and the optimizer
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from perl_jax import base as bases
+from perl_jax import data, evaluate, lora, losses, masked, rewards, runs, train_state
+from perl_jax.base import BaseConfig
+from perl_jax.data import DatasetConfig
+from perl_jax.logprobs import response_logprobs
+from perl_jax.partitioning import Partitioner
+from perl_jax.rewards import TextFunction
+from perl_jax.runs import RunConfig
+from perl_jax.sampling import SamplingConfig, sample
+from perl_jax.types import Metrics, Responses, TrainState
+
+
+def sft_step(
+    network: nn.Module,
+    tx: optax.GradientTransformation,
+    base: PyTree,
+    state: TrainState,
+    batch: Responses,
+    rng: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """One step of SFT. Pure; `rng` is for dropout and the same at every step of a run."""
+    rngs = {'dropout': jax.random.fold_in(rng, state.step)}
+
+    def loss(adapter: lora.Adapter) -> jax.Array:
+        variables = lora.bind(base, adapter, train=True)
+        return losses.nll(response_logprobs(network, variables, batch, rngs=rngs), batch.targets_mask)
+
+    value, grads = jax.value_and_grad(loss)(state.adapter)
+    metrics = {'loss/nll': value, 'grad_norm': optax.global_norm(grads), 'tokens': batch.targets_mask.sum()}
+    return train_state.update(state, grads, tx), metrics
+
+
+def train(
+    run: RunConfig,
+    base: BaseConfig,
+    dataset: DatasetConfig,
+    eval_dataset: DatasetConfig,
+    spec: lora.LoraSpec | lora.FullSpec,
+    optimizer: optax.GradientTransformation,
+    prompts_dataset: DatasetConfig | None = None,
+    sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
+    metric_fns: Mapping[str, TextFunction] | None = None,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> None:
+    """Run SFT, or go on with it, in `run.model_dir`.
+
+    Args:
+      dataset, eval_dataset: prompts and demonstrations (inputs, targets).
+      spec: LoRA or full tuning.
+      prompts_dataset: evaluation samples an answer to each of these prompts; None samples none.
+      metric_fns: {name: function(prompt, response, example)} that judge the answers.
+    """
+    network, key = base.network, jax.random.key(run.random_seed)
+    judges = rewards.functions(metric_fns)
+    with partitioner.scope():
+        partitioner.check_batch('BATCH_SIZE', dataset.batch_size)
+        stream = data.stream(dataset, 'sft', run.random_seed)
+        heldout = data.load(eval_dataset, 'sft')
+        data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
+        prompts = data.load(prompts_dataset, 'prompts') if prompts_dataset else None
+        frozen = bases.load(base, partitioner, run.random_seed)
+
+        create = functools.partial(train_state.create, spec=spec, tx=optimizer)
+        shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, optimizer)
+        state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
+        step_fn = jax.jit(
+            functools.partial(sft_step, network, optimizer), donate_argnums=1, out_shardings=(shardings, None)
+        )
+
+        @jax.jit
+        def nll_fn(params: PyTree, adapter: lora.Adapter, batch: Responses) -> tuple[jax.Array, jax.Array]:
+            logprobs = response_logprobs(network, lora.bind(params, adapter), batch)
+            return masked.total(logprobs, batch.targets_mask), batch.targets_mask.sum(-1)
+
+        @jax.jit
+        def sample_fn(params: PyTree, adapter: lora.Adapter, batch: Any, rng: jax.Array) -> Any:
+            return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_id, sampling)
+
+        def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
+            total, tokens = 0.0, 0
+            for batch, _, real in heldout.batches(dataset.batch_size):
+                logprobs, counts = nll_fn(frozen.params, adapter, partitioner.batch(batch))
+                total, tokens = total + np.asarray(logprobs)[:real].sum(), tokens + np.asarray(counts)[:real].sum()
+            metrics, rows = {'nll': float(-total / tokens)}, []
+            if prompts is not None:
+                respond = lambda batch, _, i: (  # noqa: E731
+                    sample_fn(frozen.params, adapter, batch, jax.random.fold_in(key, i)), {})  # fmt: skip
+                rows = evaluate.answers(prompts, dataset.batch_size, partitioner, respond, judges)
+                metrics |= evaluate.means(rows)
+            return metrics, rows
+
+        with runs.start('sft', run, spec, frozen, {'policy': state}) as log:
+            state = log.states['policy']
+            for step in log.steps():
+                batch, _ = stream(step)  # 1
+                state, metrics = step_fn(frozen.params, state, partitioner.batch(batch), key)  # 2, 3
+                log.log(step + 1, metrics, dataset.batch_size)
+                if log.is_due(step + 1):
+                    log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))

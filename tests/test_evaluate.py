@@ -1,0 +1,148 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from perl_jax import evaluate, types
+from perl_jax.data import Dataset
+from perl_jax.partitioning import Partitioner
+
+
+def slow_auc(logits, labels):
+    """How often a good one gets more than a bad one; a tie is half."""
+    ups, downs = logits[labels == 1], logits[labels == 0]
+    wins = [(up > down) + 0.5 * (up == down) for up, down in itertools.product(ups, downs)]
+    return sum(wins) / len(wins)
+
+
+def slow_balanced_accuracy(logits, labels):
+    recalls = []
+    for kind in (0, 1):
+        right = [(logit > 0) == bool(label) for logit, label in zip(logits, labels) if label == kind]
+        recalls.append(sum(right) / len(right))
+    return sum(recalls) / 2
+
+
+@pytest.mark.parametrize('levels', [None, 3, 1], ids=['no-ties', 'many-ties', 'all-ties'])
+@pytest.mark.parametrize('share', [0.5, 0.1])
+def test_classification_equals_the_slow_one(levels, share):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(60) < share).astype(np.float32)
+    logits = rng.standard_normal(60) + labels
+    if levels:
+        logits = np.round(logits * (levels - 1) / 2)  # 0 is among them: not a thumb up
+    got = evaluate.classification(logits.astype(np.float32), labels)
+    assert got['auc'] == pytest.approx(slow_auc(logits, labels))
+    assert got['balanced_accuracy'] == pytest.approx(slow_balanced_accuracy(logits, labels))
+    assert got['accuracy'] == pytest.approx(np.mean([(z > 0) == bool(y) for z, y in zip(logits, labels)]))
+
+
+def test_auc_at_its_ends():
+    labels = np.array([0, 0, 1, 1], np.float32)
+    for logits, auc in (([1, 2, 3, 4], 1), ([4, 3, 2, 1], 0), ([1, 1, 1, 1], 0.5)):
+        assert evaluate.classification(np.float32(logits), labels)['auc'] == auc
+
+
+@pytest.mark.parametrize('label', [0.0, 1.0])
+def test_one_class_alone_has_no_auc(label):
+    got = evaluate.classification(np.array([1.0, -1.0, 2.0]), np.full(3, label))
+    assert got == {'accuracy': pytest.approx(2 / 3 if label else 1 / 3)}
+
+
+def test_ranking_counts_ties_as_half():
+    rewards = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 3.0], [0.5, 0.25]])
+    assert evaluate.ranking(rewards) == {'pairwise_accuracy': 2.5 / 4, 'margin': 0.25 / 4}
+
+
+def test_metrics_of_several_tasks_stand_together():
+    pairs, thumbs = Dataset({}, [], None, 1), Dataset({'labels': np.array([[1.0], [0.0]])}, [], None, 1)
+    got = evaluate.reward_metrics([pairs, thumbs], [np.array([[2.0, 1.0]]), np.array([[1.0], [-1.0]])])
+    assert got == {'pairwise_accuracy': 1, 'margin': 1, 'accuracy': 1, 'balanced_accuracy': 1, 'auc': 1}
+
+
+# Intervals.
+
+
+def interval(values, groups, **options):
+    measure = lambda rows: {'mean': float(np.mean(values[rows]))}  # noqa: E731
+    return evaluate.with_intervals(measure, groups, **options)['mean']
+
+
+def test_intervals_of_a_mean_are_those_of_theory():
+    values = np.random.default_rng(0).standard_normal(400)
+    mean, low, high = interval(values, [str(i) for i in range(400)])
+    assert mean == pytest.approx(values.mean())
+    spread = 1.96 * values.std() / 20
+    assert [low, high] == pytest.approx([mean - spread, mean + spread], abs=0.02)
+
+
+def test_whole_groups_are_drawn():
+    """20 groups of 20 equal rows know no more than 20 rows."""
+    values = np.random.default_rng(0).standard_normal(20)
+    _, low, high = interval(values, [str(i) for i in range(20)])
+    _, grouped_low, grouped_high = interval(np.repeat(values, 20), [str(i // 20) for i in range(400)])
+    assert grouped_high - grouped_low == pytest.approx(high - low, rel=0.1)
+    _, apart_low, apart_high = interval(np.repeat(values, 20), [str(i) for i in range(400)])
+    assert apart_high - apart_low < 0.4 * (high - low)
+
+
+def test_intervals_repeat_with_the_seed():
+    values, groups = np.random.default_rng(0).standard_normal(30), [str(i) for i in range(30)]
+    assert interval(values, groups, draws=50) == interval(values, groups, draws=50)
+    assert interval(values, groups, draws=50) != interval(values, groups, draws=50, seed=1)
+
+
+def test_draws_without_one_class_are_left_out():
+    labels, logits = np.array([1.0, 0, 0, 0]), np.array([3.0, 2.0, 1.0, 4.0])
+    got = evaluate.with_intervals(lambda rows: evaluate.classification(logits[rows], labels[rows]), list('abcd'))
+    assert got['auc'][0] == pytest.approx(2 / 3)
+    assert all(0 <= x <= 1 for x in got['auc'])
+
+
+# Over a data set.
+
+
+def dataset(n):
+    """Prompts whose first token is their number."""
+    inputs, mask = np.zeros((n, 3), np.int32), np.ones((n, 3), bool)
+    inputs[:, 0] = np.arange(n)
+    examples = [{'inputs_pretokenized': f'question {i}', 'reference': f'answer {i}'} for i in range(n)]
+    return Dataset({'inputs': inputs, 'inputs_mask': mask}, examples, Words(), 1)
+
+
+class Words:
+    def decode(self, ids):
+        return ' '.join(map(str, ids))
+
+
+def test_scores_are_those_of_every_row_once():
+    got = evaluate.scores([dataset(7), dataset(2)], 3, Partitioner(), lambda batch: batch.inputs[:, :2] * 0.5)
+    assert [x.shape for x in got] == [(7, 2), (2, 2)]
+    np.testing.assert_array_equal(got[0][:, 0], 0.5 * np.arange(7))
+
+
+def test_answers_are_rows_with_texts_scores_and_judgements():
+    seen = []
+
+    def respond(prompts, examples, i):
+        seen.append((i, [e['reference'] for e in examples]))
+        first = np.asarray(prompts.inputs)[:, 0]
+        targets = np.stack([first + 10, [1] * 3, [9] * 3], axis=1)[:, None]
+        mask = np.arange(3) < np.where(first == 4, 2, 1)[:, None, None]
+        rollout = types.Rollout(prompts.inputs, prompts.inputs_mask, targets, mask, np.zeros(targets.shape))
+        return rollout, {'score': prompts.inputs[:, :1] * 0.1}
+
+    judge = lambda prompt, response, example: len(prompt) + (example['reference'][-1] == response[-1])  # noqa: E731
+    rows = evaluate.answers(dataset(5), 3, Partitioner(), respond, {'truth': judge})
+    assert [i for i, _ in seen] == [0, 1]
+    assert rows[3] == {
+        'prompt': 'question 3', 'response': '13', 'tokens': 1, 'score': pytest.approx(0.3), 'truth': 11.0,
+        'reference': 'answer 3',
+    }  # fmt: skip
+    assert [row['prompt'] for row in rows] == [f'question {i}' for i in range(5)]
+    assert rows[4]['tokens'] == 2
+    means = evaluate.means(rows)
+    assert means == {'length': pytest.approx(6 / 5), 'score': pytest.approx(0.2), 'truth': pytest.approx(10 + 4 / 5)}
+    assert evaluate.beside(rows[3]) == {
+        'sft_response': '13', 'sft_tokens': 1, 'sft_score': pytest.approx(0.3), 'sft_truth': 11.0
+    }  # fmt: skip

@@ -1,0 +1,142 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from tiny import R
+
+from perl_jax import checkpoints, lora, rewards, types
+from perl_jax.base import BaseConfig
+from perl_jax.base import load as load_base
+from perl_jax.errors import UserError
+from perl_jax.partitioning import Partitioner
+from perl_jax.rewards import LearnedReward, TextReward
+
+BATCH = tiny.responses(B=3, K=2)
+EXAMPLES = [{'inputs_pretokenized': f'question {b}', 'reference': f'{b}'} for b in range(3)]
+
+
+@jax.jit
+def score(base, adapter, batch):
+    return rewards.score(tiny.NETWORK, lora.bind(base, adapter), batch)
+
+
+@pytest.mark.parametrize('name', ['lora', 'full'])
+def test_reward_reads_the_state_behind_the_last_token(name):
+    """The empty response is judged by its prompt alone, the full one by its very last token."""
+    base = tiny.base()
+    adapter = tiny.adapter(tiny.SPECS[name], base)
+    hidden = tiny.hidden(base, adapter, BATCH)
+    got = score(base, adapter, BATCH)
+    lengths = BATCH.targets_mask.sum(-1)
+    assert {0, R} <= set(lengths.ravel().tolist())
+    for b, k in np.ndindex(3, 2):
+        want = float(hidden[b, k, lengths[b, k]] @ adapter.head['kernel'])
+        assert float(got[b, k]) == pytest.approx(want, abs=1e-5)
+    assert got.shape == (3, 2) and got.dtype == np.float32
+
+
+def test_padding_does_not_matter():
+    adapter = tiny.adapter(tiny.SPECS['lora'], tiny.base())
+    other = dataclasses.replace(
+        BATCH,
+        inputs=np.where(BATCH.inputs_mask, BATCH.inputs, 7),
+        targets=np.where(BATCH.targets_mask, BATCH.targets, 9),
+    )
+    np.testing.assert_array_equal(score(tiny.base(), adapter, BATCH), score(tiny.base(), adapter, other))
+
+
+def test_the_last_token_matters():
+    adapter = tiny.adapter(tiny.SPECS['lora'], tiny.base())
+    targets, lengths = BATCH.targets.copy(), BATCH.targets_mask.sum(-1)
+    for b, k in np.argwhere(lengths):
+        targets[b, k, lengths[b, k] - 1] += 1
+    one, two = (score(tiny.base(), adapter, dataclasses.replace(BATCH, targets=x)) for x in (BATCH.targets, targets))
+    assert ((np.abs(one - two) > 1e-3) == (lengths > 0)).all()
+
+
+# Sources of reward.
+
+
+class Digits:
+    """A vocabulary whose text is the numbers of its tokens."""
+
+    def decode(self, ids):
+        return ' '.join(map(str, ids))
+
+
+def length_of(prompt, response, example):
+    """What a text function is told, in one number."""
+    assert prompt == example['inputs_pretokenized']
+    return len(response.split()) + 0.25 * int(example['reference'])
+
+
+def text_scores():
+    return BATCH.targets_mask.sum(-1) + 0.25 * np.arange(3)[:, None]
+
+
+def total(sources, base=None, network=tiny.NETWORK):
+    judge = rewards.scorer(sources, network, base, Partitioner(), Digits())
+    return np.asarray(judge(Partitioner().batch(BATCH), EXAMPLES))
+
+
+@pytest.mark.parametrize('function', [length_of, 'test_rewards.length_of'], ids=['function', 'name'])
+def test_reward_from_text(function):
+    got = total([TextReward(function)])
+    np.testing.assert_array_equal(got, np.float32(text_scores()))
+    assert got.dtype == np.float32
+
+
+def test_text_rewards_stay_float():
+    np.testing.assert_array_equal(total([TextReward(lambda *_: 0.204)]), np.full((3, 2), np.float32(0.204)))
+
+
+def test_sources_add_up_by_their_weights():
+    got = total([TextReward(length_of, weight=0.5), TextReward(lambda *_: 1.0, weight=-2.0)])
+    np.testing.assert_allclose(got, 0.5 * text_scores() - 2)
+
+
+@pytest.mark.parametrize('name', ['test_rewards.nothing', 'no_such_module.f', 'not a name', 'tiny', 'tiny.V'])
+def test_what_is_no_function_is_named(name):
+    with pytest.raises(UserError, match=name):
+        rewards.function(name)
+
+
+# A reward that a run has learned.
+
+
+@functools.cache
+def random_base(seed):
+    return load_base(BaseConfig(tiny.NETWORK), Partitioner(), seed)
+
+
+def save(folder, spec, base):
+    """What a reward run leaves behind; returns its adapter."""
+    adapter = tiny.adapter(spec, base.params)
+    state = types.TrainState(step=jax.numpy.int32(1), adapter=adapter, opt_state=())
+    about = {
+        'phase': 'reward',
+        'base': base.name,
+        'adapters': {'reward': {'scale': adapter.scale, 'dropout': adapter.dropout}},
+    }
+    run = checkpoints.Checkpoints(str(folder))
+    run.save(1, {'reward': state}, about)
+    run.close()
+    return adapter
+
+
+@pytest.mark.parametrize(('name', 'seed'), [('lora', 0), ('lora', 1), ('full', 1)])
+def test_learned_reward_on_the_policys_base_and_on_its_own(tmp_path, name, seed):
+    with Partitioner().scope():
+        adapter = save(tmp_path, tiny.SPECS[name], random_base(0))
+        got = total([LearnedReward(str(tmp_path), weight=2.0), TextReward(length_of, weight=0.1)], random_base(seed))
+        want = np.asarray(score(random_base(0).params, adapter, BATCH))
+        np.testing.assert_allclose(got, 2 * want + 0.1 * text_scores(), rtol=1e-5, atol=1e-5)
+        assert np.abs(want).max() > 0.1
+
+
+def test_learned_reward_needs_a_run(tmp_path):
+    with pytest.raises(UserError, match='LearnedReward.model_dir.*has no checkpoints'):
+        LearnedReward(str(tmp_path)).scorer(tiny.NETWORK, None, Partitioner(), None)
