@@ -1,0 +1,289 @@
+"""The command line: T5X's gin flags, one command a phase. The only module that knows gin."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import functools
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from perl_jax import __version__
+from perl_jax.errors import UserError
+
+HELP = """\
+PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA on one frozen base.
+
+  perl_jax sft      --gin_file=recipes/toy_sft.gin    --gin.MODEL_DIR="'runs/toy/sft'"
+  perl_jax reward   --gin_file=recipes/toy_reward.gin --gin.MODEL_DIR="'runs/toy/reward'" \\
+                    --gin.INITIAL_CHECKPOINT_PATH="'runs/toy/sft'"
+  perl_jax policy   --gin_file=recipes/toy_policy.gin --gin.MODEL_DIR="'runs/toy/policy'" \\
+                    --gin.INITIAL_CHECKPOINT_PATH="'runs/toy/sft'" --gin.REWARD_MODEL_DIR="'runs/toy/reward'"
+  perl_jax eval     --model_dir=runs/toy/policy --split=test     measure a finished run again
+  perl_jax sample   --model_dir=runs/toy/policy                  read some answers
+  perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
+  perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
+
+sft, reward and policy take T5X's flags, as does eval on top of a run's own config.gin:
+  --gin_file=FILE          a gin file; repeatable, later ones override (add tuning/full.gin for full tuning)
+  --gin.NAME=VALUE         one binding or macro; strings need inner quotes: --gin.MODEL_DIR="'runs/x'"
+  --gin_bindings='A = 1'   the same in gin's own words; repeatable
+  --gin_search_paths=A,B   where gin files are looked for, before the package's own gin/
+The same command again goes on where the run was. Recipes lie in perl_jax/gin/recipes; start by reading one.
+"""
+
+RUNS = {'sft': 'train_sft', 'reward': 'train_reward', 'policy': 'train_policy'}
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 for an error that the user can mend, said in one line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        print(HELP, end='')
+        return 0
+    if argv[0] == '--version':
+        print(f'perl_jax {__version__}')
+        return 0
+    _quiet()
+    try:
+        command, rest = argv[0], argv[1:]
+        if command not in _COMMANDS:
+            raise UserError(f"no command is called '{command}'; there are {', '.join(_COMMANDS)} (perl_jax --help)")
+        _COMMANDS[command](rest)
+    except UserError as error:  # gin and TensorFlow write around it where it passed
+        message = str(error).rpartition('UserError: ')[2].strip().partition('\n')[0]
+        print(f'perl_jax: {message}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('perl_jax: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quiet() -> None:
+    """Our own warnings on stderr, the libraries' chatter not."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    logging.basicConfig(level=logging.CRITICAL)
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    ours, handler = logging.getLogger('perl_jax'), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('perl_jax: %(message)s'))
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+    sys.path.insert(0, os.getcwd())  # a user's own task modules, as under python -m
+
+
+def _run(command: str, argv: list[str]) -> None:
+    files, bindings, paths, rest = _gin_flags(command, argv)
+    if rest:
+        raise UserError(f"{command}: unknown argument '{rest[0]}' (perl_jax --help)")
+    if not files:
+        raise UserError(f'{command}: give a recipe, such as --gin_file=recipes/toy_{command}.gin')
+    _configured(f'{RUNS[command]}.train', files, bindings, paths)()
+
+
+def _evaluate(argv: list[str]) -> None:
+    _with_model_dir('eval', argv, [('--split', str, 'validation', 'which split to measure')])
+
+
+def _sample(argv: list[str]) -> None:
+    options = [
+        ('--prompt', str, None, "answer this text; without it, some of the task's prompts"),
+        ('--num', int, 5, 'how many prompts'),
+    ]
+    _with_model_dir('sample', argv, options)
+
+
+def _with_model_dir(command: str, argv: list[str], options: list[tuple]) -> None:
+    """eval and sample: the run's own config.gin, then the user's bindings on top."""
+    from perl_jax import rundir
+
+    files, bindings, paths, rest = _gin_flags(command, argv)
+    parser = _Parser(prog=f'perl_jax {command}')
+    parser.add_argument('--model_dir', required=True, help='MODEL_DIR of a run')
+    for name, kind, default, text in options:
+        parser.add_argument(name, type=kind, default=default, help=text)
+    args = vars(parser.parse_args(rest))
+    about = rundir.read(args['model_dir'])
+    if about is None:
+        raise UserError(f"{command}: '{args['model_dir']}' is not the MODEL_DIR of a run: it has no run.json")
+    kind = 'reward' if about['phase'] == 'reward' else 'policy'
+    if (command, kind) == ('sample', 'reward'):
+        raise UserError(f"sample: '{args['model_dir']}' is a run of reward, which gives no answers; name a policy's")
+    files = [os.path.join(args['model_dir'], 'config.gin'), f'runs/infer_{about["phase"]}.gin', *files]
+    _configured(f'infer.{command}_{kind}', files, bindings, paths)(**args)
+
+
+def _report(argv: list[str]) -> None:
+    from perl_jax import report
+
+    parser = _Parser(prog='perl_jax report')
+    parser.add_argument('runs', nargs='+', metavar='MODEL_DIR', help='one run, or several to compare')
+    parser.add_argument('--output', help='the page; default: report.html beside the runs')
+    args = parser.parse_args(argv)
+    print(report.write(args.runs, args.output))
+
+
+def _inspect(argv: list[str]) -> None:
+    _load_tensorflow()
+    from perl_jax import inspect_task
+
+    parser = _Parser(prog='perl_jax inspect')
+    parser.add_argument('--task', required=True, help='a registered SeqIO task or mixture')
+    parser.add_argument('--module', action='append', default=[], help='import this first (your own tasks); repeatable')
+    parser.add_argument('--split', default='train')
+    parser.add_argument('--num', type=int, default=3, help='how many examples to show')
+    parser.add_argument(
+        '--vocabulary', help="a tokenizer.json or .gguf to count tokens with, in place of the task's own"
+    )
+    inspect_task.show(**vars(parser.parse_args(argv)))
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    **{command: functools.partial(_run, command) for command in RUNS},
+    'eval': _evaluate,
+    'sample': _sample,
+    'report': _report,
+    'inspect': _inspect,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as UserError: one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> None:
+        raise UserError(f'{self.prog.removeprefix("perl_jax ")}: {message}')
+
+
+def _gin_flags(command: str, argv: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """T5X's flags out of `argv`: files, bindings, search paths, and what is left."""
+    parser = _Parser(prog=f'perl_jax {command}', add_help=False)
+    for name in ('--gin_file', '--gin_bindings'):
+        parser.add_argument(name, action='append', default=[])
+    parser.add_argument('--gin_search_paths', default='')
+    rewritten = []
+    for word in argv:  # T5X's rewrite_gin_args
+        if word.startswith('--gin.'):
+            name, equals, value = word.removeprefix('--gin.').partition('=')
+            if not equals:
+                raise UserError(f"{command}: '{word}' has no value; write --gin.{name}=VALUE")
+            rewritten.append(f'--gin_bindings={name} = {value}')
+        else:
+            rewritten.append(word)
+    known, rest = parser.parse_known_args(rewritten)
+    return known.gin_file, known.gin_bindings, [p for p in known.gin_search_paths.split(',') if p], rest
+
+
+def _configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., None]:
+    """The configurable `name` after the gin files and bindings are read."""
+    _load_tensorflow()
+    import gin
+
+    _register()
+    gin.clear_config()  # of an earlier call in this process
+    here = os.path.dirname(__file__)
+    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin')]  # gin itself can only add
+    # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    with _one_line():
+        gin.parse_config_files_and_bindings(files, [], finalize_config=False)
+    macros = set(_MACRO.findall(gin.config_str()))
+    for binding in bindings:
+        with _one_line(binding):
+            gin.parse_config(binding)
+    used = set(re.findall(r'%(\w+)', gin.config_str()))
+    for macro in set(_MACRO.findall(gin.config_str())) - macros - used:  # gin would say nothing
+        near = difflib.get_close_matches(macro, sorted(macros | used), n=3, cutoff=0.4)
+        raise UserError(f"gin: nothing reads a macro called '{macro}'; nearest: {', '.join(near) or 'none'}")
+    with _one_line():
+        gin.finalize()
+
+    def checked(**kwargs: Any) -> None:
+        try:
+            gin.get_configurable(name)(**kwargs)
+        except TypeError as error:
+            if lacking := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', str(error)):
+                raise UserError(f'gin: {name} lacks {lacking[1]}; is the recipe one for this command?') from error
+            raise
+
+    return checked
+
+
+_MACRO = re.compile(r'^(\w+) = ', re.MULTILINE)
+
+
+@functools.cache
+def _register() -> None:
+    """What gin files may name without importing it. For a user's own: `from __gin__ import dynamic_registration`."""
+    import gin
+    import optax
+
+    from perl_jax import base, data, infer, lora, partitioning, rewards, runs, sampling
+    from perl_jax.networks import decoder
+
+    ours = [
+        base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
+        rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
+        infer.eval_policy, infer.eval_reward, infer.sample_policy,
+    ]  # fmt: skip
+    theirs = [
+        optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,
+        optax.linear_schedule, optax.warmup_constant_schedule, optax.warmup_cosine_decay_schedule,
+    ]  # fmt: skip
+    for thing in ours:
+        gin.external_configurable(thing, module=thing.__module__)
+    for thing in theirs:
+        gin.external_configurable(thing, module='optax')
+    for module in RUNS.values():  # all of them, so that config.gin of any run can be read by any command
+        train = importlib.import_module(f'perl_jax.{module}').train
+        gin.external_configurable(_with_config_text(train), 'train', module=f'perl_jax.{module}')
+    gin.constant('lora.ALL_LINEAR', lora.ALL_LINEAR)
+    gin.constant('lora.ATTENTION', lora.ATTENTION)
+
+
+def _with_config_text(train: Callable[..., None]) -> Callable[..., None]:
+    """A run that writes config.gin as soon as everything is configured."""
+    import gin
+
+    @functools.wraps(train)
+    def start(run: Any, **kwargs: Any) -> None:
+        train(dataclasses.replace(run, config_text=gin.operative_config_str), **kwargs)
+
+    return start
+
+
+def _load_tensorflow() -> None:
+    """Every command but report needs it, and its import writes to stderr whatever its log level."""
+    stderr = os.dup(2)
+    with open(os.devnull, 'w') as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+@contextlib.contextmanager
+def _one_line(binding: str | None = None) -> Iterator[None]:
+    """What gin says of its files, or of one binding, as a UserError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError, SyntaxError, NameError, ImportError, AttributeError) as error:
+        text = ' '.join(str(error).split())
+        if macro := re.match(r"(?:No bindings specified for ')?([\w.]+)/(?:gin\.)?macro", text):
+            text = f'{macro[1]} is not given; add --gin.{macro[1]}=VALUE'
+        elif 'Unable to open file' in text or 'No such file' in text:
+            text += ' Recipes are named like recipes/toy_sft.gin'
+        elif isinstance(error, SyntaxError) and binding:
+            text = f"cannot read the value in '{binding}'; strings need inner quotes: --gin.NAME=\"'text'\""
+        raise UserError(f'gin: {text}') from error

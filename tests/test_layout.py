@@ -1,0 +1,163 @@
+"""The house rules that can be read off the source: imports go down, files stay short, gin stays in main.py."""
+
+import ast
+import fnmatch
+import graphlib
+import os
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+MAX_LINES = 350
+
+# A module imports from the floors below its own. One that is named nowhere here fails the test: give it a floor.
+FLOORS = [
+    {'', 'errors', 'types', 'masked'},
+    {'losses', 'advantages', 'layers', 'lora', 'logprobs'},
+    {'networks', 'networks.*', 'partitioning', 'features', 'train_state'},
+    {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
+    {'base', 'reinforce'},
+    {'rewards', 'evaluate', 'runs'},
+    {'train_sft', 'train_reward', 'train_policy', 'infer', 'inspect_task', 'report', 'report.*', 'plan'},
+    {'main', '__main__'},
+]
+
+# Imports within a floor, with the reason for each.
+SAME_FLOOR = {
+    ('interop.*', 'interop.*'): 'readers of one format share what they know of it',
+    ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
+    ('evaluate', 'rewards'): 'a metric of the text is the same function as a reward of the text',
+    ('data', 'interop.tokenizers'): 'a vocabulary may be named by its path',
+    ('report*', 'report.*'): 'one page, written by several files',
+    ('__main__', 'main'): 'python -m perl_jax is the command line',
+}
+
+# Only the networks are made of layers.
+ONLY_FOR = {'layers': 'networks.*'}
+
+# Modules that are imported under another name than their distribution's, or that come with another one.
+DISTRIBUTIONS = {
+    'absl': 'absl-py',
+    'gin': 'gin-config',
+    'ml_dtypes': 'jax',
+    'orbax': 'orbax-checkpoint',
+    'scipy': 'jax',
+    'sentencepiece': 'seqio',
+    'tensorflow': 'seqio',
+    'tensorflow_text': 'seqio',
+    'tensorstore': 'orbax-checkpoint',
+}
+
+
+def sources():
+    """Yields (module's name below perl_jax, path), through the symlink perl_jax/tasks."""
+    for folder, folders, files in os.walk(ROOT / 'perl_jax', followlinks=True):
+        folders[:] = sorted(set(folders) - {'__pycache__', 'gin'})
+        for file in sorted(files):
+            if file.endswith('.py'):
+                path = pathlib.Path(folder, file)
+                parts = path.relative_to(ROOT / 'perl_jax').with_suffix('').parts
+                yield '.'.join(parts[:-1] if parts[-1] == '__init__' else parts), path
+
+
+MODULES = dict(sources())
+
+
+def imports(path):
+    """Yields the full dotted name of everything that the file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}:{node.lineno}: write the import in full, from perl_jax'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def own_imports(path):
+    """Yields the names below perl_jax of our modules that the file imports."""
+    for name in imports(path):
+        package, _, rest = name.partition('.')
+        if package == 'perl_jax' and rest:
+            yield rest if rest in MODULES else rest.rpartition('.')[0]
+
+
+def floor(module):
+    """Returns the module's floor, or None where the table does not know it."""
+    found = [i for i, names in enumerate(FLOORS) if any(fnmatch.fnmatchcase(module, name) for name in names)]
+    assert len(found) <= 1, f'{module} stands on floors {found}'
+    return found[0] if found else None
+
+
+def matches(module, other, pair):
+    return fnmatch.fnmatchcase(module, pair[0]) and fnmatch.fnmatchcase(other, pair[1])
+
+
+def test_every_module_has_a_floor():
+    unknown = [str(path.relative_to(ROOT)) for module, path in MODULES.items() if floor(module) is None]
+    assert not unknown, f'give these a floor in FLOORS: {unknown}'
+
+
+def test_imports_go_down():
+    wrong = []
+    for module, path in MODULES.items():
+        for other in set(own_imports(path)) - {''}:
+            if floor(module) is None or (other in MODULES and floor(other) is None):
+                continue  # the test above says so
+            if other not in MODULES:
+                wrong.append(f'{module} imports perl_jax.{other}, which does not exist')
+            elif floor(other) > floor(module):
+                wrong.append(f'{module} (floor {floor(module)}) imports {other} (floor {floor(other)})')
+            elif floor(other) == floor(module) and not any(matches(module, other, pair) for pair in SAME_FLOOR):
+                wrong.append(f'{module} imports {other} of its own floor {floor(other)}')
+            elif other in ONLY_FOR and not fnmatch.fnmatchcase(module, ONLY_FOR[other]):
+                wrong.append(f'{module} imports {other}, which is for {ONLY_FOR[other]} alone')
+    assert not wrong, '\n'.join(['', *sorted(wrong)])
+
+
+def test_imports_form_no_circle():
+    graph = {module: set(own_imports(path)) - {''} for module, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle in it
+
+
+def test_same_floor_list_is_not_stale():
+    pairs = [(module, other) for module, path in MODULES.items() for other in own_imports(path)]
+    stale = [pair for pair in SAME_FLOOR if not any(matches(*found, pair) for found in pairs)]
+    assert not stale, f'no longer imported, so strike them from SAME_FLOOR: {stale}'
+
+
+def test_files_stay_short():
+    long = {path.name: n for path in MODULES.values() if (n := len(path.read_text().splitlines())) > MAX_LINES}
+    assert not long, f'split these; {MAX_LINES} lines is the limit: {long}'
+
+
+def test_gin_and_flags_only_in_main():
+    wrong = []
+    for module, path in MODULES.items():
+        for name in imports(path):
+            if module != 'main' and re.match(r'gin(\.|$)|absl\.(app|flags)(\.|$)', name):
+                wrong.append(f'{module} imports {name}')
+    assert not wrong, f'the library knows nothing of gin or flags, only main.py does: {wrong}'
+
+
+def test_third_party_modules_are_declared():
+    setup = (ROOT / 'setup.py').read_text()
+    missing = {}
+    for module, path in MODULES.items():
+        for name in {name.partition('.')[0] for name in imports(path)} - sys.stdlib_module_names - {'perl_jax'}:
+            if not re.search(rf"'{re.escape(DISTRIBUTIONS.get(name, name))}\b", setup):
+                missing.setdefault(name, []).append(module)
+    assert not missing, f'declare these in setup.py (or name their distribution here): {missing}'
+
+
+def test_no_file_that_must_never_be():
+    # gin/__init__.py would hide the gin-config package from whoever runs in this folder.
+    forbidden = [*ROOT.glob('gin/**/*.py'), *(path for path in MODULES.values() if path.stem in ('utils', 'helpers'))]
+    assert not forbidden, f'remove: {forbidden}'
+
+
+def test_tasks_and_gin_are_links():
+    # Real folders inside the package would be second copies; a task module under two names registers its tasks twice.
+    for name in ('tasks', 'gin'):
+        link = ROOT / 'perl_jax' / name
+        assert os.readlink(link) == f'../{name}', f'{link} has to be a symlink to ../{name}'
