@@ -147,13 +147,10 @@ def _permutation(seed: int, member: int, epoch: int, size: int) -> np.ndarray:
 
 def stream(config: DatasetConfig, kind: str, seed: int) -> Stream:
     """The endless training batches of a task or mixture."""
-    import seqio
-
     provider = find(config.mixture_or_task_name)
-    members = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
-    rates = [float(provider.get_rate(t)) for t in members] if len(members) > 1 else [1.0]
-    datasets = [load(dataclasses.replace(config, mixture_or_task_name=t.name), kind) for t in members]
-    return Stream(datasets, rates, config.batch_size, seed)
+    tasks = members(provider)
+    rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
+    return Stream([_load(t, config, kind) for t in tasks], rates, config.batch_size, seed)
 
 
 def reward_kind(name: str) -> str:
@@ -182,19 +179,31 @@ def find(name: str) -> Any:
     return seqio.get_mixture_or_task(name)
 
 
+def members(provider: Any) -> list[Any]:
+    """The tasks of a mixture; of a task, itself."""
+    import seqio
+
+    return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+
+
 def load(config: DatasetConfig, kind: str) -> Dataset:
-    """Read one split of one task; `kind` is one of `KINDS`.
+    """Read one split of a task, or of every task of a mixture in turn; `kind` is one of `KINDS`.
 
     Raises:
       UserError: an unknown task or split, features that do not fit the kind, or more than `MAX_DROPPED` dropped.
     """
+    parts = [_load(task, config, kind) for task in members(find(config.mixture_or_task_name))]
+    arrays = {k: np.concatenate([part.arrays[k] for part in parts]) for k in parts[0].arrays}
+    return dataclasses.replace(parts[0], arrays=arrays, examples=[e for part in parts for e in part.examples])
+
+
+def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:
     from perl_jax import features
 
-    name, split, lengths = config.mixture_or_task_name, config.split, config.task_feature_lengths
+    name, split, lengths = task.name, config.split, config.task_feature_lengths
     converter = getattr(features, f'{kind.capitalize()}FeatureConverter')()
-    provider = with_vocabulary(find(name), config.vocabulary)
-    if split not in provider.splits:
-        raise UserError(f"task '{name}' has no split '{split}'; it has {', '.join(sorted(provider.splits))}")
+    provider = with_vocabulary(task, config.vocabulary)
+    check_split(provider, split)
     missing = converter.TASK_FEATURES.keys() - provider.output_features.keys()
     if missing:
         raise UserError(
@@ -229,6 +238,12 @@ def with_vocabulary(task: Any, vocabulary: Any) -> Any:
         k: dataclasses.replace(f, vocabulary=vocabulary) if f.rank == 1 else f for k, f in task.output_features.items()
     }
     return task.replace(output_features=swapped)
+
+
+def check_split(task: Any, split: str) -> None:
+    """A task must have the split."""
+    if split not in task.splits:
+        raise UserError(f"task '{task.name}' has no split '{split}'; it has {', '.join(sorted(task.splits))}")
 
 
 def check_vocabulary(vocabulary: Any, size: int) -> None:
@@ -279,10 +294,11 @@ def _fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:
     import tensorflow as tf
 
     head = [] if bos_id is None else [bos_id]
+    room = length - len(head)
     ds = tf.data.Dataset.zip(ds, tf.data.Dataset.from_tensor_slices(keep)).filter(lambda _, ok: ok)
 
     def cut(row: Any, _: Any) -> Any:
-        tail = row['inputs'][-(length - len(head)) :]
+        tail = row['inputs'][tf.maximum(0, tf.size(row['inputs']) - room) :]
         return row | {'inputs': tf.concat([tf.constant(head, tf.int32), tail], axis=0)}
 
     return ds.map(cut, num_parallel_calls=tf.data.AUTOTUNE)

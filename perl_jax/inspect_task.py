@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -29,14 +30,17 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
             raise UserError(
                 f"--module: no module named '{error.name}'; it must be importable from this folder"
             ) from error
-    provider = data.with_vocabulary(data.find(task), vocabulary)
-    if split not in provider.splits:
-        raise UserError(f"task '{task}' has no split '{split}'; it has {', '.join(sorted(provider.splits))}")
-    features = [k for k, f in provider.output_features.items() if f.rank == 1]
-    ds = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    providers = [data.with_vocabulary(member, vocabulary) for member in data.members(data.find(task))]
+    for provider in providers:
+        data.check_split(provider, split)
+    features = [k for k, f in providers[0].output_features.items() if f.rank == 1]
+    rows = itertools.chain.from_iterable(
+        provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1).as_numpy_iterator()
+        for provider in providers
+    )
     lengths: dict[str, list[int]] = {name: [] for name in features}
     labels, count = [], 0
-    for count, row in enumerate(ds.as_numpy_iterator(), start=1):
+    for count, row in enumerate(rows, start=1):
         if count <= num:
             _example(count, row, features)
         for name in features:
@@ -45,7 +49,7 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
             labels.append(float(row['label']))
     if not count:
         raise UserError(f"task '{task}' has no examples in its split '{split}'")
-    print(f'{task}, {split}: {count:,} examples, {type(provider.output_features["inputs"].vocabulary).__name__}')
+    print(f'{task}, {split}: {count:,} examples, {type(providers[0].output_features["inputs"].vocabulary).__name__}')
     if labels:
         print(f'label: {np.mean(labels):.1%} up')
     for name in features:

@@ -96,13 +96,14 @@ def train(
 
         with runs.start('policy', run, spec, frozen, {'policy': state.policy, 'value': state.value}) as log:
             state = PolicyState(log.states['policy'], log.states['value'])
-            before = answer(None)  # the anchor's answers, to stand beside the policy's
+            before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if int(state.policy.step) == 0:
-                log.evaluated(0, evaluate.means(before))
+                log.evaluated(0, evaluate.means(before()))
 
             def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
                 rows = answer(adapter)
-                return evaluate.means(rows), [row | evaluate.beside(old) for row, old in zip(rows, before, strict=True)]
+                pairs = zip(rows, before(), strict=True)
+                return evaluate.means(rows), [row | evaluate.beside(old) for row, old in pairs]
 
             for step in log.steps():
                 prompts, examples = stream(step)  # 1

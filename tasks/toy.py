@@ -27,7 +27,7 @@ class WordVocabulary(seqio.Vocabulary):
     not after `=`, `(` or a line break: so all that the grammar says round-trips.
     """
 
-    _PIECE = re.compile(r'\w+[=(:]?|[^\w ]')
+    _PIECE = re.compile(r'\w+[=(:]?|[^\w ]', re.ASCII)  # TensorFlow's \w is ASCII's
 
     def __init__(self, texts: Iterator[str]) -> None:
         super().__init__()

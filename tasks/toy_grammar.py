@@ -37,6 +37,7 @@ VALUES = {slot: tuple(dict.fromkeys(said.values())) for slot, said in SLOTS.item
 OPENINGS = ('', 'hello, ', 'hi, ', 'good morning, ')
 ASKS = ('can i get ', 'i would like ', 'could i have ', 'please make me ')
 
+LAST_REMARK = 0.55  # so often that even the most common demonstration is right for at most 60% of the requests
 FORGETS = {'quantity': 0.4, 'size': 0.3, 'syrup': 0.35}  # how careless baristas are
 NOT_LISTENING, MAKES_IT_HOT, SLIPS = 0.6, 0.3, 0.05
 MIXED_UP = 0.02  # how often a rater is
@@ -51,7 +52,7 @@ def request(rng: random.Random) -> tuple[str, Order, Order]:
     text = rng.choice(OPENINGS) + rng.choice(ASKS) + ' '.join(filter(None, words))
     extras = [f'{said[slot]} {slot}' for slot in ('milk', 'syrup') if slot in said]
     text += (' with ' + ' and '.join(extras) if extras else '') + '?'
-    if rng.random() < 0.4:
+    if rng.random() < LAST_REMARK:
         slot = rng.choice(['milk', 'syrup'])
         if slot in first:
             return f'{text} no wait, no {slot}', {k: v for k, v in first.items() if k != slot}, first
