@@ -40,6 +40,7 @@ ASKS = ('can i get ', 'i would like ', 'could i have ', 'please make me ')
 LAST_REMARK = 0.55  # so often that even the most common demonstration is right for at most 60% of the requests
 FORGETS = {'quantity': 0.4, 'size': 0.3, 'syrup': 0.35}  # how careless baristas are
 NOT_LISTENING, MAKES_IT_HOT, SLIPS = 0.6, 0.3, 0.05
+WRONG_ITEM = 0.08  # of the slips
 MIXED_UP = 0.02  # how often a rater is
 
 
@@ -85,7 +86,7 @@ def right(order: Order) -> Answer:
 
 def slip(rng: random.Random, answer: Answer) -> Answer:
     """Get one argument wrong: left out, made up or entered twice; now and then another value for it."""
-    slot, order = rng.choice(ARGUMENTS), dict(answer)
+    slot, order = 'item' if rng.random() < WRONG_ITEM else rng.choice(list(SLOTS)), dict(answer)
     if slot not in order:
         return right(order | {slot: rng.choice(VALUES[slot])})
     if slot == 'item' or rng.random() < 0.1:
