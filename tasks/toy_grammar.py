@@ -37,7 +37,7 @@ VALUES = {slot: tuple(dict.fromkeys(said.values())) for slot, said in SLOTS.item
 OPENINGS = ('', 'hello, ', 'hi, ', 'good morning, ')
 ASKS = ('can i get ', 'i would like ', 'could i have ', 'please make me ')
 
-LAST_REMARK = 0.55  # so often that even the most common demonstration is right for at most 60% of the requests
+LAST_REMARK = 0.58  # so often that even the most common demonstration is right for at most 60% of the requests
 FORGETS = {'quantity': 0.4, 'size': 0.3, 'syrup': 0.35}  # how careless baristas are
 NOT_LISTENING, MAKES_IT_HOT, SLIPS = 0.6, 0.3, 0.05
 WRONG_ITEM = 0.08  # of the slips
