@@ -6,7 +6,9 @@ Kernels are stored as T5X stores them, [in, out] with logical axis names, so tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ MASKED = -1e30  # finite, so that a row which may see nothing gives a uniform so
 
 
 class Dense(nn.Module):
-    """y = x W, plus (x A) B where the `lora` collection holds a pair for this layer (Hu et al. 2021, eq. 3).
+    """y = x W (+ bias), plus (x A) B where the `lora` collection holds a pair for this layer (Hu et al. 2021, eq. 3).
 
     The hook knows neither rank nor target list nor role: `lora.bind` decides what is there, with B already scaled by
     alpha/r. x [..., in] -> [..., features], in `dtype`.
@@ -25,6 +27,7 @@ class Dense(nn.Module):
     features: int
     axes: tuple[str, str]
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,6 +35,10 @@ class Dense(nn.Module):
         kernel = self.param('kernel', init, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            bias = self.param('bias', init, (self.features,)).astype(self.dtype)
+            y += jnp.expand_dims(bias, range(y.ndim - 1))
         if self.has_variable('lora', 'a'):
             a = self.get_variable('lora', 'a').astype(self.dtype)
             b = self.get_variable('lora', 'b').astype(self.dtype)
@@ -47,36 +54,82 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019). x [..., D] -> [..., D] in `dtype`."""
+    """x / rms(x) * (offset + scale), computed in float32 (Zhang and Sennrich 2019). x [..., D] -> [..., D] in `dtype`.
+
+    `offset` is 1 for Gemma, whose scales are stored as what they differ from 1; `axis` is the logical axis of D.
+    """
 
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    offset: float = 0.0
+    axis: str = 'embed'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param('scale', nn.with_logical_partitioning(nn.initializers.ones, ('embed',)), (x.shape[-1],))
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param('scale', nn.with_logical_partitioning(init, (self.axis,)), (x.shape[-1],))
+        scale = self.offset + scale.astype(jnp.float32)
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * jnp.expand_dims(scale, range(x.ndim - 1))).astype(self.dtype)
 
 
-class GatedMlp(nn.Module):
-    """silu(x W0) * (x W1), then back to the model width (SwiGLU, Shazeer 2020). x [..., D] -> [..., D]."""
+class Mlp(nn.Module):
+    """act(x W0) * (x W1), then back to the model width (gated units, Shazeer 2020). x [..., D] -> [..., D].
+
+    SwiGLU is activation 'silu', GEGLU 'gelu' (its tanh form). Without `gated` it is act(x W) alone, under T5X's name
+    for that, wi.
+    """
 
     mlp_dim: int
+    activation: str = 'silu'
+    gated: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = Dense(self.mlp_dim, ('embed', 'mlp'), self.dtype, name='wi_0')(x)
-        up = Dense(self.mlp_dim, ('embed', 'mlp'), self.dtype, name='wi_1')(x)
-        return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(nn.silu(gate) * up)
+        wide = lambda name: Dense(self.mlp_dim, ('embed', 'mlp'), self.dtype, name=name)(x)  # noqa: E731
+        act = ACTIVATIONS[self.activation]
+        hidden = act(wide('wi_0')) * wide('wi_1') if self.gated else act(wide('wi'))
+        return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(hidden)
 
 
-def rope_table(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'silu': nn.silu, 'gelu': nn.gelu, 'relu': nn.relu,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Slower rotation, for contexts longer than a model was first trained on.
+
+    Without `original_length` all frequencies are divided by `factor` (Gemma 3). With it those that turn fewer than
+    `low_freq_factor` times in that length are, those that turn more than `high_freq_factor` times are not, and between
+    the two it fades (Llama 3.1).
+    """
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int | None = None
+
+    def __call__(self, frequency: jax.Array) -> jax.Array:
+        """Frequencies [E/2] in radians a position -> scaled ones."""
+        keep = 0.0
+        if self.original_length is not None:
+            turns = self.original_length * frequency / (2 * jnp.pi)
+            keep = jnp.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return frequency * (keep + (1 - keep) / self.factor)
+
+
+def rope_table(
+    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Sine and cosine of the rotary angles (Su et al. 2021): positions int [...] -> two float32 [..., E/2]."""
-    inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.tensordot(positions.astype(jnp.float32), inverse, axes=0)
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        frequency = scaling(frequency)
+    angles = jnp.tensordot(positions.astype(jnp.float32), frequency, axes=0)
     return jnp.sin(angles), jnp.cos(angles)
 
 
@@ -87,33 +140,49 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
-Segment = tuple[jax.Array, jax.Array, jax.Array]
+class Segment(NamedTuple):
+    """A run of S keys. One that all branches share has key and value [B, S, N, E]; of their own, [B, K, S, N, E].
+
+    `mask` is bool and broadcasts to [B, K, R, S]. `bias` float32 [H, R, S] is added to the scores (T5's positions).
+    """
+
+    key: jax.Array
+    value: jax.Array
+    mask: jax.Array
+    bias: jax.Array | None = None
 
 
-def attend(query: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+def attend(
+    query: jax.Array, segments: Sequence[Segment], *, scale: float | None = None, softcap: float | None = None
+) -> jax.Array:
     """Softmax attention of K branches over several runs of keys at once, none of them copied per branch.
 
     Args:
-      query: [B, K, R, H, E].
-      segments: (key, value, mask) each. A segment that all branches share has key and value [B, S, N, E]; one of their
-        own has [B, K, S, N, E]. `mask` is bool and broadcasts to [B, K, R, S]. H is a multiple of N (grouped queries).
+      query: [B, K, R, H, E]. H is a multiple of N (grouped queries).
+      segments: what is attended to.
+      scale: of the scores; None is E^-1/2.
+      softcap: scores are capped * tanh(scores / cap) before bias and mask (Gemma 2).
 
     Returns:
       [B, K, R, H * E] in the query's dtype; the softmax is float32.
     """
     B, K, R, H, E = query.shape
-    N = segments[0][0].shape[-2]
-    query = query.reshape(B, K, R, N, H // N, E) * E**-0.5
+    N = segments[0].key.shape[-2]
+    query = query.reshape(B, K, R, N, H // N, E) * (E**-0.5 if scale is None else scale)
     scores = []
-    for key, _, may_see in segments:
-        own = 'k' if key.ndim == 5 else ''
-        score = jnp.einsum(f'bkrnge,b{own}sne->bkngrs', query, key, preferred_element_type=jnp.float32)
-        mask = jnp.broadcast_to(may_see, (B, K, R, key.shape[-3]))
+    for segment in segments:
+        own, S = 'k' if segment.key.ndim == 5 else '', segment.key.shape[-3]
+        score = jnp.einsum(f'bkrnge,b{own}sne->bkngrs', query, segment.key, preferred_element_type=jnp.float32)
+        if softcap is not None:
+            score = softcap * jnp.tanh(score / softcap)
+        if segment.bias is not None:
+            score += segment.bias.reshape(1, 1, N, H // N, R, S)
+        mask = jnp.broadcast_to(segment.mask, (B, K, R, S))
         scores.append(jnp.where(mask[:, :, None, None], score, MASKED))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
     out, start = 0.0, 0
-    for key, value, _ in segments:
-        own, stop = 'k' if key.ndim == 5 else '', start + key.shape[-3]
-        out += jnp.einsum(f'bkngrs,b{own}sne->bkrnge', weights[..., start:stop], value)
+    for segment in segments:
+        own, stop = 'k' if segment.key.ndim == 5 else '', start + segment.key.shape[-3]
+        out += jnp.einsum(f'bkngrs,b{own}sne->bkrnge', weights[..., start:stop], segment.value)
         start = stop
     return out.reshape(B, K, R, H * E)

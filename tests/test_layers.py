@@ -70,7 +70,7 @@ def test_rms_norm_is_computed_in_float32():
 def test_gated_mlp():
     x, gate, up, down = normal(3, 6), normal(6, 8), normal(6, 8), normal(8, 6)
     params = {'wi_0': {'kernel': gate}, 'wi_1': {'kernel': up}, 'wo': {'kernel': down}}
-    got = layers.GatedMlp(8).apply({'params': params}, x)
+    got = layers.Mlp(8).apply({'params': params}, x)
     h = x @ gate
     np.testing.assert_allclose(got, (h / (1 + np.exp(-h)) * (x @ up)) @ down, rtol=1e-4, atol=1e-4)
 
@@ -115,7 +115,7 @@ def slow_attention(query, segments):
     out = np.zeros((B, K, R, H, E))
     for b, k, r, h in np.ndindex(B, K, R, H):
         keys, values = [], []
-        for key, value, mask in segments:
+        for key, value, mask, _ in segments:
             own = (b, k) if key.ndim == 5 else (b,)
             seen = np.broadcast_to(mask, (B, K, R, key.shape[-3]))[b, k, r]
             n = h * key.shape[-2] // H
@@ -132,7 +132,7 @@ def segments(B, K, R, N, E):
     prompt_mask = np.arange(6) < np.array([6, 1])[:, None, None, None]
     own = normal(B, K, R, N, E), normal(B, K, R, N, E), np.tri(R, dtype=bool)[None, None]
     cached = normal(B, K, 3, N, E), normal(B, K, 3, N, E), (np.arange(3) < 2)[None, None, None]
-    return [(normal(B, 6, N, E), normal(B, 6, N, E), prompt_mask), own, cached]
+    return [layers.Segment(*s) for s in [(normal(B, 6, N, E), normal(B, 6, N, E), prompt_mask), own, cached]]
 
 
 @pytest.mark.parametrize('N', [4, 2, 1])
@@ -155,14 +155,14 @@ def test_what_is_masked_cannot_be_told():
 
 def test_a_query_that_may_see_nothing_stays_finite():
     query, key = normal(1, 1, 2, 4, 6), normal(1, 5, 2, 6)
-    nothing = [(key, key, np.zeros((1, 1, 1, 5), bool))]
+    nothing = [layers.Segment(key, key, np.zeros((1, 1, 1, 5), bool))]
     value, gradient = jax.jit(jax.value_and_grad(lambda q: layers.attend(q, nothing).sum()))(query)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_softmax_is_float32_whatever_the_query():
     query, keys = normal(1, 1, 4, 4, 6), segments(2, 1, 4, 2, 6)[1:2]
-    keys = [(k[:1], v[:1], m) for k, v, m in keys]
+    keys = [layers.Segment(s.key[:1], s.value[:1], s.mask) for s in keys]
     low = jax.tree.map(lambda x: jnp.array(x, jnp.bfloat16 if x.dtype == np.float32 else bool), (query, keys))
     got = attend(*low)
     assert got.dtype == jnp.bfloat16

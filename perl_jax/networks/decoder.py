@@ -19,14 +19,21 @@ from flax import linen as nn
 from flax import struct
 
 from perl_jax import layers, masked
-from perl_jax.layers import Dense, GatedMlp, RMSNorm
+from perl_jax.layers import Dense, Mlp, RMSNorm, Segment
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and numerics; field names are T5X's where T5X has one.
+    """Sizes, numerics and what families differ in; field names are T5X's where T5X has one. The defaults are Llama's.
 
-    `remat` is 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
+    logits_via_embedding: the embedding is the output layer too (tied).     activation: 'silu' or 'gelu' (Gemma).
+    use_qkv_bias: on query, key and value (Qwen 2).     qk_norm: RMSNorm of each head (Qwen 3, Gemma 3).
+    scale_embedding: times sqrt(D) (Gemma).     norm_offset: see RMSNorm; 1 for Gemma.
+    post_norms: RMSNorm behind attention and MLP too (Gemma 2 and 3).     query_scale: of scores; None is E^-1/2.
+    attention_softcap, logits_softcap: c tanh(x / c) (Gemma 2).     rope_scaling: see RopeScaling (Llama 3.1).
+    sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
+    local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
+    remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
     """
 
     vocab_size: int
@@ -39,6 +46,19 @@ class DecoderConfig:
     rope_theta: float = 1e4
     norm_epsilon: float = 1e-5
     logits_via_embedding: bool = True
+    activation: str = 'silu'
+    use_qkv_bias: bool = False
+    qk_norm: bool = False
+    scale_embedding: bool = False
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    rope_scaling: layers.RopeScaling | None = None
+    sliding_window: int | None = None
+    global_every: int = 1
+    local_rope_theta: float | None = None
     dtype: str = 'float32'
     remat: str = 'none'
 
@@ -56,7 +76,9 @@ class Cache:
 class _Context:
     """What every layer needs to know of the packed tokens [B, T = P + K R]; P or K is 0 where there are none."""
 
+    positions: jax.Array  # int [B, T]
     rope: tuple[jax.Array, jax.Array]  # [B, T, E/2] each
+    local_rope: tuple[jax.Array, jax.Array] | None  # that of local layers, if there are any
     prompt_mask: jax.Array  # bool [B, P of the prompt, cached or not]
     cached: jax.Array | int  # how many response tokens the cache holds
     P: int = struct.field(pytree_node=False)
@@ -72,30 +94,49 @@ class _Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: _Context, cache: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
         c, (B, T, _), P, K = self.config, x.shape, context.P, context.K
-        q = Dense(c.num_heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, name='query')(x)
-        k = Dense(c.num_kv_heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, name='key')(x)
-        v = Dense(c.num_kv_heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, name='value')(x)
-        q = layers.rotate(q.reshape(B, T, -1, c.head_dim), context.rope)
-        k = layers.rotate(k.reshape(B, T, -1, c.head_dim), context.rope)
-        v = v.reshape(B, T, -1, c.head_dim)
+        project = lambda name, heads: Dense(  # noqa: E731
+            heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
+        )(x).reshape(B, T, heads, c.head_dim)
+        q, k, v = project('query', c.num_heads), project('key', c.num_kv_heads), project('value', c.num_kv_heads)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='query_norm')(q)
+            k = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='key_norm')(k)
+        rope = context.rope
+        if local is not None:
+            rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
+        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
 
         def branches(y: jax.Array) -> jax.Array:  # [B, K R, ...] of the packed run -> [B, K, R, ...]
             return y[:, P:].reshape(B, K, (T - P) // max(K, 1), *y.shape[2:])
 
-        outs, kept = [], None
+        def near(query: jax.Array, key: jax.Array) -> jax.Array | bool:  # positions [B, K, R], [B, 1 or K, S]
+            if local is None:
+                return True
+            return ~local | (query[..., None] - key[..., None, :] < c.sliding_window)
+
+        def attend(query: jax.Array, segments: list[Segment]) -> jax.Array:
+            return layers.attend(query, segments, scale=c.query_scale, softcap=c.attention_softcap)
+
+        outs, kept, positions = [], None, context.positions
         if P:
-            outs.append(layers.attend(q[:, None, :P], [(k[:, :P], v[:, :P], _causal(P))])[:, 0])
+            mine = positions[:, None, :P]
+            outs.append(attend(q[:, None, :P], [Segment(k[:, :P], v[:, :P], _causal(P) & near(mine, mine))])[:, 0])
         if K:
-            R = (T - P) // K
-            own = (branches(k), branches(v))
+            own, mine = (branches(k), branches(v)), branches(positions)
             prompt = (k[:, :P], v[:, :P]) if P else cache[0]
-            segments = [(*prompt, context.prompt_mask[:, None, None]), (*own, _causal(R))]
+            before = jnp.arange(prompt[0].shape[1])[None, None]
+            segments = [
+                Segment(*prompt, context.prompt_mask[:, None, None] & near(mine, before)),
+                Segment(*own, _causal(mine.shape[2]) & near(mine, mine)),
+            ]
             if not P:
-                filled = jnp.arange(cache[1][0].shape[2]) < context.cached
-                segments.append((*cache[1], filled[None, None, None]))
-            outs.append(layers.attend(branches(q), segments).reshape(B, K * R, -1))
+                ahead = jnp.arange(cache[1][0].shape[2])
+                there = masked.lengths(context.prompt_mask)[:, None, None] + ahead[None, None]
+                filled = (ahead < context.cached)[None, None, None]
+                segments.append(Segment(*cache[1], filled & near(mine, there)))
+            outs.append(attend(branches(q), segments).reshape(B, T - P, -1))
         if context.keep:
             kept = own if K else (k, v)
         x = Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(jnp.concatenate(outs, axis=1))
@@ -106,13 +147,15 @@ class _Layer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: _Context, cache: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
         c = self.config
-        y = RMSNorm(c.norm_epsilon, c.dtype, name='pre_self_attention_layer_norm')(x)
-        y, kept = _Attention(c, name='self_attention')(y, context, cache)
-        x = x + y
-        y = RMSNorm(c.norm_epsilon, c.dtype, name='pre_mlp_layer_norm')(x)
-        x = x + GatedMlp(c.mlp_dim, c.dtype, name='mlp')(y)
+        norm = lambda name: RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, name=name)  # noqa: E731
+        y, kept = _Attention(c, name='self_attention')(
+            norm('pre_self_attention_layer_norm')(x), context, cache, local
+        )
+        x += norm('post_self_attention_layer_norm')(y) if c.post_norms else y
+        y = Mlp(c.mlp_dim, c.activation, dtype=c.dtype, name='mlp')(norm('pre_mlp_layer_norm')(x))
+        x += norm('post_mlp_layer_norm')(y) if c.post_norms else y
         return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), kept
 
 
@@ -131,16 +174,19 @@ class _Stack(nn.Module):
             length=c.num_layers,
             variable_axes={'params': 0, 'lora': 0},
             split_rngs={'params': True, 'dropout': True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0, 0),
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
         self.layers = scanned(c)
-        self.decoder_norm = RMSNorm(c.norm_epsilon, c.dtype)
+        self.decoder_norm = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset)
         if not c.logits_via_embedding:
             self.logits_dense = Dense(c.vocab_size, ('embed', 'vocab'), c.dtype)
 
     def __call__(self, x: jax.Array, context: _Context, cache: Any) -> tuple[jax.Array, Any]:
-        x, kept = self.layers(x, context, cache)
+        c, local = self.config, None
+        if c.sliding_window is not None:
+            local = (jnp.arange(c.num_layers) + 1) % c.global_every != 0
+        x, kept = self.layers(x, context, cache, local)
         return self.decoder_norm(x), kept
 
 
@@ -196,14 +242,21 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 [..., V]."""
-        if self.config.logits_via_embedding:
-            return self.token_embedder.attend(hidden).astype(jnp.float32)
-        return self.decoder.logits_dense(hidden).astype(jnp.float32)
+        c = self.config
+        out = self.token_embedder.attend if c.logits_via_embedding else self.decoder.logits_dense
+        logits = out(hidden).astype(jnp.float32)
+        return logits if c.logits_softcap is None else c.logits_softcap * jnp.tanh(logits / c.logits_softcap)
 
     def _run(self, tokens, positions, prompt_mask, cache, *, P, K, keep=False, cached=0):
-        rope = layers.rope_table(positions, self.config.head_dim, self.config.rope_theta)
-        x = nn.with_logical_constraint(self.token_embedder(tokens), ('batch', 'length', 'embed'))
-        return self.decoder(x, _Context(rope, prompt_mask, cached, P, K, keep), cache)
+        c, local_rope = self.config, None
+        rope = layers.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        if c.sliding_window is not None:
+            local_rope = layers.rope_table(positions, c.head_dim, c.local_rope_theta or c.rope_theta)
+        x = self.token_embedder(tokens)
+        if c.scale_embedding:
+            x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
+        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        return self.decoder(x, _Context(positions, rope, local_rope, prompt_mask, cached, P, K, keep), cache)
 
 
 def _last(x: jax.Array, length: jax.Array) -> jax.Array:
