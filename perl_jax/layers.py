@@ -1,4 +1,4 @@
-"""The parts of a transformer: a dense layer with its LoRA hook, norm, rotary positions, attention over segments, MLP.
+"""The parts of a transformer: a dense layer with its LoRA hook, norm, MLP, positions, attention over segments.
 
 Kernels are stored as T5X stores them, [in, out] with logical axis names, so that one table shards them
 (partitioning.py) and one regex over paths chooses where LoRA goes (lora.py).
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 MASKED = -1e30  # finite, so that a row which may see nothing gives a uniform softmax instead of NaN
@@ -21,17 +22,19 @@ class Dense(nn.Module):
     """y = x W (+ bias), plus (x A) B where the `lora` collection holds a pair for this layer (Hu et al. 2021, eq. 3).
 
     The hook knows neither rank nor target list nor role: `lora.bind` decides what is there, with B already scaled by
-    alpha/r. x [..., in] -> [..., features], in `dtype`.
+    alpha/r. x [..., in] -> [..., features], in `dtype`. `init_scale` is of a random kernel's variance, 1 / in.
     """
 
     features: int
     axes: tuple[str, str]
     dtype: jnp.dtype = jnp.float32
     use_bias: bool = False
+    init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        lecun = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'truncated_normal')
+        init = nn.with_logical_partitioning(lecun, self.axes)
         kernel = self.param('kernel', init, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
@@ -138,6 +141,42 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     sin, cos = (t[..., None, :] for t in table)
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+class RelativeBias(nn.Module):
+    """A learned bias of the scores for each head and range of distances (Raffel et al. 2020, section 2.1).
+
+    Near distances have a bucket each, farther ones share buckets that grow up to `max_distance`. `bidirectional` keeps
+    half of the buckets for keys behind the query and half for those ahead; without it nothing ahead may be seen.
+    """
+
+    num_heads: int
+    num_buckets: int
+    max_distance: int
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Positions int [R] of queries and [S] of keys -> float32 [H, R, S], a Segment's bias."""
+        init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
+        init = nn.with_logical_partitioning(init, ('heads', 'relpos_buckets'))
+        embedding = self.param('rel_embedding', init, (self.num_heads, self.num_buckets))
+        back, sided = queries[:, None] - keys[None], self.num_buckets
+        if self.bidirectional:
+            sided //= 2
+        distance = jnp.abs(back) if self.bidirectional else jnp.maximum(back, 0)
+        bucket = jnp.asarray(_buckets(sided, self.max_distance))[jnp.minimum(distance, self.max_distance)]
+        if self.bidirectional:
+            bucket += jnp.where(back < 0, sided, 0)
+        return embedding.astype(jnp.float32)[:, bucket]
+
+
+def _buckets(count: int, max_distance: int) -> np.ndarray:
+    """The bucket of each distance 0 .. max_distance, which everything farther shares; T5X's formula and rounding."""
+    distance, exact = np.arange(max_distance + 1), count // 2
+    ratio = np.log(distance.astype(np.float32) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
+    far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
+    return np.where(distance < exact, distance, far)
 
 
 class Segment(NamedTuple):

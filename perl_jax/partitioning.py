@@ -33,6 +33,7 @@ STANDARD_RULES = (
     ('joined_kv', 'model'),
     ('embed', None),
     ('kv', None),
+    ('relpos_buckets', None),
     ('length', None),
     ('layers', None),
     ('lora_rank', None),

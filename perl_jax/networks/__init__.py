@@ -1,1 +1,1 @@
-"""Networks: the decoder of the Llama kind."""
+"""Networks: the decoder of the Llama kind, and T5."""
