@@ -167,3 +167,27 @@ def test_softmax_is_float32_whatever_the_query():
     got = attend(*low)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(got), slow_attention(query, keys), atol=0.05)
+
+
+# T5's positions.
+
+
+def test_relative_buckets_are_t5x():
+    """Literal values of T5X's formula, those at which rounding decides among them."""
+    want = {0: 0, 1: 1, 15: 15, 16: 16, 18: 16, 19: 17, 64: 26, 127: 31, 128: 31}
+    assert {n: layers._buckets(32, 128)[n] for n in want} == want
+    want = {0: 0, 7: 7, 8: 8, 11: 8, 12: 9, 16: 10, 31: 11, 32: 12, 63: 13, 64: 14, 127: 15, 128: 15}
+    assert {n: layers._buckets(16, 128)[n] for n in want} == want
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_relative_bias_looks_up_each_distance(bidirectional):
+    net = layers.RelativeBias(3, 32, 128, bidirectional)
+    embedding = np.arange(96, dtype=np.float32).reshape(3, 32)
+    bias = net.apply({'params': {'rel_embedding': embedding}}, jnp.array([0, 5, 400]), jnp.arange(500))
+    assert bias.shape == (3, 3, 500) and bias.dtype == jnp.float32
+    np.testing.assert_array_equal(bias[1] - 32, bias[0])
+    behind, ahead = bias[0, 1, 3], bias[0, 1, 7]
+    assert (behind, ahead) == ((2, 16 + 2) if bidirectional else (2, 0))
+    assert bias[0, 2, 0] == bias[0, 2, 272] == (15 if bidirectional else 31)
+    assert bias[0, 2, 310] == (14 if bidirectional else 29)
