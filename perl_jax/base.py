@@ -1,7 +1,8 @@
 """The frozen base: one tree of parameters that policy, anchor, reward and value all bind to.
 
-It comes from a path: a weights file (GGUF, `package:NAME/FILE.gguf` for one inside an installed package), the MODEL_DIR
-of an SFT run (its own base with its adapter merged in), or nothing, for random weights from the seed.
+It comes from a path: a weights file (GGUF, `package:NAME/FILE.gguf` for one inside an installed package), a T5X
+checkpoint (a folder, gs:// too), the MODEL_DIR of an SFT run (its own base with its adapter merged in), or nothing, for
+random weights from the seed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jaxtyping import PyTree
 from perl_jax import lora, partitioning
 from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
+from perl_jax.interop import t5x
 from perl_jax.partitioning import Partitioner
 
 
@@ -96,8 +98,12 @@ def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
         from perl_jax.interop import gguf
 
         return gguf.load(path)
+    if t5x.find(path) is not None:
+        return t5x.load(path, config.dtype)
     if not os.path.isdir(path):
-        raise UserError(f"INITIAL_CHECKPOINT_PATH: '{path}' is neither a .gguf file nor the MODEL_DIR of an SFT run")
+        raise UserError(
+            f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no T5X checkpoint and no MODEL_DIR of an SFT run"
+        )
     adapter, about = read_adapter(path, 'policy', phase='sft', flag='INITIAL_CHECKPOINT_PATH')
     if adapter.params is not None:
         return adapter.params

@@ -1,0 +1,130 @@
+"""T5X's checkpoints, without T5X: both of its formats are read, and the newer one is written.
+
+    checkpoint_N/checkpoint               legacy: an index (msgpack); beside it a zarr array `target.PATH` for each leaf
+    checkpoint_N/state/manifest.ocdbt     Orbax: one OCDBT database that holds those same arrays
+
+The `target` of T5X's `t5` example is the tree of networks/t5.py, name for name. The rest, above all the optimizer's
+state, is not even opened. gs:// is read by TensorStore's own driver; that was never tried out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from flax import serialization, traverse_util
+from jaxtyping import PyTree
+
+from perl_jax.errors import UserError
+
+INDEX, MANIFEST = 'checkpoint', 'state/manifest.ocdbt'
+
+
+def find(path: str) -> str | None:
+    """The folder of a T5X checkpoint: `path` itself, or the latest checkpoint_N in it; None if there is none.
+
+    Raises:
+      UserError: a bucket that cannot be read.
+    """
+    if os.path.isfile(path):
+        return None
+    folder = ts.KvStore.open(_kvstore(path)).result()
+    # What is called `checkpoint` or begins with `checkpoint_`: the character after _ is `.
+    try:
+        names = [name.decode() for name in folder.list(ts.KvStore.KeyRange('checkpoint', 'checkpoint`')).result()]
+        whole = INDEX in names or folder.read(MANIFEST).result().state == 'value'
+    except ValueError as error:
+        raise UserError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
+    if whole:
+        return path
+    steps = [re.fullmatch(rf'checkpoint_(\d+)/({INDEX}|{MANIFEST})', name) for name in names]
+    steps = [int(step[1]) for step in steps if step]
+    return f'{path.rstrip("/")}/checkpoint_{max(steps)}' if steps else None
+
+
+def load(path: str, dtype: str = 'float32') -> PyTree:
+    """The parameters of a checkpoint, host arrays in `dtype`; no more than one array is held in another type.
+
+    Args:
+      path: a checkpoint_N folder or one that holds some (the latest is taken), local or gs://BUCKET/...
+      dtype: of all arrays.
+
+    Raises:
+      UserError: there is no T5X checkpoint, it is damaged, or it is of scalable_t5 (umT5), which stacks its layers.
+    """
+    if (found := find(path)) is None:
+        raise UserError(f"'{path}' is no T5X checkpoint: neither it nor a checkpoint_N in it has {INDEX} or {MANIFEST}")
+    leaves = _whole(found, 'its index', lambda: _leaves(found))
+    if not leaves:
+        raise UserError(f"'{found}' has no parameters: nothing in it is called target; save it with T5X's trainer")
+    return traverse_util.unflatten_dict({name: _read(found, name, leaf, dtype) for name, leaf in leaves.items()}, '/')
+
+
+def save(path: str, params: PyTree, step: int) -> None:
+    """Write the local folder `path`/checkpoint_`step`, which T5X restores.
+
+    It holds parameters and step and no optimizer: enough to infer with; to train on, T5X wants
+    RestoreCheckpointConfig.fallback_to_scratch.
+
+    Raises:
+      UserError: there is such a checkpoint already.
+    """
+    state = {'target': params, 'state': {'step': jnp.int32(step)}}
+    options = ocp.CheckpointManagerOptions(step_prefix='checkpoint')
+    handlers = {'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
+    with ocp.CheckpointManager(os.path.abspath(path), options=options, item_handlers=handlers) as manager:
+        if step in manager.all_steps():
+            raise UserError(f"'{path}' has a checkpoint_{step} already; delete it or name another folder")
+        manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)))
+
+
+def _kvstore(path: str, inside: str = '') -> dict[str, Any]:
+    """TensorStore's name for a folder."""
+    if path.startswith('gs://'):
+        bucket, _, key = path.removeprefix('gs://').partition('/')
+        return {'driver': 'gcs', 'bucket': bucket, 'path': f'{key.rstrip("/")}/{inside}'}
+    return {'driver': 'file', 'path': f'{os.path.abspath(path)}/{inside}'}
+
+
+def _leaves(path: str) -> dict[str, Any]:
+    """Where each parameter is: by its path with slashes, a TensorStore kvstore, or the array itself."""
+    index = ts.KvStore.open(_kvstore(path)).result().read(INDEX).result()
+    if index.state == 'value':
+        target = serialization.msgpack_restore(index.value)['optimizer']['target']
+        flat = traverse_util.flatten_dict(target, sep='/', is_leaf=lambda _, x: 'driver' in x)
+        return {name: _beside(path, leaf) if isinstance(leaf, dict) else leaf for name, leaf in flat.items()}
+    base = {'driver': 'ocdbt', 'base': _kvstore(path, 'state/')}
+    keys = ts.KvStore.open(base).result().list(ts.KvStore.KeyRange('target.', 'target/')).result()
+    names = [name.decode().removesuffix('/.zarray') for name in keys if name.endswith(b'/.zarray')]
+    return {name.removeprefix('target.').replace('.', '/'): base | {'path': f'{name}/'} for name in names}
+
+
+def _beside(path: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """What the legacy index says of an array is right but for where it was; older ones have `path` a level higher."""
+    return _kvstore(path, spec['kvstore'].get('path') or spec['path'])
+
+
+def _read(path: str, name: str, leaf: Any, dtype: str) -> np.ndarray:
+    if isinstance(leaf, dict):
+        # Else a chunk that is missing would be read as zeros.
+        spec = {'driver': 'zarr', 'kvstore': leaf, 'fill_missing_data_reads': False}
+        store = _whole(path, name, lambda: ts.open(spec, open=True, read=True).result())
+        if len(store.shape) > 2:
+            raise UserError(
+                f"'{path}': {name} has shape {list(store.shape)}, as scalable_t5 stacks layers; take one of T5X's t5"
+            )
+        leaf = _whole(path, name, lambda: store.read().result())
+    return np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(dtype), copy=False)
+
+
+def _whole(path: str, what: str, read: Any) -> Any:
+    try:
+        return read()
+    except Exception as error:  # TensorStore and msgpack have no kinds of errors to tell apart
+        raise UserError(f"'{path}': {what} is missing or truncated; copy the checkpoint again") from error
