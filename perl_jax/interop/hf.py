@@ -1,0 +1,174 @@
+"""Checkpoints in Hugging Face's form, read and written leaf by leaf: a local folder, or hf://OWNER/NAME from the hub.
+
+A leaf is read, turned to [in, out], cast and handed on before the next one, the largest first: the peak is the result
+and one small leaf more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import PyTree
+
+from perl_jax.errors import UserError
+from perl_jax.interop import hf_config, hf_names, safetensors
+
+HUB = 'hf://'
+_FILES = ('*.safetensors', '*.json', 'tokenizer.model', 'spiece.model')
+_TOKENIZER = (
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'spiece.model',
+    'generation_config.json', 'vocab.json', 'merges.txt', 'chat_template.jinja',
+)  # fmt: skip
+
+
+def resolve(path: str) -> pathlib.Path:
+    """The local folder of a checkpoint; one on the hub is downloaded into its cache, or found there.
+
+    Raises:
+      UserError: no such folder, or the hub cannot be reached or does not have it.
+    """
+    if not path.startswith(HUB):
+        folder = pathlib.Path(path).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"'{path}': there is no such folder; a model of the hub is named {HUB}OWNER/NAME")
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"{path}: needs the huggingface_hub package; pip install 'perl_jax[hf]'") from error
+    name, _, revision = path.removeprefix(HUB).partition('@')
+    wanted = {'repo_id': name, 'revision': revision or None, 'allow_patterns': list(_FILES)}
+    try:
+        return pathlib.Path(snapshot_download(**wanted, etag_timeout=5))
+    except Exception as error:  # its errors have no base class of their own
+        try:
+            return pathlib.Path(snapshot_download(**wanted, local_files_only=True))
+        except Exception:
+            said = ' '.join(str(error).split())[:200]
+            raise UserError(f'{path}: cannot be had from the hub and is not in its cache ({said})') from error
+
+
+def network(path: str) -> nn.Module:
+    """The network that a checkpoint is of, for a gin file that names no sizes: `NETWORK = @hf.network()`."""
+    return hf_config.network(resolve(path))
+
+
+def load(path: str, network: nn.Module, shapes: PyTree, put: Callable[[str, np.ndarray], Any]) -> PyTree:
+    """Read a checkpoint into the tree of `network`.
+
+    Args:
+      shapes: the tree's leaves as shapes (partitioning.abstract).
+      put: (path of a leaf, its array) -> what goes into the tree; it casts and places, so the array can be let go.
+
+    Raises:
+      UserError: a tensor is missing, extra, or of another shape; a config.json that says otherwise than `network`.
+    """
+    folder = resolve(path)
+    _agree(folder, hf_config.network(folder), network)
+    found = {_plain(name): entry for name, entry in safetensors.entries(folder).items()}
+    flat = traverse_util.flatten_dict(shapes, sep='/')
+    names = {leaf: hf_names.theirs(network, leaf) for leaf in flat}
+    wanted = {name for each in names.values() for name in each}
+    if missing := wanted - found.keys():
+        raise UserError(f'{path}: lacks tensor {min(missing)} ({len(missing)} in all); is it a whole checkpoint?')
+    tied = {'lm_head.weight'} if network.config.logits_via_embedding else set()
+    extra = {name for name in found.keys() - wanted - tied if not hf_names.IGNORED.fullmatch(name)}
+    if extra:
+        raise UserError(f'{path}: tensor {min(extra)} ({len(extra)} in all) has no place in this model')
+    for leaf, each in names.items():  # all of them before the first is read
+        for name in each:
+            shape = _shape(flat[leaf].shape, leaf, stacked=len(each) > 1 or '/layers/' in leaf)
+            if found[name].shape != shape:
+                raise UserError(
+                    f'{path}: {name} has shape {list(found[name].shape)}, the model wants {list(shape)}'
+                )
+    tree = {}
+    for leaf in sorted(flat, key=lambda leaf: -flat[leaf].size):
+        tree[leaf] = put(leaf, _leaf([found[name] for name in names[leaf]], flat[leaf].shape, leaf))
+    return traverse_util.unflatten_dict(tree, sep='/')
+
+
+def save(folder: str | os.PathLike, network: nn.Module, params: PyTree, dtype: str, source: str | None = None) -> None:
+    """Write plain parameters (base, or base and adapter merged) as transformers loads them.
+
+    Args:
+      dtype: 'float32', 'bfloat16' or 'float16'.
+      source: a folder or hub name to take the tokenizer's files from.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = traverse_util.flatten_dict(params, sep='/')
+    where = {name: (leaf, i) for leaf in flat for i, name in enumerate(hf_names.theirs(network, leaf))}
+    size = np.dtype(jax.numpy.dtype(dtype)).itemsize
+
+    def read(name: str) -> np.ndarray:
+        leaf, i = where[name]
+        x = flat[leaf][i] if '/layers/' in leaf else flat[leaf]
+        x = np.asarray(jax.device_get(x)).astype(jax.numpy.dtype(dtype))
+        return x.swapaxes(-1, -2) if hf_names.is_transposed(leaf) else x
+
+    sizes = {name: flat[leaf].size // (len(hf_names.theirs(network, leaf))) * size for name, (leaf, _) in where.items()}
+    safetensors.save(folder, sizes, read)
+    config = hf_config.write(network) | {'architectures': [architecture(network)], 'dtype': dtype}
+    (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+    if source is not None:
+        copy_tokenizer(resolve(source), folder)
+
+
+def copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """The files that go with the weights."""
+    for name in _TOKENIZER:
+        if (source / name).is_file():
+            shutil.copy(source / name, folder / name)
+
+
+_PREFIXES = {
+    'llama': 'Llama', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3', 'gemma': 'Gemma', 'gemma2': 'Gemma2', 'gemma3_text': 'Gemma3',
+}  # fmt: skip
+
+
+def architecture(network: nn.Module) -> str:
+    """transformers' class, such as LlamaForCausalLM."""
+    kind = hf_config.write(network)['model_type']
+    return 'T5ForConditionalGeneration' if kind == 't5' else f'{_PREFIXES[kind]}ForCausalLM'
+
+
+def _plain(name: str) -> str:
+    """Without what the text part of a larger model is wrapped in (Gemma 3's)."""
+    return name.replace('model.language_model.', 'model.').removeprefix('language_model.')
+
+
+def _shape(shape: tuple[int, ...], leaf: str, stacked: bool) -> tuple[int, ...]:
+    shape = shape[1:] if stacked else shape
+    return shape[::-1] if hf_names.is_transposed(leaf) else shape
+
+
+def _leaf(entries: list[safetensors.Entry], shape: tuple[int, ...], leaf: str) -> np.ndarray:
+    turn = (lambda x: x.swapaxes(-1, -2)) if hf_names.is_transposed(leaf) else (lambda x: x)
+    if '/layers/' not in leaf:
+        return turn(entries[0].read())
+    first = entries[0].read()
+    out = np.empty(shape, first.dtype)
+    out[0] = turn(first)
+    for i, entry in enumerate(entries[1:], start=1):
+        out[i] = turn(entry.read())
+    return out
+
+
+def _agree(folder: pathlib.Path, theirs: nn.Module, ours: nn.Module) -> None:
+    """What changes the result must be the same in config.json and in the run's gin file."""
+    if type(theirs) is not type(ours):
+        raise UserError(f"{folder}: is for {type(theirs).__name__}, the run's gin file says {type(ours).__name__}")
+    for key in ours.config.__dataclass_fields__:
+        have, want = getattr(ours.config, key), getattr(theirs.config, key)
+        if key not in ('dtype', 'remat') and have != want:
+            raise UserError(f"{folder}/config.json: {key} is {want!r}, the model's gin file says {have!r}")

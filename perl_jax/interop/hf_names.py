@@ -1,0 +1,102 @@
+"""What a tensor is called here and in Hugging Face's checkpoints: one table a network, used in both directions.
+
+    decoder/layers/self_attention/query/kernel [L, D, H E]  <->  model.layers.{0..L-1}.self_attn.q_proj.weight [H E, D]
+    encoder/layers_3/mlp/wi_0/kernel [D, F]                 <->  encoder.block.3.layer.1.DenseReluDense.wi_0.weight
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from flax import linen as nn
+
+from perl_jax.networks.t5 import T5
+
+_TOP = {
+    'token_embedder/embedding': 'model.embed_tokens.weight',
+    'decoder/decoder_norm/scale': 'model.norm.weight',
+    'decoder/logits_dense/kernel': 'lm_head.weight',
+}
+_LAYER = {
+    'pre_self_attention_layer_norm/scale': 'input_layernorm.weight',
+    'self_attention/query/kernel': 'self_attn.q_proj.weight',
+    'self_attention/key/kernel': 'self_attn.k_proj.weight',
+    'self_attention/value/kernel': 'self_attn.v_proj.weight',
+    'self_attention/query/bias': 'self_attn.q_proj.bias',
+    'self_attention/key/bias': 'self_attn.k_proj.bias',
+    'self_attention/value/bias': 'self_attn.v_proj.bias',
+    'self_attention/query_norm/scale': 'self_attn.q_norm.weight',
+    'self_attention/key_norm/scale': 'self_attn.k_norm.weight',
+    'self_attention/out/kernel': 'self_attn.o_proj.weight',
+    'pre_mlp_layer_norm/scale': 'post_attention_layernorm.weight',
+    'mlp/wi_0/kernel': 'mlp.gate_proj.weight',
+    'mlp/wi_1/kernel': 'mlp.up_proj.weight',
+    'mlp/wo/kernel': 'mlp.down_proj.weight',
+}
+_POST_NORMS = {  # where there are norms behind the blocks too, the same name means another one
+    'post_self_attention_layer_norm/scale': 'post_attention_layernorm.weight',
+    'pre_mlp_layer_norm/scale': 'pre_feedforward_layernorm.weight',
+    'post_mlp_layer_norm/scale': 'post_feedforward_layernorm.weight',
+}
+_T5_TOP = {
+    'token_embedder/embedding': 'shared.weight',
+    'encoder/relpos_bias/rel_embedding': 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+    'decoder/relpos_bias/rel_embedding': 'decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+    'encoder/encoder_norm/scale': 'encoder.final_layer_norm.weight',
+    'decoder/decoder_norm/scale': 'decoder.final_layer_norm.weight',
+    'decoder/logits_dense/kernel': 'lm_head.weight',
+}
+_T5_BLOCKS = {  # our block: (its number and name there, that of the norm before it)
+    'encoder': {'attention': (0, 'SelfAttention', 'pre_attention'), 'mlp': (1, 'DenseReluDense', 'pre_mlp')},
+    'decoder': {
+        'self_attention': (0, 'SelfAttention', 'pre_self_attention'),
+        'encoder_decoder_attention': (1, 'EncDecAttention', 'pre_cross_attention'),
+        'mlp': (2, 'DenseReluDense', 'pre_mlp'),
+    },
+}
+_T5_LEAVES = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}  # the others are called as they are here
+
+# Tensors that repeat another one or hold no weights; in a checkpoint of several parts, those of the other parts.
+IGNORED = re.compile(
+    r'.*rotary_emb\.inv_freq|(en|de)coder\.embed_tokens\.weight|.*EncDecAttention\.relative_attention_bias\.weight'
+    r'|.*(vision_tower|multi_modal_projector)\..*'
+)
+
+
+def theirs(network: nn.Module, path: str) -> list[str]:
+    """The names there of one of our leaves: one, or one for each of the stacked layers."""
+    if isinstance(network, T5):
+        return [_t5(path)]
+    if path in _TOP:
+        return [_TOP[path]]
+    leaf = path.removeprefix('decoder/layers/')
+    name = (_LAYER | _POST_NORMS if network.config.post_norms else _LAYER)[leaf]
+    return [f'model.layers.{i}.{name}' for i in range(network.config.num_layers)]
+
+
+def is_transposed(path: str) -> bool:
+    """Whether the last two axes are the other way round there."""
+    return path.endswith(('/kernel', '/rel_embedding'))
+
+
+def layers(network: nn.Module, paths: Mapping[str, object]) -> dict[str, list[str]]:
+    """The modules there of each dense layer: {'decoder/layers/mlp/wo': ['model.layers.0.mlp.down_proj', ..]}."""
+    kernels = [path for path in paths if path.endswith('/kernel')]
+    return {
+        path.removesuffix('/kernel'): [name.removesuffix('.weight') for name in theirs(network, path)]
+        for path in kernels
+    }
+
+
+def _t5(path: str) -> str:
+    if path in _T5_TOP:
+        return _T5_TOP[path]
+    side, layer, block, leaf, *_ = path.split('/')
+    prefix = f'{side}.block.{layer.removeprefix("layers_")}.layer'
+    for name, (number, there, norm) in _T5_BLOCKS[side].items():
+        if block == f'{norm}_layer_norm':
+            return f'{prefix}.{number}.layer_norm.weight'
+        if block == name:
+            return f'{prefix}.{number}.{there}.{_T5_LEAVES.get(leaf, leaf)}.weight'
+    raise KeyError(path)

@@ -1,0 +1,129 @@
+"""Tensors of a safetensors checkpoint, one at a time: a single file, or the shards that an index names.
+
+Read with plain file reads and not through a memory map, so that no page of the file counts as memory of the process;
+bfloat16 comes as ml_dtypes' bfloat16, which the package's NumPy reader does not know.
+Format: https://github.com/huggingface/safetensors (8 bytes with the header's length, a JSON header, the bytes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from perl_jax.errors import UserError
+
+INDEX = 'model.safetensors.index.json'
+SINGLE = 'model.safetensors'
+SHARD_BYTES = 5 * 2**30
+_DTYPES = {
+    'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
+    'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: `offset` bytes into `file`."""
+
+    file: pathlib.Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+    def read(self) -> np.ndarray:
+        """The tensor, in its own dtype."""
+        if self.dtype not in _DTYPES:
+            raise UserError(f'{self.file}: dtype {self.dtype} cannot be read; convert it to BF16 or F32')
+        dtype = np.dtype(_DTYPES[self.dtype])
+        count = int(np.prod(self.shape, dtype=np.int64))
+        if count * dtype.itemsize != self.size:
+            raise UserError(f'{self.file}: {self.size} bytes do not hold {list(self.shape)} of {self.dtype}')
+        return np.fromfile(self.file, dtype, count, offset=self.offset).reshape(self.shape)
+
+
+def entries(folder: str | os.PathLike) -> dict[str, Entry]:
+    """Every tensor of the checkpoint in a folder, by name; only headers are read.
+
+    Raises:
+      UserError: no safetensors, a shard that is missing, or a file that is truncated or no safetensors file.
+    """
+    folder = pathlib.Path(folder)
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            where = json.loads(index.read_text())['weight_map']
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'{index}: not an index of shards ({error}); download it again') from error
+        found = {name: e for file in sorted(set(where.values())) for name, e in header(folder / file).items()}
+        if lacking := where.keys() - found.keys():
+            raise UserError(f'{folder / where[min(lacking)]}: lacks tensor {min(lacking)}, which {INDEX} says is in it')
+        return found
+    if (folder / SINGLE).is_file():
+        return header(folder / SINGLE)
+    raise UserError(f'{folder}: neither {SINGLE} nor {INDEX}; only safetensors can be read (not .bin)')
+
+
+def header(file: pathlib.Path) -> dict[str, Entry]:
+    """The tensors of one file."""
+    if not file.is_file():
+        raise UserError(f'{file}: there is no such shard; download it')
+    size = file.stat().st_size
+    try:
+        with file.open('rb') as f:
+            length = int.from_bytes(f.read(8), 'little')
+            if length > size:
+                raise ValueError('its header would be longer than the file')
+            table = json.loads(f.read(length))
+        start = 8 + length
+        spans = {name: (e, *e['data_offsets']) for name, e in table.items() if name != '__metadata__'}
+        found = {
+            name: Entry(file, e['dtype'], tuple(e['shape']), start + a, b - a) for name, (e, a, b) in spans.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{file}: not a safetensors file ({error}); download it again') from error
+    for name, e in found.items():
+        if e.offset + e.size > size:
+            raise UserError(f'{file}: truncated in tensor {name} ({size:,} bytes); download it again')
+    return found
+
+
+def save(folder: str | os.PathLike, shapes: Mapping[str, int], read: Callable[[str], np.ndarray]) -> None:
+    """Write a checkpoint in shards of at most `SHARD_BYTES`; only one shard is ever held.
+
+    Args:
+      shapes: every tensor's name and size in bytes, in the order to write.
+      read: gives the tensor.
+    """
+    from safetensors.numpy import save_file
+
+    folder = pathlib.Path(folder)
+    shards = _shards(shapes.items())
+    names = [SINGLE] if len(shards) == 1 else [
+        f'model-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)
+    ]  # fmt: skip
+    for file, shard in zip(names, shards):
+        save_file({name: np.ascontiguousarray(read(name)) for name in shard}, folder / file, {'format': 'pt'})
+    if len(shards) > 1:
+        where: dict[str, Any] = {name: file for file, shard in zip(names, shards) for name in shard}
+        index = {'metadata': {'total_size': sum(shapes.values())}, 'weight_map': where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def _shards(sizes: Iterable[tuple[str, int]]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes:
+        if shards[-1] and held + size > SHARD_BYTES:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
