@@ -227,13 +227,13 @@ def _register() -> None:
     import gin
     import optax
 
-    from perl_jax import base, data, infer, lora, partitioning, rewards, runs, sampling
+    from perl_jax import base, data, infer, layers, lora, partitioning, rewards, runs, sampling
     from perl_jax.networks import decoder
 
     ours = [
         base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
         rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
-        infer.eval_policy, infer.eval_reward, infer.sample_policy,
+        layers.RopeScaling, infer.eval_policy, infer.eval_reward, infer.sample_policy,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,
