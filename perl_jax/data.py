@@ -32,8 +32,8 @@ class DatasetConfig:
     task_feature_lengths: {'inputs': P, 'targets': R} in tokens. Of a longer prompt the END is kept, behind the
       vocabulary's BOS if it has one; an example with a longer response, or an empty one, is dropped and counted.
     batch_size: prompts a batch, over all devices.
-    vocabulary: the base model's, in place of the task's own, or the path of its tokenizer.json or .gguf; None keeps the
-      task's.
+    vocabulary: the base model's, in place of the task's own, or the path of its tokenizer (interop/vocabularies.py says
+      which kinds); None keeps the task's.
     limit: read at most so many examples; None reads all.
     """
 
@@ -231,9 +231,9 @@ def with_vocabulary(task: Any, vocabulary: Any) -> Any:
     if vocabulary is None:
         return task
     if isinstance(vocabulary, str):
-        from perl_jax.interop.tokenizers import TokenizersVocabulary
+        from perl_jax.interop import vocabularies
 
-        vocabulary = TokenizersVocabulary(vocabulary)
+        vocabulary = vocabularies.vocabulary(vocabulary)
     swapped = {
         k: dataclasses.replace(f, vocabulary=vocabulary) if f.rank == 1 else f for k, f in task.output_features.items()
     }

@@ -140,7 +140,7 @@ def _inspect(argv: list[str]) -> None:
     parser.add_argument('--split', default='train')
     parser.add_argument('--num', type=int, default=3, help='how many examples to show')
     parser.add_argument(
-        '--vocabulary', help="a tokenizer.json or .gguf to count tokens with, in place of the task's own"
+        '--vocabulary', help="a tokenizer.json, .model or .gguf to count tokens with, in place of the task's own"
     )
     inspect_task.show(**vars(parser.parse_args(argv)))
 
@@ -228,12 +228,13 @@ def _register() -> None:
     import optax
 
     from perl_jax import base, data, infer, layers, lora, partitioning, rewards, runs, sampling
+    from perl_jax.interop import tokenizers
     from perl_jax.networks import decoder
 
     ours = [
         base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
         rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
-        layers.RopeScaling, infer.eval_policy, infer.eval_reward, infer.sample_policy,
+        layers.RopeScaling, tokenizers.TokenizersVocabulary, infer.eval_policy, infer.eval_reward, infer.sample_policy,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,

@@ -28,7 +28,7 @@ SAME_FLOOR = {
     ('interop.*', 'interop.*'): 'readers of one format share what they know of it',
     ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
     ('evaluate', 'rewards'): 'a metric of the text is the same function as a reward of the text',
-    ('data', 'interop.tokenizers'): 'a vocabulary may be named by its path',
+    ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
     ('report*', 'report.*'): 'one page, written by several files',
     ('__main__', 'main'): 'python -m perl_jax is the command line',
 }

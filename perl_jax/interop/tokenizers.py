@@ -32,7 +32,12 @@ class TokenizersVocabulary(seqio.Vocabulary):
     Args:
       path: a tokenizer.json (with its tokenizer_config.json beside it, which names the special tokens) or a .gguf;
         `package:NAME/FILE` for a file inside an installed package.
-      eos: the token that ends a sequence, where the file names none or another one is wanted: '<|im_end|>'.
+      eos: the token that ends a sequence, where the file names none or another one is wanted: Gemma's chats end their
+        turns with '<end_of_turn>'. In a gin file:
+
+            VOCABULARY = @tokenizers.TokenizersVocabulary()
+            tokenizers.TokenizersVocabulary.path = 'gemma-2-2b-it/tokenizer.json'
+            tokenizers.TokenizersVocabulary.eos = '<end_of_turn>'
 
     Raises (at first use):
       UserError: there is no such file, it is no tokenizer, or of a kind that cannot be rebuilt.
