@@ -6,7 +6,7 @@ import pytest
 import seqio
 
 from perl_jax.errors import UserError
-from perl_jax.tasks import preprocessors, registration
+from perl_jax.tasks import chat, preprocessors, registration
 
 _numbers = itertools.count()
 VOCABULARY = seqio.ByteVocabulary()
@@ -86,9 +86,9 @@ def test_a_data_source_of_seqio_works(tmp_path):
 @pytest.mark.parametrize(
     ('system', 'head'), [(None, ''), ('You are a barista.', '<|im_start|>system\nYou are a barista.<|im_end|>\n')]
 )
-def test_chatml(system, head):
+def test_the_preprocessor_chat(system, head):
     example = {'inputs': 'user: hi\nagent: \\s\n', 'targets': 'yes', 'label': 0.5}
-    (example,) = read(add('thumbs', lambda split: [example], preprocessors=[preprocessors.chatml(system)]))
+    (example,) = read(add('thumbs', lambda split: [example], preprocessors=[preprocessors.chat(chat.chatml, system)]))
     text = f'{head}<|im_start|>user\nuser: hi\nagent: \\s<|im_end|>\n<|im_start|>assistant\n'
     assert example['inputs_pretokenized'].decode() == text
     assert example['inputs'].tolist() == VOCABULARY.encode(text)
