@@ -1,8 +1,8 @@
 """The frozen base: one tree of parameters that policy, anchor, reward and value all bind to.
 
-It comes from a path: a weights file (GGUF, `package:NAME/FILE.gguf` for one inside an installed package), a T5X
-checkpoint (a folder, gs:// too), the MODEL_DIR of an SFT run (its own base with its adapter merged in), or nothing, for
-random weights from the seed.
+It comes from a path: a weights file (GGUF, `package:NAME/FILE.gguf` for one inside an installed package), a Hugging
+Face checkpoint (a folder with a config.json, or hf://OWNER/NAME), a T5X checkpoint (a folder, gs:// too), the MODEL_DIR
+of an SFT run (its own base with its adapter merged in), or nothing, for random weights from the seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from perl_jax import lora, partitioning
 from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
-from perl_jax.interop import t5x
+from perl_jax.interop import hf, t5x
 from perl_jax.partitioning import Partitioner
 
 
@@ -67,9 +67,14 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
         init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
         params = init(jax.random.key(seed))
         return Base(params, axes, f'random:{seed}', fingerprint(params))
-    params = _read(config, partitioner)
-    _check(config.path, shapes, params)
-    params = jax.tree.map(lambda x, where: jax.device_put(jnp.asarray(x, config.dtype), where), params, shardings)
+    if hf.is_checkpoint(config.path):
+        where, dtype = traverse_util.flatten_dict(shardings, sep='/'), jnp.dtype(config.dtype)
+        put = lambda leaf, x: jax.device_put(x.astype(dtype, copy=False), where[leaf])  # noqa: E731
+        params = hf.load(config.path, config.network, shapes, put)
+    else:
+        params = _read(config, partitioner)
+        _check(config.path, shapes, params)
+        params = jax.tree.map(lambda x, where: jax.device_put(jnp.asarray(x, config.dtype), where), params, shardings)
     return Base(params, axes, config.path, fingerprint(params))
 
 
@@ -102,7 +107,8 @@ def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
         return t5x.load(path, config.dtype)
     if not os.path.isdir(path):
         raise UserError(
-            f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no T5X checkpoint and no MODEL_DIR of an SFT run"
+            f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no Hugging Face or T5X checkpoint and no "
+            'MODEL_DIR of an SFT run'
         )
     adapter, about = read_adapter(path, 'policy', phase='sft', flag='INITIAL_CHECKPOINT_PATH')
     if adapter.params is not None:

@@ -30,6 +30,8 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
   perl_jax sample   --model_dir=runs/toy/policy                  read some answers
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
+  perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x
+  perl_jax import   --format=peft --input=DIR --model_dir=runs/theirs --gin_file=models/llama3_2_1b.gin
 
 sft, reward and policy take T5X's flags, as does eval on top of a run's own config.gin:
   --gin_file=FILE          a gin file; repeatable, later ones override (add tuning/full.gin for full tuning)
@@ -39,6 +41,7 @@ sft, reward and policy take T5X's flags, as does eval on top of a run's own conf
 The same command again goes on where the run was. Recipes lie in perl_jax/gin/recipes; start by reading one.
 """
 
+FORMATS = ('hf', 'peft', 't5x')  # exchange.py
 RUNS = {'sft': 'train_sft', 'reward': 'train_reward', 'policy': 'train_policy'}
 
 
@@ -89,26 +92,27 @@ def _run(command: str, argv: list[str]) -> None:
 
 
 def _evaluate(argv: list[str]) -> None:
-    _with_model_dir('eval', argv, [('--split', str, 'validation', 'which split to measure')])
+    option = ('--split', {'default': 'validation', 'help': 'which split to measure'})
+    _with_model_dir('eval', argv, [option])
 
 
 def _sample(argv: list[str]) -> None:
     options = [
-        ('--prompt', str, None, "answer this text; without it, some of the task's prompts"),
-        ('--num', int, 5, 'how many prompts'),
+        ('--prompt', {'help': "answer this text; without it, some of the task's prompts"}),
+        ('--num', {'type': int, 'default': 5, 'help': 'how many prompts'}),
     ]
     _with_model_dir('sample', argv, options)
 
 
-def _with_model_dir(command: str, argv: list[str], options: list[tuple]) -> None:
-    """eval and sample: the run's own config.gin, then the user's bindings on top."""
+def _with_model_dir(command: str, argv: list[str], options: list[tuple[str, dict[str, Any]]]) -> None:
+    """eval, sample and export: the run's own config.gin, then the user's bindings on top."""
     from perl_jax import rundir
 
     files, bindings, paths, rest = _gin_flags(command, argv)
     parser = _Parser(prog=f'perl_jax {command}')
     parser.add_argument('--model_dir', required=True, help='MODEL_DIR of a run')
-    for name, kind, default, text in options:
-        parser.add_argument(name, type=kind, default=default, help=text)
+    for name, settings in options:
+        parser.add_argument(name, **settings)
     args = vars(parser.parse_args(rest))
     about = rundir.read(args['model_dir'])
     if about is None:
@@ -116,8 +120,33 @@ def _with_model_dir(command: str, argv: list[str], options: list[tuple]) -> None
     kind = 'reward' if about['phase'] == 'reward' else 'policy'
     if (command, kind) == ('sample', 'reward'):
         raise UserError(f"sample: '{args['model_dir']}' is a run of reward, which gives no answers; name a policy's")
-    files = [os.path.join(args['model_dir'], 'config.gin'), f'runs/infer_{about["phase"]}.gin', *files]
-    _configured(f'infer.{command}_{kind}', files, bindings, paths)(**args)
+    ours, name = f'runs/infer_{about["phase"]}.gin', f'infer.{command}_{kind}'
+    if command == 'export':
+        ours, name = 'runs/export.gin', 'exchange.export_run'
+    files = [os.path.join(args['model_dir'], 'config.gin'), ours, *files]
+    _configured(name, files, bindings, paths)(**args)
+
+
+def _export(argv: list[str]) -> None:
+    options = [
+        ('--format', {'required': True, 'choices': FORMATS}),
+        ('--output', {'required': True, 'help': 'the folder to write'}),
+        ('--dtype', {'default': 'float32', 'choices': ('float32', 'bfloat16', 'float16'), 'help': 'of merged weights'}),
+    ]
+    _with_model_dir('export', argv, options)
+
+
+def _import(argv: list[str]) -> None:
+    import gin
+
+    files, bindings, paths, rest = _gin_flags('import', argv)
+    parser = _Parser(prog='perl_jax import')
+    parser.add_argument('--format', required=True, choices=FORMATS)
+    parser.add_argument('--input', required=True, help="a checkpoint's or adapter's folder; hf://OWNER/NAME, gs://...")
+    parser.add_argument('--model_dir', required=True, help='the MODEL_DIR to make')
+    args = vars(parser.parse_args(rest))
+    run = _configured('exchange.import_run', ['runs/import.gin', *files], bindings, paths)
+    run(**args, config_text=gin.config_str())
 
 
 def _report(argv: list[str]) -> None:
@@ -151,6 +180,8 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     'sample': _sample,
     'report': _report,
     'inspect': _inspect,
+    'export': _export,
+    'import': _import,
 }
 
 
@@ -227,14 +258,15 @@ def _register() -> None:
     import gin
     import optax
 
-    from perl_jax import base, data, infer, layers, lora, partitioning, rewards, runs, sampling
-    from perl_jax.interop import tokenizers
-    from perl_jax.networks import decoder
+    from perl_jax import base, data, exchange, infer, layers, lora, partitioning, rewards, runs, sampling
+    from perl_jax.interop import hf, tokenizers
+    from perl_jax.networks import decoder, t5
 
     ours = [
         base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
         rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
-        layers.RopeScaling, tokenizers.TokenizersVocabulary, infer.eval_policy, infer.eval_reward, infer.sample_policy,
+        t5.T5, t5.T5Config, layers.RopeScaling, hf.network, tokenizers.TokenizersVocabulary, infer.eval_policy,
+        infer.eval_reward, infer.sample_policy, exchange.export_run, exchange.import_run,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,

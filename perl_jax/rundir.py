@@ -124,6 +124,15 @@ class RunDir:
         _write(os.path.join(self.folder, 'run.json'), json.dumps(about, indent=2) + '\n')
 
 
+def imported(model_dir: str, about: dict[str, Any], source: str, config: str) -> None:
+    """What a MODEL_DIR holds, beside checkpoints/, that no run has filled."""
+    _write(os.path.join(model_dir, 'config.gin'), config)
+    times = {'started': _now(), 'imported': source, 'finished': _now(), 'seconds': 0.0}
+    _write(os.path.join(model_dir, 'run.json'), json.dumps(times | about, indent=2) + '\n')
+    for name in ('metrics.jsonl', 'samples.jsonl'):
+        _write(os.path.join(model_dir, name), '')
+
+
 def read(model_dir: str) -> dict[str, Any] | None:
     """run.json of a run's folder; None if there is none."""
     path = os.path.join(model_dir, 'run.json')

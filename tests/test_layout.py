@@ -19,7 +19,7 @@ FLOORS = [
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'reinforce'},
     {'rewards', 'evaluate', 'runs'},
-    {'train_sft', 'train_reward', 'train_policy', 'infer', 'inspect_task', 'report', 'report.*', 'plan'},
+    {'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'inspect_task', 'report', 'report.*', 'plan'},
     {'main', '__main__'},
 ]
 

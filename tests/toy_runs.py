@@ -73,7 +73,7 @@ class Result:
 def perl(*argv):
     """`perl_jax ARGV` in this process, which is afterwards as it was before."""
     out, err = io.StringIO(), io.StringIO()
-    with _settings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with settings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main.cli([str(word) for word in argv])
     return Result(code, out.getvalue(), err.getvalue())
 
@@ -103,7 +103,7 @@ def configured(*argv):
 
 
 @contextlib.contextmanager
-def _settings():
+def settings():
     before = {name: jax.config.values[name] for name in SETTINGS}
     ours, path = logging.getLogger('perl_jax'), list(sys.path)
     state = ours.handlers, ours.propagate, ours.level, logging.getLogger('absl').level

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -28,6 +29,11 @@ _TOKENIZER = (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'spiece.model',
     'generation_config.json', 'vocab.json', 'merges.txt', 'chat_template.jinja',
 )  # fmt: skip
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether a path means a checkpoint in this form: hf://..., or a folder with a config.json."""
+    return path.startswith(HUB) or os.path.isfile(os.path.join(path, 'config.json'))
 
 
 def resolve(path: str) -> pathlib.Path:
@@ -97,28 +103,49 @@ def load(path: str, network: nn.Module, shapes: PyTree, put: Callable[[str, np.n
     return traverse_util.unflatten_dict(tree, sep='/')
 
 
-def save(folder: str | os.PathLike, network: nn.Module, params: PyTree, dtype: str, source: str | None = None) -> None:
+def save(
+    folder: str | os.PathLike,
+    network: nn.Module,
+    params: PyTree,
+    dtype: str,
+    head: jax.Array | None = None,
+    source: str | None = None,
+) -> None:
     """Write plain parameters (base, or base and adapter merged) as transformers loads them.
 
     Args:
       dtype: 'float32', 'bfloat16' or 'float16'.
+      head: a reward's [D]; the model becomes a classifier with one label, which reads it at the last token.
       source: a folder or hub name to take the tokenizer's files from.
+
+    Raises:
+      UserError: no model of transformers computes what this network does.
     """
+    config = hf_config.write(network)
+    if head is not None and config['model_type'] == 't5':
+        raise UserError("transformers' T5 classifier has another head than a reward; it cannot be exported there")
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(params, sep='/')
     where = {name: (leaf, i) for leaf in flat for i, name in enumerate(hf_names.theirs(network, leaf))}
-    size = np.dtype(jax.numpy.dtype(dtype)).itemsize
+    if head is not None:
+        where.pop('lm_head.weight', None)
+        where['score.weight'] = ('score', 0)
+        flat['score'] = head[None]
+    kind = jnp.dtype(dtype)
 
     def read(name: str) -> np.ndarray:
         leaf, i = where[name]
         x = flat[leaf][i] if '/layers/' in leaf else flat[leaf]
-        x = np.asarray(jax.device_get(x)).astype(jax.numpy.dtype(dtype))
+        x = np.asarray(jax.device_get(x)).astype(kind)
         return x.swapaxes(-1, -2) if hf_names.is_transposed(leaf) else x
 
-    sizes = {name: flat[leaf].size // (len(hf_names.theirs(network, leaf))) * size for name, (leaf, _) in where.items()}
+    layers = {leaf: flat[leaf].shape[0] if '/layers/' in leaf else 1 for leaf in flat}
+    sizes = {name: flat[leaf].size // layers[leaf] * kind.itemsize for name, (leaf, _) in where.items()}
     safetensors.save(folder, sizes, read)
-    config = hf_config.write(network) | {'architectures': [architecture(network)], 'dtype': dtype}
+    config |= {'architectures': [architecture(config['model_type'], head is not None)], 'dtype': dtype}
+    if head is not None:
+        config |= {'num_labels': 1, 'id2label': {'0': 'reward'}, 'label2id': {'reward': 0}}
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
     if source is not None:
         copy_tokenizer(resolve(source), folder)
@@ -136,10 +163,13 @@ _PREFIXES = {
 }  # fmt: skip
 
 
-def architecture(network: nn.Module) -> str:
+def architecture(model_type: str, is_reward: bool) -> str:
     """transformers' class, such as LlamaForCausalLM."""
-    kind = hf_config.write(network)['model_type']
-    return 'T5ForConditionalGeneration' if kind == 't5' else f'{_PREFIXES[kind]}ForCausalLM'
+    if model_type == 't5':
+        return 'T5ForConditionalGeneration'
+    if is_reward and model_type == 'gemma3_text':
+        return 'Gemma3TextForSequenceClassification'
+    return _PREFIXES[model_type] + ('ForSequenceClassification' if is_reward else 'ForCausalLM')
 
 
 def _plain(name: str) -> str:

@@ -107,6 +107,15 @@ def load(folder: str | os.PathLike, network: nn.Module, shapes: PyTree) -> Adapt
     return Adapter(lora=traverse_util.unflatten_dict(lora, sep='/'), head=head, scale=scale, dropout=dropout)
 
 
+def base_of(folder: str | os.PathLike) -> str:
+    """What adapter_config.json says the adapter is for: a folder, or hf://OWNER/NAME."""
+    path = pathlib.Path(folder) / _CONFIG
+    name = _read_config(path).get('base_model_name_or_path')
+    if not name:
+        raise UserError(f'{path}: names no base model; add --gin.INITIAL_CHECKPOINT_PATH="\'PATH\'"')
+    return name if os.path.isdir(name) else f'hf://{name}'
+
+
 def _modules(network: nn.Module, lora: dict[str, Any]) -> dict[str, list[str]]:
     return hf_names.layers(network, {f'{path.removesuffix("/a")}/kernel': 0 for path in lora if path.endswith('/a')})
 

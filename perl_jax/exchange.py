@@ -1,0 +1,130 @@
+"""`perl_jax export` and `perl_jax import`: what a run learned, out to other libraries, and what they have, in.
+
+    export --format=hf     merged weights, that transformers loads; a reward's with its head, as a classifier
+    export --format=peft   the adapter alone, that peft loads onto the model it was trained on
+    export --format=t5x    merged weights, that T5X restores (encoder-decoder networks)
+    import --format=...    the way back, into a MODEL_DIR to start from: INITIAL_CHECKPOINT_PATH, or REWARD_MODEL_DIR
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from perl_jax import base as bases
+from perl_jax import lora, partitioning, rundir
+from perl_jax.base import BaseConfig
+from perl_jax.checkpoints import Checkpoints
+from perl_jax.errors import UserError
+from perl_jax.interop import hf, peft, t5x
+from perl_jax.networks.t5 import T5
+from perl_jax.partitioning import Partitioner
+from perl_jax.types import TrainState
+
+
+def export_run(
+    model_dir: str,
+    format: str,
+    output: str,
+    base: BaseConfig,
+    dtype: str = 'float32',
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> None:
+    """Write the best checkpoint of a run to the folder `output`, which must not be there yet.
+
+    `dtype` is that of merged weights; adapters are float32.
+
+    Raises:
+      UserError: a folder that is there, or a network or adapter that has no such form.
+    """
+    phase = rundir.read(model_dir)['phase']
+    role = 'reward' if phase == 'reward' else 'policy'
+    network = base.network
+    if format == 't5x' and (not isinstance(network, T5) or role == 'reward'):
+        raise UserError('export: T5X restores encoder-decoder policies alone; choose --format=hf or --format=peft')
+    with partitioner.scope(), _whole(output) as folder:
+        adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
+        path = about['base']['path']
+        if format == 'peft':
+            peft.save(folder, network, adapter, path.removeprefix(hf.HUB))
+            if not hf.is_checkpoint(path):
+                logging.getLogger('perl_jax').warning(
+                    f"the adapter fits the weights of '{path}', which are not in Hugging Face's form; "
+                    'export those with --format=hf and name that folder in base_model_name_or_path'
+                )
+        else:
+            params = lora.merge(bases.named(network, about['base'], partitioner).params, adapter)
+            if format == 't5x':
+                t5x.save(folder, params, 0)
+            else:
+                head = None if adapter.head is None else adapter.head['kernel']
+                hf.save(folder, network, params, dtype, head, path if hf.is_checkpoint(path) else None)
+    print(output)
+
+
+def import_run(
+    model_dir: str,
+    format: str,
+    input: str,
+    base: BaseConfig,
+    config_text: str = '',
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> None:
+    """Make a MODEL_DIR, as an SFT or a reward run leaves it, of somebody else's weights or adapter.
+
+    Args:
+      base: the network; and for an adapter the weights that it is for (None is what adapter_config.json names).
+
+    Raises:
+      UserError: a MODEL_DIR that is there, or an input that cannot be read.
+    """
+    if format == 'peft':
+        base = dataclasses.replace(base, path=base.path or peft.base_of(input))
+    else:
+        base = dataclasses.replace(base, path=input)
+    with partitioner.scope(), _whole(model_dir) as folder:
+        frozen = bases.load(base, partitioner, 0)
+        if format == 'peft':
+            adapter = peft.load(input, base.network, partitioning.abstract(base.network)[0])
+        else:
+            adapter = lora.FullSpec().init(jax.random.key(0), frozen.params)
+        role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')
+        state = TrainState(step=jnp.int32(0), adapter=jax.tree.map(jnp.asarray, adapter), opt_state=())
+        adapters = {role: {'scale': adapter.scale, 'dropout': adapter.dropout}}
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(0, {role: state}, {'phase': phase, 'base': frozen.name, 'best': None, 'adapters': adapters})
+        checkpoints.close()
+        about = {
+            'phase': phase,
+            'tuning': 'full' if adapter.lora is None else 'lora',
+            'trainable_parameters': lora.count(adapter),
+            'base_parameters': lora.count(frozen.params),
+            'base': frozen.name,
+            'devices': bases.describe_devices(),
+        }
+        rundir.imported(folder, about, input, config_text)
+    print(model_dir)
+
+
+@contextlib.contextmanager
+def _whole(path: str) -> Iterator[str]:
+    """A folder that is there whole or not at all."""
+    if os.path.isdir(path) and os.listdir(path):
+        raise UserError(f"'{path}' is there already and not empty; name another folder")
+    draft = f'{path.rstrip("/")}.tmp'
+    shutil.rmtree(draft, ignore_errors=True)
+    os.makedirs(draft)
+    try:
+        yield draft
+        if os.path.isdir(path):
+            os.rmdir(path)
+        os.rename(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
