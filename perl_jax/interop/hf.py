@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config, hf_names, safetensors
+from perl_jax.networks.t5 import T5
 
 HUB = 'hf://'
 _FILES = ('*.safetensors', '*.json', 'tokenizer.model', 'spiece.model')
@@ -81,6 +82,8 @@ def load(path: str, network: nn.Module, shapes: PyTree, put: Callable[[str, np.n
     folder = resolve(path)
     _agree(folder, hf_config.network(folder), network)
     found = {_plain(name): entry for name, entry in safetensors.entries(folder).items()}
+    if isinstance(network, T5) and 'shared.weight' in found:  # an output matrix that is a copy may be left out there
+        found.setdefault('lm_head.weight', found['shared.weight'])
     flat = traverse_util.flatten_dict(shapes, sep='/')
     names = {leaf: hf_names.theirs(network, leaf) for leaf in flat}
     wanted = {name for each in names.values() for name in each}

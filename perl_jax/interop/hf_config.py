@@ -56,7 +56,7 @@ def network(folder: pathlib.Path) -> nn.Module:
         if kind in _DECODERS:
             return Decoder(_decoder(config, kind, path))
         if kind in ('t5', 'mt5'):
-            return T5(_t5(config, path))
+            return T5(_t5(config, kind, path))
     except KeyError as error:
         raise UserError(f'{path}: {error.args[0]} is missing') from error
     raise UserError(f'{path}: model_type {kind!r} is not supported; there are {", ".join([*_DECODERS, "t5", "mt5"])}')
@@ -123,10 +123,10 @@ def _windows(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]
     }
 
 
-def _t5(c: dict[str, Any], path: pathlib.Path) -> T5Config:
-    kind = c.get('feed_forward_proj', 'relu')
-    _refuse(path, 'feed_forward_proj', kind, kind not in _T5)
-    activation, gated = _T5[kind]
+def _t5(c: dict[str, Any], kind: str, path: pathlib.Path) -> T5Config:
+    mlp = c.get('feed_forward_proj', 'relu' if kind == 't5' else 'gated-gelu')
+    _refuse(path, 'feed_forward_proj', mlp, mlp not in _T5)
+    activation, gated = _T5[mlp]
     return T5Config(
         vocab_size=c['vocab_size'],
         emb_dim=c['d_model'],
@@ -137,7 +137,8 @@ def _t5(c: dict[str, Any], path: pathlib.Path) -> T5Config:
         num_decoder_layers=c.get('num_decoder_layers') or c['num_layers'],
         activation=activation,
         gated=gated,
-        logits_via_embedding=c.get('tie_word_embeddings', True),
+        # transformers 5 writes tie_word_embeddings = true for all; the difference is in a new key, for mT5 in the type.
+        logits_via_embedding=kind != 'mt5' and c.get('scale_decoder_outputs', c.get('tie_word_embeddings', True)),
         relative_attention_num_buckets=c.get('relative_attention_num_buckets', 32),
         relative_attention_max_distance=c.get('relative_attention_max_distance', 128),
         norm_epsilon=c.get('layer_norm_epsilon', 1e-6),
