@@ -69,8 +69,8 @@ def load(path: str, dtype: str = 'float32') -> PyTree:
 def save(path: str, params: PyTree, step: int) -> None:
     """Write the local folder `path`/checkpoint_`step`, which T5X restores.
 
-    It holds parameters and step and no optimizer: enough to infer with; to train on, T5X wants
-    RestoreCheckpointConfig.fallback_to_scratch.
+    It holds parameters and step and no optimizer: enough to infer with. To train on, T5X wants RestoreCheckpointConfig
+    (fallback_to_scratch = True, strict = False, assignment_map = ((r'state/param_states/.*', None),)).
 
     Raises:
       UserError: there is such a checkpoint already.
