@@ -15,7 +15,7 @@ MAX_LINES = 350
 FLOORS = [
     {'', 'errors', 'types', 'masked'},
     {'losses', 'advantages', 'layers', 'lora', 'logprobs'},
-    {'networks', 'networks.*', 'partitioning', 'features', 'train_state'},
+    {'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept'},
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'reinforce'},
     {'rewards', 'evaluate', 'runs'},
