@@ -182,6 +182,7 @@ def test_a_layer_that_is_no_product():
         intercept(nn.Sequential([nn.Conv(D, (3,))]), LoraSpec(targets='layers_0')).init(KEY, X)
 
 
+@jax.numpy_rank_promotion('allow')  # as T5X needs it
 @pytest.mark.parametrize('example', ['t5', 'scalable_t5', 'decoder_only'])
 def test_t5x(example):
     """T5X's networks, unedited: exact at first, merged after; the same parameters as without the hook."""
@@ -203,7 +204,7 @@ def test_t5x(example):
     plain = jax.jit(lambda p: module.apply({'params': p}, *args, **run))
     bound = jax.jit(lambda p, a: net.apply(lora.bind(p, a), *args, **run))
     assert np.array_equal(bound(base, adapter), plain(base))
-    adapter = tiny.stir(adapter)
+    adapter = tiny.stir(adapter, size=0.05)
     want = bound(base, adapter)
     np.testing.assert_allclose(plain(net.merge(base, adapter, *args, **run)), want, atol=1e-4)
     assert np.abs(want - plain(base)).max() > 0.1
