@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import PyTree
@@ -69,7 +70,10 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
         return Base(params, axes, f'random:{seed}', fingerprint(params))
     if hf.is_checkpoint(config.path):
         where, dtype = traverse_util.flatten_dict(shardings, sep='/'), jnp.dtype(config.dtype)
-        put = lambda leaf, x: jax.device_put(x.astype(dtype, copy=False), where[leaf])  # noqa: E731
+
+        def put(leaf: str, x: np.ndarray) -> jax.Array:  # and wait, so that only one leaf is ever held twice
+            return jax.block_until_ready(jax.device_put(x.astype(dtype, copy=False), where[leaf]))
+
         params = hf.load(config.path, config.network, shapes, put)
     else:
         params = _read(config, partitioner)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
@@ -22,6 +23,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from perl_jax.errors import UserError
 from perl_jax.lora import Adapter
+
+SLICE = 2**20  # numbers that a fingerprint looks at together
 
 
 class Checkpoints:
@@ -113,22 +116,41 @@ def _broken(folder: str, step: int) -> UserError:
 def fingerprint(params: PyTree) -> str:
     """A short hash of every parameter's path, shape, dtype and bits.
 
-    Each number's bits are mixed with its place and summed on the devices modulo 2^32: exact in any order or sharding.
+    Each number's bits are mixed with its place and summed modulo 2^32, each device its own shards, a slice at a time:
+    exact in any order or sharding, and without a second copy of a leaf.
     """
     flat = traverse_util.flatten_dict(params, sep='/')
-    sums = {path: int(_checksum(x)) for path, x in flat.items()}
-    listed = [(path, list(x.shape), str(x.dtype), sums[path]) for path, x in sorted(flat.items())]
+    listed = [(path, list(x.shape), str(x.dtype), _checksum(jnp.asarray(x))) for path, x in sorted(flat.items())]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
 
 
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32).astype(jnp.uint32)
-    strides = np.cumprod((1, *x.shape[:0:-1]), dtype=np.uint64)[::-1].astype(np.uint32)
-    index = functools.reduce(
-        jnp.add, [jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * s for d, s in enumerate(strides[: x.ndim])]
-    )
-    mixed = bits ^ (index * np.uint32(0x9E3779B9))
+def _checksum(x: jax.Array) -> int:
+    """One leaf's sum; the place of a number is its index in the whole array, row by row."""
+    strides = np.cumprod((1, *x.shape[:0:-1]), dtype=np.uint64)[::-1].astype(np.uint32)[: x.ndim]
+    sums = []
+    for shard in (shard for shard in x.addressable_shards if shard.replica_id == 0):
+        *lead, width = shard.data.shape
+        start = np.array([i.start or 0 for i in shard.index], np.uint32)
+        rows = min(math.prod(lead), max(1, SLICE // width))
+        firsts = np.arange(0, math.prod(lead), rows)
+        sums += [_of_rows(shard.data, rows, first, start, strides) for first in firsts]
+    return sum(map(int, sums)) % 2**32
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _of_rows(x: jax.Array, rows: int, first: jax.Array, start: jax.Array, strides: jax.Array) -> jax.Array:
+    """Of `rows` rows of a shard; past its end those before them are read again, and not counted."""
+    *lead, width = x.shape
+    row = jnp.minimum(first, math.prod(lead) - rows) + jnp.arange(rows)
+    place = jnp.zeros(rows, jnp.uint32)
+    for axis, stride in zip(jnp.unravel_index(row, lead), strides):
+        place += axis.astype(jnp.uint32) * stride
+    place += (start * strides).sum(dtype=jnp.uint32)
+    index = place[:, None] + jnp.arange(width, dtype=jnp.uint32)[None]
+    bits = jax.lax.dynamic_slice_in_dim(x.reshape(-1, width), row[0], rows)
+    bits = jax.lax.bitcast_convert_type(bits, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
+    mixed = bits.astype(jnp.uint32) ^ (index * np.uint32(0x9E3779B9))
     for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35):  # MurmurHash3's last steps
         mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    mixed = jnp.where((row >= first)[:, None], mixed ^ (mixed >> 16), 0)
+    return jnp.sum(mixed, dtype=jnp.uint32)

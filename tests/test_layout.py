@@ -34,7 +34,7 @@ SAME_FLOOR = {
 }
 
 # Only the networks are made of layers; main.py lets gin name RopeScaling.
-ONLY_FOR = {'layers': r'networks\..*|main'}
+ONLY_FOR = {'layers': r'networks\..*|main|interop.hf_config'}
 
 # Modules that are imported under another name than their distribution's, or that come with another one.
 DISTRIBUTIONS = {
