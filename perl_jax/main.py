@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import functools
 import importlib
+import importlib.util
 import logging
 import os
 import re
@@ -222,7 +222,9 @@ def _configured(name: str, files: list[str], bindings: list[str], paths: list[st
     _register()
     gin.clear_config()  # of an earlier call in this process
     here = os.path.dirname(__file__)
-    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin')]  # gin itself can only add
+    t5x = importlib.util.find_spec('t5x')  # its gin files include each other from where it is installed
+    theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
+    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
     # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
     gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
     with _one_line():
@@ -236,6 +238,7 @@ def _configured(name: str, files: list[str], bindings: list[str], paths: list[st
         near = difflib.get_close_matches(macro, sorted(macros | used), n=3, cutoff=0.4)
         raise UserError(f"gin: nothing reads a macro called '{macro}'; nearest: {', '.join(near) or 'none'}")
     with _one_line():
+        gin.bind_parameter('perl_jax.runs.RunConfig.config_text', gin.operative_config_str)  # asked once all is set
         gin.finalize()
 
     def checked(**kwargs: Any) -> None:
@@ -277,21 +280,9 @@ def _register() -> None:
     for thing in theirs:
         gin.external_configurable(thing, module='optax')
     for module in RUNS.values():  # all of them, so that config.gin of any run can be read by any command
-        train = importlib.import_module(f'perl_jax.{module}').train
-        gin.external_configurable(_with_config_text(train), 'train', module=f'perl_jax.{module}')
+        gin.external_configurable(importlib.import_module(f'perl_jax.{module}').train, module=f'perl_jax.{module}')
     gin.constant('lora.ALL_LINEAR', lora.ALL_LINEAR)
     gin.constant('lora.ATTENTION', lora.ATTENTION)
-
-
-def _with_config_text(train: Callable[..., None]) -> Callable[..., None]:
-    """A run that writes config.gin as soon as everything is configured."""
-    import gin
-
-    @functools.wraps(train)
-    def start(run: Any, **kwargs: Any) -> None:
-        train(dataclasses.replace(run, config_text=gin.operative_config_str), **kwargs)
-
-    return start
 
 
 def _load_tensorflow() -> None:

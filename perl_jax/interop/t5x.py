@@ -22,8 +22,27 @@ from flax import serialization, traverse_util
 from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
+from perl_jax.networks.t5 import T5, T5Config
 
+_ACTIVATIONS = {('relu',): ('relu', False), ('gelu', 'linear'): ('gelu', True), ('silu', 'linear'): ('silu', True)}
 INDEX, MANIFEST = 'checkpoint', 'state/manifest.ocdbt'
+
+
+def network(module: Any) -> T5:
+    """Our network of what T5X's `network.Transformer` is configured to be, for gin/models/from_t5x.gin.
+
+    Its dropout is left out: the base is frozen, and LoRA's own is LoraSpec.dropout.
+
+    Raises:
+      UserError: activations that ours does not have.
+    """
+    c = module.config
+    if (activations := tuple(c.mlp_activations)) not in _ACTIVATIONS:
+        raise UserError(f'network.T5Config.mlp_activations = {activations}: there are {list(_ACTIVATIONS)}')
+    activation, gated = _ACTIVATIONS[activations]
+    sizes = 'vocab_size emb_dim num_heads head_dim mlp_dim num_encoder_layers num_decoder_layers logits_via_embedding'
+    same = {name: getattr(c, name) for name in sizes.split()}
+    return T5(T5Config(**same, activation=activation, gated=gated, dtype=jnp.dtype(c.dtype).name))
 
 
 def find(path: str) -> str | None:
