@@ -5,7 +5,6 @@ The counts are what Hugging Face's model pages show of the safetensors files. Wh
 sizes; tests/parity/test_model_sizes.py counts all of them again in that way.
 """
 
-import importlib.util
 import math
 import pathlib
 import re
@@ -71,9 +70,7 @@ COUNTS = {
 
 
 def network(name, *bindings):
-    """The NETWORK of gin/models/NAME.gin; skips where the library has no such network yet."""
-    if 't5' in name and not importlib.util.find_spec('perl_jax.networks.t5'):
-        pytest.skip('needs perl_jax/networks/t5.py')
+    """The NETWORK of gin/models/NAME.gin."""
     main._configured('train_sft.train', [f'models/{name}.gin'], list(bindings), [])
     return gin.get_configurable('NETWORK/macro')()
 
