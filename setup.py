@@ -10,6 +10,8 @@ VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'perl_jax/__init__.py').r
 README = HERE / 'README.md'
 
 HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0']
+# Tasks from the hub, from Parquet files and from TFDS, which needs importlib_resources and does not say so.
+DATASETS = ['datasets>=4', 'pyarrow', 'importlib_resources']
 
 setup(
     name='perl_jax',
@@ -45,11 +47,14 @@ setup(
         'tpu': ['jax[tpu]'],
         'plan': ['libtpu'],  # compiles for a TPU on a machine that has none
         'hf': HF,
+        'datasets': DATASETS,
         # Optional: only for running inside T5X. Reading and writing its checkpoints does not need it.
         't5x': ['t5x @ git+https://github.com/google-research/t5x'],
         'test': [
             *HF,
             'beartype',
+            'importlib_resources',
+            'pyarrow',
             'pytest>=8',
             'pytest-xdist',
             'ruff',

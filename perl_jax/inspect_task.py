@@ -13,7 +13,7 @@ import numpy as np
 from perl_jax import data
 from perl_jax.errors import UserError
 
-OURS = ('perl_jax.tasks.toy', 'perl_jax.tasks.taskmaster')
+OURS = tuple(f'perl_jax.tasks.{name}' for name in ('toy', 'taskmaster', 'tldr', 'hh', 'shp', 'bolt', 'android_control'))
 
 
 def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str | None) -> None:

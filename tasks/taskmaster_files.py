@@ -15,14 +15,12 @@ import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from perl_jax.errors import UserError
-from perl_jax.tasks import taskmaster_text
+from perl_jax.tasks import odd_rows, taskmaster_text
 
-MAX_BAD_ROWS = 0.01  # the share of unreadable rows beyond which loading stops
 _REWARD = {'coffee': 'TM-4-2024/reward/*.json', 'ticketing': 'TM-3-2020/reward/*.json'}
 _DIALOGS = {'coffee': 'TM-4-2024/data/*.json', 'ticketing': 'TM-3-2020/splits/train/train-bc.tsv'}
 _TAGS = 'PN|PAN|PAV|PR|PRAN|PRAV|U|A|S'
@@ -88,7 +86,7 @@ def _folder() -> pathlib.Path:
 # The cache saves the second parse, and the second warning, when a task is read again: several epochs, several kinds.
 @functools.lru_cache(maxsize=8)
 def _rated(folder: pathlib.Path, domain: str) -> list[Rated]:
-    return _parse(_REWARD[domain], _json_rows(folder, _REWARD[domain]), functools.partial(_rated_row, domain))
+    return odd_rows.parse(_REWARD[domain], _json_rows(folder, _REWARD[domain]), functools.partial(_rated_row, domain))
 
 
 @functools.lru_cache(maxsize=8)
@@ -96,41 +94,23 @@ def _dialogs(folder: pathlib.Path, domain: str) -> list[Dialog]:
     pattern = _DIALOGS[domain]
     if domain == 'coffee':
         parse = functools.partial(_json_dialog, domain)
-        return _parse(pattern, _json_rows(folder, pattern), parse, unique=lambda dialog: dialog.lines)
+        return odd_rows.parse(pattern, _json_rows(folder, pattern), parse, unique=_longest_by('lines'))
     # Here a row is a dialog up to one turn of the agent: of two rows of a dialog, the longer holds the other.
     parse = functools.partial(_tsv_dialog, domain)
-    return _parse(pattern, _tsv_rows(folder, pattern), parse, unique=lambda dialog: dialog.conversation_id)
+    return odd_rows.parse(pattern, _tsv_rows(folder, pattern), parse, unique=_longest_by('conversation_id'))
 
 
-def _parse(pattern: str, rows: Iterable[tuple[str, Any]], parse: Callable, unique: Callable | None = None) -> list:
-    """Parses the rows [(file and row, content)]; those that cannot be are counted and named, and a few are let pass.
+def _longest_by(field: str) -> Callable[[list[Dialog]], list[Dialog]]:
+    """Of the dialogs with the same value of a field only the longest is kept, at the first one's place."""
 
-    Of those with the same `unique` key only the longest is kept, at the first one's place.
-    """
-    good, bad = [], []
-    for place, row in rows:
-        try:
-            good.append(parse(row))
-        except KeyError as error:
-            bad.append((place, f'it lacks {error}'))
-        except (TypeError, ValueError) as error:
-            bad.append((place, str(error)))
-    kept = _longest(good, unique) if unique else good
-    if bad:
-        total = len(good) + len(bad)
-        places = ', '.join(place for place, _ in bad[:20]) + (', ...' if len(bad) > 20 else '')
-        report = f'{pattern}: {len(bad)} of {total} rows cannot be read: {places} (the first: {bad[0][1]})'
-        if len(bad) > MAX_BAD_ROWS * total:
-            raise UserError(f'{report}; more than {MAX_BAD_ROWS:.0%} is too many: mend the file or clone it again')
-        print(f'warning: {report}; left out, as are {len(good) - len(kept)} duplicates', file=sys.stderr)
-    return kept
+    def unique(dialogs: list[Dialog]) -> list[Dialog]:
+        kept = {}
+        for dialog in dialogs:
+            key = getattr(dialog, field)
+            kept[key] = max(kept.get(key, dialog), dialog, key=lambda d: len(d.lines))
+        return list(kept.values())
 
-
-def _longest(dialogs: list[Dialog], unique: Callable) -> list[Dialog]:
-    kept = {}
-    for dialog in dialogs:
-        kept[unique(dialog)] = max(kept.get(unique(dialog), dialog), dialog, key=lambda d: len(d.lines))
-    return list(kept.values())
+    return unique
 
 
 def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:

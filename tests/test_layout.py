@@ -40,11 +40,13 @@ ONLY_FOR = {'layers': r'networks\..*|main|interop.hf_config'}
 DISTRIBUTIONS = {
     'absl': 'absl-py',
     'gin': 'gin-config',
+    'google': 'seqio',  # protobuf, by way of TensorFlow
     'ml_dtypes': 'jax',
     'orbax': 'orbax-checkpoint',
     'scipy': 'jax',
     'sentencepiece': 'seqio',
     'tensorflow': 'seqio',
+    'tensorflow_datasets': 'seqio',
     'tensorflow_text': 'seqio',
     'tensorstore': 'orbax-checkpoint',
 }

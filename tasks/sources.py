@@ -1,0 +1,212 @@
+r"""Where a data set's rows come from: an environment variable names files, the Hugging Face hub or TFDS.
+
+    TLDR_SOURCE=/data/tldr                         a file, or a folder of files: .jsonl, .json (lines or one list),
+                                                   both also .gz, and .parquet
+    TLDR_SOURCE=hf:OWNER/NAME[/FOLDER][:CONFIG]    the `datasets` package: pip install 'perl_jax[datasets]'
+    TLDR_SOURCE=tfds:NAME[/CONFIG]                 tensorflow_datasets, from TFDS_DATA_DIR if that is set
+
+A split is, in this order: what a row's own field `split` says; what a file or folder says by its name (train*, valid*
+or dev*, test*) or the hub by its splits; and where there is no such split, a share of another one by a hash of the
+row's group, so that no post, prompt or episode is in two: half of validation for test, 5% of train for each otherwise.
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from perl_jax.errors import UserError
+from perl_jax.tasks import odd_rows
+
+Rows = Iterable[tuple[str, Any]]  # (place: which file and row, content)
+_SHARE = 5  # percent of the groups of train that a missing split takes
+_SPLIT = re.compile(r'(train|valid|val|dev|test)(?![a-z])|(validation)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set that the user can name the place of.
+
+    Attributes:
+      variable: the environment variable.
+      default: what is read where that is not set; None where the user has to say.
+      hint: what to do, for the message when there is nothing to read.
+      read: from a row to an object with a str field `group`, or None (odd_rows.parse).
+      files: further kinds of files, {glob pattern: reader of a path}; they come before the common ones.
+      most: the share of odd rows let pass.
+      split: the split that a row says it is in, or None.
+    """
+
+    variable: str
+    default: str | None
+    hint: str
+    read: Callable[[Any], Any]
+    files: tuple[tuple[str, Callable[[pathlib.Path], Iterable]], ...] = ()
+    most: float = odd_rows.MAX_BAD_ROWS
+    split: Callable[[Mapping], str | None] = lambda row: row.get('split')
+
+    def rows(self, split: str) -> list[Any]:
+        """All that `read` made of the rows of 'train', 'validation' or 'test', in order.
+
+        Raises:
+          UserError: nothing is there, a package is missing, a file cannot be read, or too many rows are odd.
+        """
+        place = os.environ.get(self.variable) or self.default
+        if not place:
+            raise UserError(f'{self.variable} is not set: {self.hint}')
+        return _read(self, place, split)
+
+
+# Two places of one split each: pairs and prompts of a data set are read one after the other.
+@functools.lru_cache(maxsize=2)
+def _read(source: Source, place: str, split: str) -> list[Any]:
+    scheme, _, name = place.partition(':')
+    open_ = {'hf': _hub, 'tfds': _tfds}.get(scheme)
+    found = open_(source, name) if open_ else _local(source, pathlib.Path(place).expanduser())
+    upstream = next((s for s in (split, *(('validation',) if split == 'test' else ()), 'train') if s in found), None)
+    if upstream is None:
+        raise UserError(f'{source.variable}={place} has no split {split!r}, only {", ".join(found)}: {source.hint}')
+
+    def read(row: Any) -> Any:
+        if not isinstance(row, Mapping):
+            raise ValueError(f'not an object but {str(row)[:40]!r}')
+        parsed = source.read(row)
+        if parsed is None:
+            return None
+        belongs = source.split(row) or _by_hash(source.variable, parsed.group, upstream, found)
+        return parsed if belongs == split else None
+
+    return odd_rows.parse(f'{source.variable}={place}', found[upstream](), read, most=source.most)
+
+
+def _split_named(name: str) -> str | None:
+    """The split that a name begins with, or None: train.jsonl -> train, valid2 and dev-0.parquet -> validation .."""
+    match = _SPLIT.match(name.lower())
+    return match and {'train': 'train', 'test': 'test'}.get(match.group(), 'validation')
+
+
+def _by_hash(variable: str, group: str, upstream: str, found: Mapping) -> str:
+    """The split of a row that does not say: its upstream split's, less what goes to those that upstream lacks."""
+    missing = [s for s in ('validation', 'test') if s not in found]
+    bucket = int(hashlib.sha256(f'perl-split-v1:{variable}:{group}'.encode()).hexdigest()[:8], 16) % 100
+    if upstream == 'validation' and missing:
+        return 'test' if bucket < 50 else 'validation'
+    if upstream == 'train' and 'validation' in missing:
+        return missing[bucket // _SHARE] if bucket < _SHARE * len(missing) else 'train'
+    return upstream
+
+
+def _hub(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{source.variable}=hf:{name} needs the package datasets: pip install 'perl_jax[datasets]', "
+            f'or set {source.variable} to a folder'
+        ) from None
+    path, _, config = name.partition(':')
+    owner, _, rest = path.partition('/')
+    title, _, folder = rest.partition('/')
+    try:
+        found = datasets.load_dataset(f'{owner}/{title}', config or None, data_dir=folder or None)
+    except Exception as error:  # the package has dozens of its own; what the user needs is the name and the reason
+        raise UserError(f'{source.variable}=hf:{name} cannot be loaded ({_line(error)}): {source.hint}') from None
+    return {split: functools.partial(_numbered, split, found[split]) for split in found}
+
+
+def _tfds(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
+    import tensorflow_datasets as tfds
+
+    try:
+        found = tfds.load(name)
+    except Exception as error:  # as above
+        raise UserError(f'{source.variable}=tfds:{name} cannot be loaded ({_line(error)}): {source.hint}') from None
+
+    def rows(split: str) -> Rows:
+        return ((place, _plain(row)) for place, row in _numbered(split, tfds.as_numpy(found[split])))
+
+    return {split: functools.partial(rows, split) for split in found}
+
+
+def _local(source: Source, path: pathlib.Path) -> dict[str, Callable[[], Rows]]:
+    files = []
+    for kinds in (source.files, _FILES):
+        if not files:
+            files = [(p, reader) for pattern, reader in kinds for p in _glob(path, pattern)]
+    if not files:
+        patterns = ', '.join(pattern for pattern, _ in source.files + _FILES)
+        raise UserError(f'{source.variable}={path} holds none of {patterns}: {source.hint}')
+    found = {}
+    for file, reader in sorted(files, key=lambda item: item[0]):
+        inside = file.relative_to(path).parts[::-1] or (file.name,)
+        named = next((split for part in inside if (split := _split_named(part))), None)
+        found.setdefault(named, []).append((file, reader))
+    if list(found) == [None]:  # nothing says a split: the rows do, or a hash
+        found = {'train': found[None]}
+    return {split: functools.partial(_read_files, items) for split, items in found.items() if split}
+
+
+def _glob(path: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    return [p for p in ([path] if path.is_file() else path.rglob('*')) if p.is_file() and p.match(pattern)]
+
+
+def _read_files(items: Iterable[tuple[pathlib.Path, Callable]]) -> Rows:
+    for file, reader in items:
+        try:
+            yield from _numbered(file.name, reader(file))
+        except (OSError, EOFError, ValueError) as error:
+            raise UserError(f'{file} cannot be read ({_line(error)}): mend it or get it again') from None
+
+
+def _numbered(name: str, rows: Iterable) -> Rows:
+    return ((f'{name} row {number}', row) for number, row in enumerate(rows, start=1))
+
+
+def _json(file: pathlib.Path) -> Iterable:
+    """JSON lines whatever the suffix, or one list. A line that is not JSON comes as text, which is an odd row."""
+    with gzip.open(file, 'rt', encoding='utf-8') if file.suffix == '.gz' else file.open(encoding='utf-8') as lines:
+        first = lines.read(1)
+        lines.seek(0)
+        if first == '[':
+            yield from json.load(lines)
+            return
+        for line in lines:
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    yield line
+
+
+def _parquet(file: pathlib.Path) -> Iterable:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{file} needs the package pyarrow: pip install 'perl_jax[datasets]'") from None
+    with pyarrow.parquet.ParquetFile(file) as table:
+        for batch in table.iter_batches():
+            yield from batch.to_pylist()
+
+
+_FILES = (('*.jsonl', _json), ('*.json', _json), ('*.jsonl.gz', _json), ('*.json.gz', _json), ('*.parquet', _parquet))
+
+
+def _plain(value: Any) -> Any:
+    """TFDS's bytes and arrays as Python's str, numbers and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.decode('utf-8')
+    if hasattr(value, 'tolist'):
+        return _plain(value.tolist())
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _line(error: Exception) -> str:
+    return f'{type(error).__name__}: {error}'.splitlines()[0]
