@@ -11,7 +11,7 @@ README = HERE / 'README.md'
 
 HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0']
 # Tasks from the hub, from Parquet files and from TFDS, which needs importlib_resources and does not say so.
-DATASETS = ['datasets>=4', 'pyarrow', 'importlib_resources']
+DATASETS = ['datasets>=3', 'pyarrow', 'importlib_resources']
 
 setup(
     name='perl_jax',

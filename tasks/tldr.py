@@ -1,7 +1,7 @@
 r"""Reddit TL;DR: posts with their authors' summaries, and summaries of which people chose the better.
 
 Registers tldr_{sft,pairs,prompts}; the text is the source's own, `SUBREDDIT: r/..\n\nTITLE: ..\n\nPOST: ..\n\nTL;DR:`,
-and an answer begins with a space.
+and an answer begins with a space. The defaults are mirrors without a loading script, which `datasets` no longer runs.
 
     TLDR_SOURCE         posts: id, subreddit, title, post, summary
     TLDR_PAIRS_SOURCE   comparisons: info {id, subreddit, title, post}, summaries [{text}, {text}], choice 0 or 1,
@@ -101,7 +101,7 @@ POSTS = sources.Source(
 )
 COMPARISONS = sources.Source(
     'TLDR_PAIRS_SOURCE',
-    'hf:openai/summarize_from_feedback:comparisons',
+    'hf:vwxyzjn/summarize_from_feedback_oai_preprocessing_1711138084',
     'set it to a folder with the batch*.json of the comparisons (docs/tasks.md)',
     _comparison,
     split=lambda row: {'valid1': 'validation', 'valid2': 'test'}.get(row['split'], row['split']),
