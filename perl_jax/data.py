@@ -311,6 +311,32 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, 'ndim', None) == 0 else value
 
 
+def of_texts(vocabulary: Any, prompts: Sequence[str], length: int, responses: Sequence[Sequence[str]] = ()) -> Dataset:
+    """Texts that no task holds, as a task's are: the END of a long prompt [N, length], behind BOS if there is one.
+
+    With `responses`, K for each prompt, it has their targets [N, K, R] too, each with its EOS, R being the longest's.
+    """
+    head = [vocabulary.bos_id] if _has_bos(vocabulary) else []
+    ids = [head + list(vocabulary.encode(text))[-(length - len(head)) :] for text in prompts]
+    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, length)))
+    if responses:
+        ids = [[*vocabulary.encode(text), vocabulary.eos_id] for row in responses for text in row]
+        both = _padded(ids, max(map(len, ids)))
+        arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
+    return Dataset(arrays, [{'inputs_pretokenized': text} for text in prompts], vocabulary, vocabulary.eos_id)
+
+
+def _padded(ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.array([[*row, *[0] * (length - len(row))] for row in ids], np.int32)
+    return tokens, np.arange(length) < np.array([len(row) for row in ids])[:, None]
+
+
+def vocabulary_of(config: DatasetConfig) -> Any:
+    """The vocabulary that a data set's prompts would be read with, without reading them."""
+    task = members(find(config.each()[0].mixture_or_task_name))[0]
+    return with_vocabulary(task, config.vocabulary).output_features['inputs'].vocabulary
+
+
 def decode(vocabulary: Any, batch: types.Responses) -> list[list[str]]:
     """The responses [B, K] as text, without EOS and padding."""
     tokens, mask = np.asarray(batch.targets), np.asarray(batch.targets_mask)

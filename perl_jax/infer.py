@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, partitioning, rundir
+from perl_jax import calibration, data, evaluate, lora, partitioning, rundir
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
@@ -34,8 +34,8 @@ def eval_reward(
 ) -> dict[str, Any]:
     """Score a whole split with a reward's best checkpoint; prints the metrics with 95% intervals.
 
-    `group` is a field of the examples that are drawn together in the bootstrap (taskmaster: 'opening'). Writes
-    MODEL_DIR/eval_SPLIT.json.
+    `group` is a field of the examples that are drawn together in the bootstrap (taskmaster: 'group'). Writes
+    MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a reliability diagram for each task.
     """
     with partitioner.scope():
         frozen, adapter = _bound(model_dir, 'reward', base, partitioner)
@@ -47,11 +47,18 @@ def eval_reward(
             datasets, dataset.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapter, batch)
         )
     result: dict[str, Any] = {}
-    for one, values in zip(datasets, rewards, strict=True):
+    bins: dict[str, Any] = {}
+    for config, one, values in zip(configs, datasets, rewards, strict=True):
         groups = [str(e.get(group, i)) for i, e in enumerate(one.examples)]
-        result |= evaluate.with_intervals(
-            lambda rows, one=one, v=values: evaluate.reward_metrics([one.take(rows)], [v[rows]]), groups
-        )
+
+        def measure(rows: np.ndarray, one: data.Dataset = one, values: np.ndarray = values) -> dict[str, float]:
+            some = one.take(rows)
+            return evaluate.reward_metrics([some], [values[rows]]) | calibration.metrics(some, values[rows])
+
+        result |= evaluate.with_intervals(measure, groups)
+        bins[config.mixture_or_task_name] = calibration.reliability(*calibration.outcomes(one, values))
+    with open(os.path.join(model_dir, f'calibration_{split}.json'), 'w') as file:
+        json.dump(bins, file, indent=2)
     return _report(model_dir, split, result)
 
 
@@ -92,7 +99,9 @@ def sample_policy(
     with partitioner.scope():
         prompts = data.load(config, 'prompts')
         if prompt is not None:
-            prompts, metric_fns = _typed(prompts, prompt, config), None
+            text = prompt.replace('\\n', '\n')  # a literal \n becomes a line break
+            length = config.task_feature_lengths['inputs']
+            prompts, metric_fns = data.of_texts(prompts.vocabulary, [text], length), None
         for row in _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner):
             given = {k: v for k, v in row.items() if k not in ('prompt', 'response')}
             print(f'{row["prompt"]}{row["response"]}\n  {json.dumps(given)}\n')
@@ -131,18 +140,6 @@ def _given(dataset: DatasetConfig | None) -> DatasetConfig:
     if dataset is None:
         raise UserError('this run names no prompts; add --gin.PROMPTS_DATASET=@eval/data.DatasetConfig()')
     return dataset
-
-
-def _typed(like: data.Dataset, prompt: str, config: DatasetConfig) -> data.Dataset:
-    """A data set of one prompt that was typed in; a literal \\n becomes a line break."""
-    prompt = prompt.replace('\\n', '\n')
-    ids = like.vocabulary.encode(prompt)[-config.task_feature_lengths['inputs'] :]
-    length = config.task_feature_lengths['inputs']
-    arrays = {
-        'inputs': np.pad(np.array([ids], np.int32), ((0, 0), (0, length - len(ids)))),
-        'inputs_mask': np.arange(length)[None] < len(ids),
-    }
-    return dataclasses.replace(like, arrays=arrays, examples=[{'inputs_pretokenized': prompt}])
 
 
 def _report(model_dir: str, split: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ FLOORS = [
     {'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept'},
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'reinforce'},
-    {'rewards', 'evaluate', 'runs'},
+    {'rewards', 'evaluate', 'calibration', 'runs'},
     {'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'inspect_task', 'report', 'report.*', 'plan'},
     {'main', '__main__'},
 ]
