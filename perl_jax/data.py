@@ -219,7 +219,7 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:
     ds = (ds if config.limit is None else ds.take(config.limit)).cache()
     rows = list(ds.as_numpy_iterator())
     keep = _admit(rows, room, converter.RESPONSES, f'{name} ({split})')
-    ds = _fit(ds, keep, room['inputs'], vocabulary.bos_id if _has_bos(vocabulary) else None)
+    ds = _fit(ds, keep, room['inputs'], bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
     examples = [{k: _plain(v) for k, v in row.items() if k not in room} for row, ok in zip(rows, keep) if ok]
@@ -255,12 +255,13 @@ def check_vocabulary(vocabulary: Any, size: int) -> None:
         )
 
 
-def _has_bos(vocabulary: Any) -> bool:
-    """Sentencepiece vocabularies of the T5 kind say -1; seqio's base class raises where there is none."""
+def bos_id(vocabulary: Any) -> int | None:
+    """The token that prompts begin with, if any: sentencepiece vocabularies of the T5 kind say -1."""
     try:
-        return vocabulary.bos_id is not None and vocabulary.bos_id >= 0
-    except NotImplementedError:
-        return False
+        found = vocabulary.bos_id
+    except NotImplementedError:  # seqio's base class
+        return None
+    return found if found is not None and found >= 0 else None
 
 
 def _admit(rows: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str) -> np.ndarray:
@@ -309,32 +310,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode('utf-8')
     return value.item() if getattr(value, 'ndim', None) == 0 else value
-
-
-def of_texts(vocabulary: Any, prompts: Sequence[str], length: int, responses: Sequence[Sequence[str]] = ()) -> Dataset:
-    """Texts that no task holds, as a task's are: the END of a long prompt [N, length], behind BOS if there is one.
-
-    With `responses`, K for each prompt, it has their targets [N, K, R] too, each with its EOS, R being the longest's.
-    """
-    head = [vocabulary.bos_id] if _has_bos(vocabulary) else []
-    ids = [head + list(vocabulary.encode(text))[-(length - len(head)) :] for text in prompts]
-    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, length)))
-    if responses:
-        ids = [[*vocabulary.encode(text), vocabulary.eos_id] for row in responses for text in row]
-        both = _padded(ids, max(map(len, ids)))
-        arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
-    return Dataset(arrays, [{'inputs_pretokenized': text} for text in prompts], vocabulary, vocabulary.eos_id)
-
-
-def _padded(ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.array([[*row, *[0] * (length - len(row))] for row in ids], np.int32)
-    return tokens, np.arange(length) < np.array([len(row) for row in ids])[:, None]
-
-
-def vocabulary_of(config: DatasetConfig) -> Any:
-    """The vocabulary that a data set's prompts would be read with, without reading them."""
-    task = members(find(config.each()[0].mixture_or_task_name))[0]
-    return with_vocabulary(task, config.vocabulary).output_features['inputs'].vocabulary
 
 
 def decode(vocabulary: Any, batch: types.Responses) -> list[list[str]]:

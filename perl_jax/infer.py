@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from perl_jax import base as bases
-from perl_jax import calibration, data, evaluate, lora, partitioning, rundir
+from perl_jax import calibration, data, evaluate, lora, partitioning, rundir, texts
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
@@ -38,7 +38,7 @@ def eval_reward(
     MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a reliability diagram for each task.
     """
     with partitioner.scope():
-        frozen, adapter = _bound(model_dir, 'reward', base, partitioner)
+        frozen, adapter = bound(model_dir, 'reward', base, partitioner)
         network = base.network
         score_fn = jax.jit(lambda params, adapter, batch: score(network, lora.bind(params, adapter), batch))
         configs = [dataclasses.replace(config, split=split, limit=None) for config in dataset.each()]
@@ -101,13 +101,37 @@ def sample_policy(
         if prompt is not None:
             text = prompt.replace('\\n', '\n')  # a literal \n becomes a line break
             length = config.task_feature_lengths['inputs']
-            prompts, metric_fns = data.of_texts(prompts.vocabulary, [text], length), None
+            prompts, metric_fns = texts.dataset(prompts.vocabulary, [text], length), None
         for row in _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner):
             given = {k: v for k, v in row.items() if k not in ('prompt', 'response')}
             print(f'{row["prompt"]}{row["response"]}\n  {json.dumps(given)}\n')
 
 
-def _bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
+def answer_split(
+    model_dir: str,
+    base: BaseConfig,
+    dataset: DatasetConfig | None,
+    sampling: SamplingConfig,
+    split: str = 'validation',
+    num: int | None = None,
+    group: str | None = None,
+    anchor: bool = False,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> list[dict[str, Any]]:
+    """One answer to each of the first `num` prompts of a split, for a judge: prompt, response, reference, group.
+
+    `anchor` answers with the run's base, as it was before the run. Rows without the field `group` are a group each.
+    """
+    config = dataclasses.replace(_given(dataset), split=split, limit=num)
+    with partitioner.scope():
+        prompts = data.load(config, 'prompts')
+        rows = _answers(model_dir, base, prompts, config, sampling, None, partitioner, anchor)
+    groups = [str(example.get(group, i)) for i, example in enumerate(prompts.examples)]
+    return [row | {'group': name} for row, name in zip(rows, groups, strict=True)]
+
+
+def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
+    """The base of a finished run, and its best adapter for a role, on the mesh."""
     phase = rundir.read(model_dir)['phase']
     adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
     frozen = bases.named(config.network, about['base'], partitioner)
@@ -123,8 +147,10 @@ def _answers(
     sampling: SamplingConfig,
     metric_fns: Mapping[str, TextFunction] | None,
     partitioner: Partitioner,
+    anchor: bool = False,
 ) -> list[dict[str, Any]]:
-    frozen, adapter = _bound(model_dir, 'policy', base, partitioner)
+    frozen, adapter = bound(model_dir, 'policy', base, partitioner)
+    adapter = None if anchor else adapter
     one = dataclasses.replace(sampling, num_samples=1)
     fn: Callable[..., Any] = jax.jit(
         lambda params, adapter, batch, rng: sample(

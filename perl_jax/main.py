@@ -28,6 +28,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
                     --gin.INITIAL_CHECKPOINT_PATH="'runs/toy/sft'" --gin.REWARD_MODEL_DIR="'runs/toy/reward'"
   perl_jax eval     --model_dir=runs/toy/policy --split=test     measure a finished run again
   perl_jax sample   --model_dir=runs/toy/policy                  read some answers
+  perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/reward   win rate, in both orders
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x
@@ -149,6 +150,26 @@ def _import(argv: list[str]) -> None:
     run(**args, config_text=gin.config_str())
 
 
+def _judge(argv: list[str]) -> None:
+    from perl_jax import rundir
+    from perl_jax.judging import judge
+
+    files, bindings, paths, rest = _gin_flags('judge', argv)
+    parser = _Parser(prog='perl_jax judge')
+    for name, settings in judge.FLAGS.items():
+        parser.add_argument(name, **settings)
+    args = vars(parser.parse_args(rest))
+
+    def of_run(model_dir: str, name: str) -> Callable[..., Any]:
+        """A function under the configuration of one of the runs; the user's bindings are for those that answer."""
+        own = (files, bindings) if name == 'infer.answer_split' else ([], [])
+        phase = rundir.read(model_dir)['phase']
+        config = [os.path.join(model_dir, 'config.gin'), f'runs/infer_{phase}.gin', *own[0]]
+        return _configured(name, config, own[1], paths)  # to be called before the next: gin holds one at a time
+
+    judge.run(of_run, **args)
+
+
 def _report(argv: list[str]) -> None:
     from perl_jax import report
 
@@ -178,6 +199,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     **{command: functools.partial(_run, command) for command in RUNS},
     'eval': _evaluate,
     'sample': _sample,
+    'judge': _judge,
     'report': _report,
     'inspect': _inspect,
     'export': _export,
@@ -214,7 +236,7 @@ def _gin_flags(command: str, argv: list[str]) -> tuple[list[str], list[str], lis
     return known.gin_file, known.gin_bindings, [p for p in known.gin_search_paths.split(',') if p], rest
 
 
-def _configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., None]:
+def _configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
     """The configurable `name` after the gin files and bindings are read."""
     _load_tensorflow()
     import gin
@@ -241,9 +263,9 @@ def _configured(name: str, files: list[str], bindings: list[str], paths: list[st
         gin.bind_parameter('perl_jax.runs.RunConfig.config_text', gin.operative_config_str)  # asked once all is set
         gin.finalize()
 
-    def checked(**kwargs: Any) -> None:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         try:
-            gin.get_configurable(name)(**kwargs)
+            return gin.get_configurable(name)(*args, **kwargs)
         except TypeError as error:
             if lacking := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', str(error)):
                 raise UserError(f'gin: {name} lacks {lacking[1]}; is the recipe one for this command?') from error
@@ -263,13 +285,15 @@ def _register() -> None:
 
     from perl_jax import base, data, exchange, infer, layers, lora, partitioning, rewards, runs, sampling
     from perl_jax.interop import hf, tokenizers
+    from perl_jax.judging import models
     from perl_jax.networks import decoder, t5
 
     ours = [
         base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
         rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
         t5.T5, t5.T5Config, layers.RopeScaling, hf.network, tokenizers.TokenizersVocabulary, infer.eval_policy,
-        infer.eval_reward, infer.sample_policy, exchange.export_run, exchange.import_run,
+        infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
+        exchange.export_run, exchange.import_run,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,

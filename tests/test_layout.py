@@ -17,11 +17,17 @@ FLOORS = [
     {'losses', 'advantages', 'layers', 'lora', 'logprobs'},
     {'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept'},
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
-    {'base', 'reinforce'},
-    {'rewards', 'evaluate', 'calibration', 'runs'},
-    {'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'inspect_task', 'report', 'report.*', 'plan'},
+    {'base', 'reinforce', 'texts'},
+    {
+        'rewards', 'evaluate', 'calibration', 'runs',
+        'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
+    },
+    {
+        'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'inspect_task', 'report', 'report.*', 'plan',
+        'judging.models', 'judging.judge',
+    },
     {'main', '__main__'},
-]
+]  # fmt: skip
 
 # Imports within a floor, with the reason for each.
 SAME_FLOOR = {
@@ -29,6 +35,7 @@ SAME_FLOOR = {
     ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
     ('evaluate', 'rewards'): 'a metric of the text is the same function as a reward of the text',
     ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
+    ('judging.models', 'infer'): 'a judge is a finished run too',
     ('report*', 'report.*'): 'one page, written by several files',
     ('__main__', 'main'): 'python -m perl_jax is the command line',
 }

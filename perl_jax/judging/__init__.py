@@ -1,0 +1,1 @@
+"""Judging answers: rubrics, who judges by them, and what the verdicts add up to."""

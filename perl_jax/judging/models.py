@@ -1,0 +1,63 @@
+"""Our own runs as judges: a policy that is asked, a reward that scores.
+
+gin calls these with the judge's own config.gin, so that its network, base and vocabulary are those it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from perl_jax import evaluate, infer, lora, rewards, texts
+from perl_jax.base import BaseConfig
+from perl_jax.data import DatasetConfig
+from perl_jax.partitioning import Partitioner
+from perl_jax.sampling import SamplingConfig, sample
+
+GREEDY = SamplingConfig(temperature=0, max_decode_length=8)  # '1', 'Answer: 1', 'YES.'
+STEP = 64  # lengths are rounded up to it, so that few shapes are compiled
+
+
+def ask(
+    prompts: Sequence[str],
+    model_dir: str,
+    base: BaseConfig,
+    dataset: DatasetConfig,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> list[str]:
+    """The greedy answer of an SFT run or a policy to each prompt, none of which is cut."""
+    vocabulary = texts.vocabulary(dataset)
+    longest = 1 + max(len(vocabulary.encode(prompt)) for prompt in prompts)  # 1: BOS
+    asked = texts.dataset(vocabulary, prompts, -(-longest // STEP) * STEP)
+    with partitioner.scope():
+        frozen, adapter = infer.bound(model_dir, 'policy', base, partitioner)
+        fn = jax.jit(
+            lambda params, adapter, batch: sample(
+                base.network, lora.bind(params, adapter), batch, jax.random.key(0), asked.eos_id, GREEDY
+            )
+        )
+        respond = lambda batch, _, i: (fn(frozen.params, adapter, batch), {})  # noqa: E731
+        rows = evaluate.answers(asked, dataset.batch_size, partitioner, respond, {})
+    return [row['response'] for row in rows]
+
+
+def score(
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[str]],
+    model_dir: str,
+    base: BaseConfig,
+    dataset: DatasetConfig,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> np.ndarray:
+    """The logits [N, K] that a reward run gives K responses to each prompt, whose end it reads as in training."""
+    length = dataset.task_feature_lengths['inputs']
+    scored = texts.dataset(texts.vocabulary(dataset), prompts, length, responses)
+    with partitioner.scope():
+        frozen, adapter = infer.bound(model_dir, 'reward', base, partitioner)
+        fn = jax.jit(lambda params, adapter, batch: rewards.score(base.network, lora.bind(params, adapter), batch))
+        (values,) = evaluate.scores(
+            [scored], dataset.batch_size, partitioner, lambda batch: fn(frozen.params, adapter, batch)
+        )
+    return values

@@ -1,0 +1,37 @@
+"""Texts that no task holds, as a data set: what somebody typed in, what a judge is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from perl_jax.data import Dataset, DatasetConfig, bos_id, find, members, with_vocabulary
+
+
+def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Sequence[Sequence[str]] = ()) -> Dataset:
+    """Prompts [N, length] as a task's are read: the END of a longer one, behind BOS if there is one.
+
+    With `responses`, K for each prompt, it has their targets [N, K, R] too, each with its EOS, R being the longest's.
+    """
+    bos = bos_id(vocabulary)
+    head = [] if bos is None else [bos]
+    ids = [head + list(vocabulary.encode(text))[-(length - len(head)) :] for text in prompts]
+    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, length)))
+    if responses:
+        ids = [[*vocabulary.encode(text), vocabulary.eos_id] for row in responses for text in row]
+        both = _padded(ids, max(map(len, ids)))
+        arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
+    return Dataset(arrays, [{'inputs_pretokenized': text} for text in prompts], vocabulary, vocabulary.eos_id)
+
+
+def vocabulary(config: DatasetConfig) -> Any:
+    """The vocabulary that a data set's prompts would be read with, without reading them."""
+    task = members(find(config.each()[0].mixture_or_task_name))[0]
+    return with_vocabulary(task, config.vocabulary).output_features['inputs'].vocabulary
+
+
+def _padded(ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.array([[*row, *[0] * (length - len(row))] for row in ids], np.int32)
+    return tokens, np.arange(length) < np.array([len(row) for row in ids])[:, None]
