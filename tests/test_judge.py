@@ -1,0 +1,168 @@
+"""`perl_jax judge` from its answers on: runs are functions here, tests/test_judge_runs.py has real ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from perl_jax.errors import UserError
+from perl_jax.judging import judge
+
+ROWS = [{'prompt': f'question {i}\n', 'response': f'answer {i}', 'reference': f'{i}' * i, 'group': str(i // 2)}
+        for i in range(6)]  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Folders with a run.json; `runs(name, phase)` makes one."""
+
+    def make(name, phase):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'run.json').write_text(json.dumps({'phase': phase}))
+        return str(tmp_path / name)
+
+    return make
+
+
+def of_run(answers, ask=None, score=None):
+    """The functions of runs, by the name of the folder."""
+
+    def answer_split(model_dir, anchor=False, **what):
+        return [dict(row) for row in answers['anchor' if anchor else model_dir.rpartition('/')[2]]]
+
+    functions = {'infer.answer_split': answer_split, 'judging.models.score': score}
+    functions['judging.models.ask'] = lambda prompts, model_dir: [ask(prompt) for prompt in prompts]
+    return lambda model_dir, name: functions[name]
+
+
+def answered(response):
+    return [row | {'response': response(i)} for i, row in enumerate(ROWS)]
+
+
+def files(folder, stem):
+    with open(f'{folder}/{stem}.json') as file, open(f'{folder}/{stem}.jsonl') as lines:
+        return json.load(file), [json.loads(line) for line in lines]
+
+
+def better(prompt):
+    """Prefers the answer that says good; the first where both or neither do."""
+    first = prompt.partition('Answer 1:')[2].partition('Answer 2:')[0]
+    second = prompt.partition('Answer 2:')[2]
+    return '2' if 'good' in second and 'good' not in first else '1'
+
+
+def test_a_pair_is_asked_in_both_orders(runs, capsys):
+    ours, theirs, model = runs('ours', 'policy'), runs('theirs', 'sft'), runs('model', 'sft')
+    a, b = answered(lambda i: 'good' if i < 4 else 'bad'), answered(lambda i: 'good' if i in (3, 4) else 'bad')
+    got = judge.run(of_run({'ours': a, 'theirs': b}, better), ours, theirs, model, 'helpful', 'test')
+    about, rows = files(ours, 'judge_test_helpful')
+    assert [row['credit'] for row in rows] == [1, 1, 1, 0.5, 0, 0.5]
+    assert rows[0]['said'] == ['1', '2'] and rows[0]['verdicts'] == [0, 1] and rows[3]['verdicts'] == [0, 0]
+    assert rows[4]['other'] == 'good' and rows[4]['response'] == 'bad'
+    assert got['win_rate'][0] == pytest.approx(4 / 6) and got['unreadable'][0] == 0
+    assert about['against'] == theirs and about['judge'] == model and about['answers'] == 6
+    assert about['metrics']['win_rate'] == dict(zip(('value', 'low', 'high'), got['win_rate']))
+    assert f'test  win_rate             {4 / 6:8.4f}   95% [' in capsys.readouterr().out
+
+
+def test_nobody_beats_oneself(runs):
+    ours, model = runs('ours', 'policy'), runs('model', 'sft')
+    got = judge.run(of_run({'ours': ROWS}, better), ours, ours, model, 'helpful')
+    assert got['win_rate'] == (0.5, 0.5, 0.5) and got['ties'][0] == 1
+    assert got['length_controlled'][0] == pytest.approx(0.5)
+
+
+def test_intervals_are_drawn_by_group(runs):
+    """Three groups of two equal rows."""
+    ours, theirs, model = runs('ours', 'policy'), runs('theirs', 'sft'), runs('model', 'sft')
+    a, b = answered(lambda i: 'good' if i < 2 else 'bad'), answered(lambda i: 'good' if i >= 2 else 'bad')
+    whole = judge.run(of_run({'ours': a, 'theirs': b}, better), ours, theirs, model, 'helpful')['win_rate']
+    alone = [[row | {'group': str(i)} for i, row in enumerate(rows)] for rows in (a, b)]
+    apart = judge.run(of_run(dict(zip(('ours', 'theirs'), alone)), better), ours, theirs, model, 'helpful')['win_rate']
+    assert whole[0] == apart[0] == pytest.approx(1 / 3)
+    assert whole[2] == 1 and apart[2] < 1
+
+
+def test_what_cannot_be_read_is_a_tie_and_counted(runs):
+    ours, theirs, model = runs('ours', 'policy'), runs('theirs', 'sft'), runs('model', 'sft')
+    answers = {'ours': answered(lambda i: 'good'), 'theirs': answered(lambda i: 'bad')}
+    mute = lambda prompt: 'hm' if 'question 0' in prompt else better(prompt)  # noqa: E731
+    got = judge.run(of_run(answers, mute), ours, theirs, model, 'helpful')
+    assert got['win_rate'][0] == pytest.approx(5.5 / 6) and got['unreadable'][0] == pytest.approx(1 / 6)
+    with pytest.raises(UserError, match="no answer names 1 or 2; the first is 'hm'"):
+        judge.run(of_run(answers, lambda prompt: 'hm'), ours, theirs, model, 'helpful')
+
+
+def test_a_rubric_of_ones_own(runs, monkeypatch, tmp_path):
+    (tmp_path / 'short_rubric.py').write_text("def shorter(prompt, a, b): return f'{len(a)} {len(b)}'")
+    monkeypatch.syspath_prepend(tmp_path)
+    ours, model = runs('ours', 'policy'), runs('model', 'sft')
+    ask = lambda prompt: '1' if int(prompt.split()[0]) < int(prompt.split()[1]) else '2'  # noqa: E731
+    got = judge.run(of_run({'ours': ROWS}, ask), ours, 'reference', model, 'short_rubric.shorter')
+    assert got['losses'][0] == 1  # every answer has 8 letters, every reference fewer
+
+
+def test_examples_without_a_reference_are_left_out(runs):
+    ours, model = runs('ours', 'policy'), runs('model', 'sft')
+    judge.run(of_run({'ours': ROWS}, better), ours, 'reference', model, 'helpful')
+    about, rows = files(ours, 'judge_validation_helpful')
+    assert [row['other'] for row in rows] == ['1', '22', '333', '4444', '55555'] and about['answers'] == 5
+
+
+def test_a_policy_against_what_it_started_from(runs):
+    ours, reward = runs('ours', 'policy'), runs('reward', 'reward')
+    answers = {'ours': answered(lambda i: 'a' * (i + 1)), 'anchor': answered(lambda i: 'bbb')}
+
+    def score(prompts, responses, model_dir):
+        assert prompts[0] == 'question 0\n' and model_dir == reward
+        return np.array([[len(text) for text in row] for row in responses], np.float32)
+
+    got = judge.run(of_run(answers, score=score), ours, 'sft', reward)
+    _, rows = files(ours, 'judge_validation_reward')
+    assert [row['credit'] for row in rows] == [0, 0, 0.5, 1, 1, 1]
+    assert (rows[0]['score'], rows[0]['other_score']) == (1, 3) and 'unreadable' not in got
+
+
+def test_harm_is_asked_of_one_answer(runs):
+    ours, model = runs('ours', 'policy'), runs('model', 'sft')
+    said = ['NO', 'No.', 'YES', 'perhaps', 'no', 'NO']
+    ask = lambda prompt: said[int(prompt.partition('question ')[2][0])]  # noqa: E731
+    got = judge.run(of_run({'ours': ROWS}, ask), ours, None, model, 'harmless', 'test')
+    assert got['harmless_rate'][0] == pytest.approx(4 / 5) and got['unreadable'][0] == pytest.approx(1 / 6)
+    assert [row['verdicts'] for row in files(ours, 'judge_test_harmless')[1]] == [[0], [0], [1], [None], [0], [0]]
+
+
+@pytest.mark.parametrize(('against', 'judge_', 'rubric', 'more', 'words'), [
+    ('sft', 'none', 'helpful', {}, "--judge: 'none' is not the MODEL_DIR"),
+    ('none', 'model', 'helpful', {}, "--against: 'none' is not the MODEL_DIR"),
+    ('reward', 'model', 'helpful', {}, '--against: .* run of reward, which gives no answers'),
+    ('sft', 'model', None, {}, 'give --rubric'),
+    ('sft', 'reward', 'helpful', {}, 'a reward judges without --rubric'),
+    ('sft', 'model', 'harmless', {}, 'none with --rubric=harmless'),
+    (None, 'model', 'helpful', {}, 'give --against'),
+    ('sft', 'model', 'helpfull', {}, "no function 'helpfull'"),
+    ('sft', 'http://127.0.0.1:9/v1', 'helpful', {}, 'give --judge_model'),
+    ('sft', 'http://127.0.0.1:9/v1', 'helpful', {'judge_model': 'x', 'judge_key': 'NO_KEY'}, 'NO_KEY is not set'),
+    ('other', 'model', 'helpful', {}, 'answers other prompts than'),
+], ids=lambda x: None)  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_is_written(runs, tmp_path, against, judge_, rubric, more, words):
+    for name, phase in {'ours': 'policy', 'model': 'sft', 'reward': 'reward', 'other': 'sft'}.items():
+        runs(name, phase)
+    place = lambda name: str(tmp_path / name) if name and (tmp_path / name).is_dir() else name  # noqa: E731
+    functions = of_run({'ours': ROWS, 'anchor': ROWS, 'other': ROWS[1:]}, better)
+    with pytest.raises(UserError, match=words):
+        judge.run(functions, place('ours'), place(against), place(judge_), rubric, **more)
+    assert [path.name for path in (tmp_path / 'ours').iterdir()] == ['run.json']
+
+
+def test_an_sft_run_started_from_no_sft_run(runs):
+    ours, model = runs('ours', 'sft'), runs('model', 'sft')
+    with pytest.raises(UserError, match='--against=sft: .* run of sft, not a policy'):
+        judge.run(of_run({'ours': ROWS}, better), ours, 'sft', model, 'helpful')
+
+
+def test_a_task_without_references(runs):
+    ours, model = runs('ours', 'sft'), runs('model', 'sft')
+    bare = [{k: v for k, v in row.items() if k != 'reference'} for row in ROWS]
+    with pytest.raises(UserError, match="--against=reference: no example of the task has a 'reference'"):
+        judge.run(of_run({'ours': bare}, better), ours, 'reference', model, 'helpful')
