@@ -28,7 +28,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
                     --gin.INITIAL_CHECKPOINT_PATH="'runs/toy/sft'" --gin.REWARD_MODEL_DIR="'runs/toy/reward'"
   perl_jax eval     --model_dir=runs/toy/policy --split=test     measure a finished run again
   perl_jax sample   --model_dir=runs/toy/policy                  read some answers
-  perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/reward   win rate, in both orders
+  perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/reward   win rate
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x

@@ -28,7 +28,7 @@ FULL, LORA = '--gin_file=tuning/full.gin', '--gin_file=tuning/lora.gin'
 def test_help_has_what_a_newcomer_needs(argv):
     result = perl(*argv)
     assert result.code == 0 and not result.err
-    for command in 'sft', 'reward', 'policy', 'eval', 'sample', 'report', 'inspect':
+    for command in 'sft', 'reward', 'policy', 'eval', 'sample', 'judge', 'report', 'inspect':
         assert f'perl_jax {command} ' in result.out
     for needed in (
         '--gin_file', '--gin.NAME=VALUE', '--gin_bindings', '--gin_search_paths', '--gin.MODEL_DIR="\'runs/',
@@ -44,7 +44,7 @@ def test_help_needs_no_heavy_import():
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize('command', ['eval', 'sample', 'report', 'inspect'])
+@pytest.mark.parametrize('command', ['eval', 'sample', 'judge', 'report', 'inspect'])
 def test_a_command_explains_its_flags(command):
     with pytest.raises(SystemExit) as end:
         main.cli([command, '--help'])
