@@ -163,8 +163,10 @@ def _judge(argv: list[str]) -> None:
     def of_run(model_dir: str, name: str) -> Callable[..., Any]:
         """A function under the configuration of one of the runs; the user's bindings are for those that answer."""
         own = (files, bindings) if name == 'infer.answer_split' else ([], [])
-        phase = rundir.read(model_dir)['phase']
-        config = [os.path.join(model_dir, 'config.gin'), f'runs/infer_{phase}.gin', *own[0]]
+        about = rundir.read(model_dir)
+        imported = name == 'judging.models.ask' and 'imported' in about  # it has no data set
+        ours = 'runs/judge_imported.gin' if imported else f'runs/infer_{about["phase"]}.gin'
+        config = [os.path.join(model_dir, 'config.gin'), ours, *own[0]]
         return _configured(name, config, own[1], paths)  # to be called before the next: gin holds one at a time
 
     judge.run(of_run, **args)

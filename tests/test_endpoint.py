@@ -188,6 +188,14 @@ def test_no_more_requests_at_a_time_than_allowed(serve, judge):
     assert 1 < server.most <= 3
 
 
+@pytest.mark.parametrize(('name', 'value', 'flag'), [
+    ('concurrency', 0, 'concurrency'), ('max_tokens', 0, 'tokens'), ('retries', -1, 'retries'), ('timeout', 0, 'timeout'),
+])  # fmt: skip
+def test_settings_that_make_no_sense(judge, name, value, flag):
+    with pytest.raises(UserError, match=f'--judge_{flag} = {value}: give'):
+        judge('http://127.0.0.1:9/v1', **{name: value})
+
+
 def test_a_cache_that_is_none(serve, judge, tmp_path):
     (tmp_path / 'judge.sqlite').write_text('something else' * 100)
     with pytest.raises(UserError, match=r"judge\.sqlite' cannot hold"):

@@ -31,7 +31,7 @@ def of_run(answers, ask=None, score=None):
         return [dict(row) for row in answers['anchor' if anchor else model_dir.rpartition('/')[2]]]
 
     functions = {'infer.answer_split': answer_split, 'judging.models.score': score}
-    functions['judging.models.ask'] = lambda prompts, model_dir: [ask(prompt) for prompt in prompts]
+    functions['judging.models.ask'] = lambda prompts, model_dir, **words: [ask(prompt) for prompt in prompts]
     return lambda model_dir, name: functions[name]
 
 

@@ -10,6 +10,8 @@ from toy_runs import perl, ran, rows, settings, toys  # noqa: F401
 
 from perl_jax import data, main, texts
 from perl_jax.data import DatasetConfig
+from perl_jax.interop import vocabularies
+from perl_jax.judging import judge
 from perl_jax.tasks import toy as toy_tasks
 
 LENGTHS = {'inputs': 26, 'targets': 24}
@@ -79,6 +81,21 @@ def test_a_run_is_asked_in_its_own_words(toys):
     for prompt, answer in zip(prompts, got):
         more = ["--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 24}", '--prompt=' + prompt.replace('\n', '\\n')]
         assert ran(*cold, *more).out.startswith(f'{prompt}{answer}\n  {{')
+
+
+def test_an_imported_model_is_asked_with_the_tokenizer_beside_it(toys, monkeypatch, tmp_path):
+    ran('export', f'--model_dir={toys.policy}', '--format=hf', f'--output={tmp_path}/weights')
+    model = tmp_path / 'model'
+    source = f'--input={tmp_path}/weights'
+    ran('import', '--format=hf', source, f'--model_dir={model}', '--gin_file=models/toy.gin')
+    asked, seen = [], []
+    monkeypatch.setattr(vocabularies, 'vocabulary', lambda path: asked.append(path) or toy_tasks.vocabulary())
+    read = judge.rubrics.read
+    monkeypatch.setattr(judge.rubrics, 'read', lambda text, choices: seen.append(text) or read(text, choices))
+    flags = [f'--judge={model}', '--rubric=harmless', '--judge_chat=chatml']
+    assert 'no answer names NO or YES' in perl(*judged(toys, *flags)).line
+    assert asked == [f'{tmp_path}/weights'] and len(seen) == 8
+    assert any(seen), 'it said something'
 
 
 def test_a_run_that_cannot_judge_is_told_from_one_that_sees_no_difference(toys):

@@ -41,6 +41,15 @@ class Endpoint:
     concurrency: int = 8
     max_tokens: int = 16
 
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ('concurrency', self.concurrency, 1), ('tokens', self.max_tokens, 1), ('retries', self.retries, 0),
+        ):  # fmt: skip
+            if value < least:
+                raise UserError(f'--judge_{name} = {value}: give a whole number of at least {least}')
+        if not self.timeout > 0:
+            raise UserError(f'--judge_timeout = {self.timeout}: give a number of seconds above 0')
+
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """The greedy answer to each prompt, in order; equal prompts are asked once.
 

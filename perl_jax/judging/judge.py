@@ -28,6 +28,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     '--group': {'help': 'a field of the examples: its rows are drawn together for the intervals'},
     '--judge_model': {'help': 'what the endpoint calls its model'},
     '--judge_key': {'help': 'the environment variable that holds its key'},
+    '--judge_chat': {'choices': ('chatml', 'llama3', 'gemma'), 'help': 'the prompt format of a run that is asked'},
+    '--judge_vocabulary': {'help': 'its tokenizer, if not the one it was trained with'},
     '--judge_timeout': {'dest': 'timeout', 'type': float, 'default': 60.0, 'help': 'seconds'},
     '--judge_retries': {'dest': 'retries', 'type': int, 'default': 5},
     '--judge_concurrency': {'dest': 'concurrency', 'type': int, 'default': 8, 'help': 'requests at a time'},
@@ -48,6 +50,8 @@ def run(
     group: str | None = None,
     judge_model: str | None = None,
     judge_key: str | None = None,
+    judge_chat: str | None = None,
+    judge_vocabulary: str | None = None,
     **endpoint: Any,
 ) -> dict[str, Any]:
     """Judge a split, print the figures with their 95% intervals, and write them and every verdict into MODEL_DIR.
@@ -57,6 +61,7 @@ def run(
         answers). None with the rubric 'harmless', which looks at one answer.
       judge: the MODEL_DIR of a reward (which needs no rubric) or of a model to ask, or the URL of an endpoint, whose
         model is `judge_model` and whose key is in the environment variable `judge_key`; `endpoint` has more settings.
+        `judge_chat` and `judge_vocabulary` are for a model to ask (judging/models.py).
       rubric: 'summarization', 'helpful', 'harmless', or the dotted name of a function (rubrics.py).
       group: the field of the examples that are drawn together in the bootstrap.
     """
@@ -66,7 +71,12 @@ def run(
     if (rubric == 'harmless') == bool(against):
         raise UserError('judge: give --against=MODEL_DIR, sft or reference, but none with --rubric=harmless')
     form = None if rubric in (None, 'harmless') else rubrics.PAIRWISE.get(rubric) or rewards.function(rubric)
-    ask = None if scores else _asker(of_run, model_dir, judge, judge_model, judge_key, endpoint)
+    ask: Ask | None = None
+    if _is_url(judge):
+        ask = _endpoint(judge, judge_model, judge_key, os.path.join(model_dir, 'judge.sqlite'), endpoint)
+    elif not scores:
+        words = {'chat': judge_chat, 'vocabulary': judge_vocabulary}
+        ask = lambda prompts: of_run(judge, 'judging.models.ask')(prompts, model_dir=judge, **words)  # noqa: E731
     rows = _rows(of_run, model_dir, against, {'split': split, 'num': num, 'group': group})
 
     if scores:
@@ -123,17 +133,12 @@ def _read(said: list[str], choices: tuple[str, ...]) -> list[int | None]:
     return verdicts
 
 
-def _asker(
-    of_run: OfRun, model_dir: str, judge: str, model: str | None, key: str | None, settings: dict[str, Any]
-) -> Ask:
-    if not _is_url(judge):
-        return lambda prompts: of_run(judge, 'judging.models.ask')(prompts, model_dir=judge)
+def _endpoint(url: str, model: str | None, key: str | None, cache: str, settings: dict[str, Any]) -> Ask:
     if model is None:
         raise UserError('judge: give --judge_model, the name that the endpoint knows the model by')
     if key is not None and not os.environ.get(key):
         raise UserError(f'--judge_key: the environment variable {key} is not set; put the key into it')
-    cache = os.path.join(model_dir, 'judge.sqlite')
-    return Endpoint(judge, model, cache, key and os.environ[key], **settings).ask
+    return Endpoint(url, model, cache, key and os.environ[key], **settings).ask
 
 
 def _rows(of_run: OfRun, model_dir: str, against: str | None, what: dict[str, Any]) -> list[dict[str, Any]]:

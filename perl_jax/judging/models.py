@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from perl_jax import evaluate, infer, lora, rewards, texts
+from perl_jax import evaluate, infer, lora, rewards, rundir, texts
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
+from perl_jax.interop import vocabularies
 from perl_jax.partitioning import Partitioner
 from perl_jax.sampling import SamplingConfig, sample
+from perl_jax.tasks import chat as formats
 
 GREEDY = SamplingConfig(temperature=0, max_decode_length=8)  # '1', 'Answer: 1', 'YES.'
 STEP = 64  # lengths are rounded up to it, so that few shapes are compiled
@@ -24,13 +26,27 @@ def ask(
     prompts: Sequence[str],
     model_dir: str,
     base: BaseConfig,
-    dataset: DatasetConfig,
+    dataset: DatasetConfig | None = None,
+    vocabulary: str | None = None,
+    chat: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> list[str]:
-    """The greedy answer of an SFT run or a policy to each prompt, none of which is cut."""
-    vocabulary = texts.vocabulary(dataset)
-    longest = 1 + max(len(vocabulary.encode(prompt)) for prompt in prompts)  # 1: BOS
-    asked = texts.dataset(vocabulary, prompts, -(-longest // STEP) * STEP)
+    """The greedy answer of an SFT run, a policy or an imported model to each prompt, none of which is cut.
+
+    Args:
+      dataset: the run's, for its vocabulary and batch size; an imported model has none, and its vocabulary is where its
+        weights are.
+      vocabulary: the path of another tokenizer.
+      chat: the format of the model's prompts (tasks/chat.py): 'chatml', 'llama3' or 'gemma'.
+    """
+    if chat is not None:
+        prompts = [getattr(formats, chat)(prompt) for prompt in prompts]
+    if vocabulary is None and dataset is not None:
+        words = texts.vocabulary(dataset)
+    else:
+        words = vocabularies.vocabulary(vocabulary or rundir.read(model_dir)['base']['path'])
+    longest = 1 + max(len(words.encode(prompt)) for prompt in prompts)  # 1: BOS
+    asked = texts.dataset(words, prompts, -(-longest // STEP) * STEP)
     with partitioner.scope():
         frozen, adapter = infer.bound(model_dir, 'policy', base, partitioner)
         fn = jax.jit(
@@ -39,7 +55,8 @@ def ask(
             )
         )
         respond = lambda batch, _, i: (fn(frozen.params, adapter, batch), {})  # noqa: E731
-        rows = evaluate.answers(asked, dataset.batch_size, partitioner, respond, {})
+        batch_size = dataset.batch_size if dataset else partitioner.mesh.shape['data']
+        rows = evaluate.answers(asked, batch_size, partitioner, respond, {})
     return [row['response'] for row in rows]
 
 
