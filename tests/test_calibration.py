@@ -37,10 +37,10 @@ def test_honest_probabilities_have_a_small_error_and_boasting_ones_a_large():
 
 
 def test_a_pair_counts_in_both_orders():
-    """Sure of what is half wrong: said 0.9 (and 0.1), came true half of the time."""
+    """Said 0.9 (and 0.1 the other way round), came true three times in four."""
     margin = np.log(9)
-    rewards = np.array([[margin, 0.0], [0.0, margin]])
-    assert calibration.metrics(PAIRS, rewards) == {'pairwise_ece': pytest.approx(0.4)}
+    rewards = np.array([[margin, 0.0]] * 3 + [[0.0, margin]])
+    assert calibration.metrics(PAIRS, rewards) == {'pairwise_ece': pytest.approx(0.15)}
     assert calibration.metrics(PAIRS, np.zeros((3, 2))) == {'pairwise_ece': pytest.approx(0)}
 
 

@@ -189,7 +189,8 @@ def test_no_more_requests_at_a_time_than_allowed(serve, judge):
 
 
 @pytest.mark.parametrize(('name', 'value', 'flag'), [
-    ('concurrency', 0, 'concurrency'), ('max_tokens', 0, 'tokens'), ('retries', -1, 'retries'), ('timeout', 0, 'timeout'),
+    ('concurrency', 0, 'concurrency'), ('max_tokens', 0, 'tokens'), ('retries', -1, 'retries'),
+    ('timeout', 0, 'timeout'),
 ])  # fmt: skip
 def test_settings_that_make_no_sense(judge, name, value, flag):
     with pytest.raises(UserError, match=f'--judge_{flag} = {value}: give'):
