@@ -95,7 +95,7 @@ def test_a_base_that_has_changed_is_refused():
 
 
 def test_no_such_path(tmp_path):
-    with pytest.raises(UserError, match=f"INITIAL_CHECKPOINT_PATH: '{tmp_path}/x' is no .gguf file, no T5X"):
+    with pytest.raises(UserError, match=f"'{tmp_path}/x' is no .gguf file, no Hugging Face or T5X checkpoint"):
         load(f'{tmp_path}/x')
     with pytest.raises(UserError, match=f"INITIAL_CHECKPOINT_PATH: '{tmp_path}' is not the MODEL_DIR of a run"):
         load(str(tmp_path))

@@ -393,7 +393,7 @@ def test_too_many_malformed_rows_stop_a_run(toys, taskmaster, tmp_path):
     taskmaster(json.dumps(rated(2, 100)))
     line = perl(*reward_of_taskmaster(toys, tmp_path / 'run')).line
     assert '2 of 100 rows cannot be read: reward_00.json row 1, reward_00.json row 2 (the first: ' in line
-    assert 'more than 1% is too many: mend the file' in line
+    assert 'more than 1% is too many: mend the data' in line
     assert not (tmp_path / 'run').exists()
 
 

@@ -154,7 +154,7 @@ def test_no_checkpoint(tmp_path, what):
     with pytest.raises(UserError, match=f"'{path}' is no T5X checkpoint") as raised:
         t5x.load(str(path))
     assert 'state/manifest.ocdbt' in only_line(raised)
-    with pytest.raises(UserError, match='no T5X checkpoint|has no checkpoints/') as raised:
+    with pytest.raises(UserError, match='no Hugging Face or T5X checkpoint|has no checkpoints/') as raised:
         bases.load(BaseConfig(NETWORK, str(path)), ONE, 0)
     assert 'INITIAL_CHECKPOINT_PATH' in only_line(raised)
 
