@@ -65,6 +65,9 @@ def cli(argv: Sequence[str] | None = None) -> int:
         message = str(error).rpartition('UserError: ')[2].strip().partition('\n')[0]
         print(f'perl_jax: {message}', file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print('perl_jax: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
         return 130
