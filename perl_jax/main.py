@@ -1,21 +1,15 @@
-"""The command line: T5X's gin flags, one command a phase. The only module that knows gin."""
+"""The command line: T5X's gin flags, one command a phase."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import difflib
 import functools
-import importlib
-import importlib.util
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from perl_jax import __version__
+from perl_jax import __version__, configure
 from perl_jax.errors import UserError
 
 HELP = """\
@@ -43,7 +37,6 @@ The same command again goes on where the run was. Recipes lie in perl_jax/gin/re
 """
 
 FORMATS = ('hf', 'peft', 't5x')  # exchange.py
-RUNS = {'sft': 'train_sft', 'reward': 'train_reward', 'policy': 'train_policy'}
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
@@ -87,12 +80,12 @@ def _quiet() -> None:
 
 
 def _run(command: str, argv: list[str]) -> None:
-    files, bindings, paths, rest = _gin_flags(command, argv)
+    files, bindings, paths, rest = configure.flags(command, argv)
     if rest:
         raise UserError(f"{command}: unknown argument '{rest[0]}' (perl_jax --help)")
     if not files:
         raise UserError(f'{command}: give a recipe, such as --gin_file=recipes/toy_{command}.gin')
-    _configured(f'{RUNS[command]}.train', files, bindings, paths)()
+    configure.configured(f'{configure.RUNS[command]}.train', files, bindings, paths)()
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -112,8 +105,8 @@ def _with_model_dir(command: str, argv: list[str], options: list[tuple[str, dict
     """eval, sample and export: the run's own config.gin, then the user's bindings on top."""
     from perl_jax import rundir
 
-    files, bindings, paths, rest = _gin_flags(command, argv)
-    parser = _Parser(prog=f'perl_jax {command}')
+    files, bindings, paths, rest = configure.flags(command, argv)
+    parser = configure.Parser(prog=f'perl_jax {command}')
     parser.add_argument('--model_dir', required=True, help='MODEL_DIR of a run')
     for name, settings in options:
         parser.add_argument(name, **settings)
@@ -128,7 +121,7 @@ def _with_model_dir(command: str, argv: list[str], options: list[tuple[str, dict
     if command == 'export':
         ours, name = 'runs/export.gin', 'exchange.export_run'
     files = [os.path.join(args['model_dir'], 'config.gin'), ours, *files]
-    _configured(name, files, bindings, paths)(**args)
+    configure.configured(name, files, bindings, paths)(**args)
 
 
 def _export(argv: list[str]) -> None:
@@ -141,24 +134,22 @@ def _export(argv: list[str]) -> None:
 
 
 def _import(argv: list[str]) -> None:
-    import gin
-
-    files, bindings, paths, rest = _gin_flags('import', argv)
-    parser = _Parser(prog='perl_jax import')
+    files, bindings, paths, rest = configure.flags('import', argv)
+    parser = configure.Parser(prog='perl_jax import')
     parser.add_argument('--format', required=True, choices=FORMATS)
     parser.add_argument('--input', required=True, help="a checkpoint's or adapter's folder; hf://OWNER/NAME, gs://...")
     parser.add_argument('--model_dir', required=True, help='the MODEL_DIR to make')
     args = vars(parser.parse_args(rest))
-    run = _configured('exchange.import_run', ['runs/import.gin', *files], bindings, paths)
-    run(**args, config_text=gin.config_str())
+    run = configure.configured('exchange.import_run', ['runs/import.gin', *files], bindings, paths)
+    run(**args, config_text=configure.text())
 
 
 def _judge(argv: list[str]) -> None:
     from perl_jax import rundir
     from perl_jax.judging import judge
 
-    files, bindings, paths, rest = _gin_flags('judge', argv)
-    parser = _Parser(prog='perl_jax judge')
+    files, bindings, paths, rest = configure.flags('judge', argv)
+    parser = configure.Parser(prog='perl_jax judge')
     for name, settings in judge.FLAGS.items():
         parser.add_argument(name, **settings)
     args = vars(parser.parse_args(rest))
@@ -170,7 +161,8 @@ def _judge(argv: list[str]) -> None:
         imported = name == 'judging.models.ask' and 'imported' in about  # it has no data set
         ours = 'runs/judge_imported.gin' if imported else f'runs/infer_{about["phase"]}.gin'
         config = [os.path.join(model_dir, 'config.gin'), ours, *own[0]]
-        return _configured(name, config, own[1], paths)  # to be called before the next: gin holds one at a time
+        # To be called before the next one is made: gin holds one configuration at a time.
+        return configure.configured(name, config, own[1], paths)
 
     judge.run(of_run, **args)
 
@@ -178,7 +170,7 @@ def _judge(argv: list[str]) -> None:
 def _report(argv: list[str]) -> None:
     from perl_jax import report
 
-    parser = _Parser(prog='perl_jax report')
+    parser = configure.Parser(prog='perl_jax report')
     parser.add_argument('runs', nargs='+', metavar='MODEL_DIR', help='one run, or several to compare')
     parser.add_argument('--output', help='the page; default: report.html beside the runs')
     args = parser.parse_args(argv)
@@ -186,10 +178,10 @@ def _report(argv: list[str]) -> None:
 
 
 def _inspect(argv: list[str]) -> None:
-    _load_tensorflow()
+    configure.load_tensorflow()
     from perl_jax import inspect_task
 
-    parser = _Parser(prog='perl_jax inspect')
+    parser = configure.Parser(prog='perl_jax inspect')
     parser.add_argument('--task', required=True, help='a registered SeqIO task or mixture')
     parser.add_argument('--module', action='append', default=[], help='import this first (your own tasks); repeatable')
     parser.add_argument('--split', default='train')
@@ -201,7 +193,7 @@ def _inspect(argv: list[str]) -> None:
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    **{command: functools.partial(_run, command) for command in RUNS},
+    **{command: functools.partial(_run, command) for command in configure.RUNS},
     'eval': _evaluate,
     'sample': _sample,
     'judge': _judge,
@@ -210,133 +202,3 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     'export': _export,
     'import': _import,
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors as UserError: one line."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> None:
-        raise UserError(f'{self.prog.removeprefix("perl_jax ")}: {message}')
-
-
-def _gin_flags(command: str, argv: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
-    """T5X's flags out of `argv`: files, bindings, search paths, and what is left."""
-    parser = _Parser(prog=f'perl_jax {command}', add_help=False)
-    for name in ('--gin_file', '--gin_bindings'):
-        parser.add_argument(name, action='append', default=[])
-    parser.add_argument('--gin_search_paths', default='')
-    rewritten = []
-    for word in argv:  # T5X's rewrite_gin_args
-        if word.startswith('--gin.'):
-            name, equals, value = word.removeprefix('--gin.').partition('=')
-            if not equals:
-                raise UserError(f"{command}: '{word}' has no value; write --gin.{name}=VALUE")
-            rewritten.append(f'--gin_bindings={name} = {value}')
-        else:
-            rewritten.append(word)
-    known, rest = parser.parse_known_args(rewritten)
-    return known.gin_file, known.gin_bindings, [p for p in known.gin_search_paths.split(',') if p], rest
-
-
-def _configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
-    """The configurable `name` after the gin files and bindings are read."""
-    _load_tensorflow()
-    import gin
-
-    _register()
-    gin.clear_config()  # of an earlier call in this process
-    here = os.path.dirname(__file__)
-    t5x = importlib.util.find_spec('t5x')  # its gin files include each other from where it is installed
-    theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
-    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
-    # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
-    with _one_line():
-        gin.parse_config_files_and_bindings(files, [], finalize_config=False)
-    macros = set(_MACRO.findall(gin.config_str()))
-    for binding in bindings:
-        with _one_line(binding):
-            gin.parse_config(binding)
-    used = set(re.findall(r'%(\w+)', gin.config_str()))
-    for macro in set(_MACRO.findall(gin.config_str())) - macros - used:  # gin would say nothing
-        near = difflib.get_close_matches(macro, sorted(macros | used), n=3, cutoff=0.4)
-        raise UserError(f"gin: nothing reads a macro called '{macro}'; nearest: {', '.join(near) or 'none'}")
-    with _one_line():
-        gin.bind_parameter('perl_jax.runs.RunConfig.config_text', gin.operative_config_str)  # asked once all is set
-        gin.finalize()
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return gin.get_configurable(name)(*args, **kwargs)
-        except TypeError as error:
-            if lacking := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', str(error)):
-                raise UserError(f'gin: {name} lacks {lacking[1]}; is the recipe one for this command?') from error
-            raise
-
-    return checked
-
-
-_MACRO = re.compile(r'^(\w+) = ', re.MULTILINE)
-
-
-@functools.cache
-def _register() -> None:
-    """What gin files may name without importing it. For a user's own: `from __gin__ import dynamic_registration`."""
-    import gin
-    import optax
-
-    from perl_jax import base, data, exchange, infer, layers, lora, partitioning, rewards, runs, sampling
-    from perl_jax.interop import hf, tokenizers
-    from perl_jax.judging import models
-    from perl_jax.networks import decoder, t5
-
-    ours = [
-        base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
-        rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
-        t5.T5, t5.T5Config, layers.RopeScaling, hf.network, tokenizers.TokenizersVocabulary, infer.eval_policy,
-        infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
-        exchange.export_run, exchange.import_run,
-    ]  # fmt: skip
-    theirs = [
-        optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,
-        optax.linear_schedule, optax.warmup_constant_schedule, optax.warmup_cosine_decay_schedule,
-    ]  # fmt: skip
-    for thing in ours:
-        gin.external_configurable(thing, module=thing.__module__)
-    for thing in theirs:
-        gin.external_configurable(thing, module='optax')
-    for module in RUNS.values():  # all of them, so that config.gin of any run can be read by any command
-        gin.external_configurable(importlib.import_module(f'perl_jax.{module}').train, module=f'perl_jax.{module}')
-    gin.constant('lora.ALL_LINEAR', lora.ALL_LINEAR)
-    gin.constant('lora.ATTENTION', lora.ATTENTION)
-
-
-def _load_tensorflow() -> None:
-    """Every command but report needs it, and its import writes to stderr whatever its log level."""
-    stderr = os.dup(2)
-    with open(os.devnull, 'w') as null:
-        os.dup2(null.fileno(), 2)
-    try:
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-@contextlib.contextmanager
-def _one_line(binding: str | None = None) -> Iterator[None]:
-    """What gin says of its files, or of one binding, as a UserError."""
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, OSError, SyntaxError, NameError, ImportError, AttributeError) as error:
-        text = ' '.join(str(error).split())
-        if macro := re.match(r"(?:No bindings specified for ')?([\w.]+)/(?:gin\.)?macro", text):
-            text = f'{macro[1]} is not given; add --gin.{macro[1]}=VALUE'
-        elif 'Unable to open file' in text or 'No such file' in text:
-            text += ' Recipes are named like recipes/toy_sft.gin'
-        elif isinstance(error, SyntaxError) and binding:
-            text = f"cannot read the value in '{binding}'; strings need inner quotes: --gin.NAME=\"'text'\""
-        raise UserError(f'gin: {text}') from error

@@ -41,9 +41,9 @@ def merged(folder, role):
 def toy_network():
     import gin
 
-    from perl_jax import main
+    from perl_jax import configure
 
-    main._configured('infer.eval_policy', ['models/toy.gin'], [], [])
+    configure.configured('infer.eval_policy', ['models/toy.gin'], [], [])
     return gin.get_configurable('decoder.Decoder')()
 
 

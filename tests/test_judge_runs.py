@@ -8,7 +8,7 @@ import pytest
 from test_endpoint import said, serve  # noqa: F401
 from toy_runs import perl, ran, rows, settings, toys  # noqa: F401
 
-from perl_jax import data, main, texts
+from perl_jax import configure, data, texts
 from perl_jax.data import DatasetConfig
 from perl_jax.interop import vocabularies
 from perl_jax.judging import judge
@@ -25,7 +25,7 @@ def of_run(folder, phase, name, *args):
     """A function of a judge under its own configuration, as the command calls it."""
     with settings():
         config = [f'{folder}/config.gin', f'runs/infer_{phase}.gin']
-        return main._configured(name, config, [], [])(*args, model_dir=str(folder))
+        return configure.configured(name, config, [], [])(*args, model_dir=str(folder))
 
 
 def test_texts_are_read_as_a_tasks_are():

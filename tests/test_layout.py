@@ -1,4 +1,4 @@
-"""The house rules that can be read off the source: imports go down, files stay short, gin stays in main.py."""
+"""The house rules that can be read off the source: imports go down, files stay short, gin stays in configure.py."""
 
 import ast
 import fnmatch
@@ -26,6 +26,7 @@ FLOORS = [
         'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'inspect_task', 'report', 'report.*', 'plan',
         'judging.models', 'judging.judge',
     },
+    {'configure'},
     {'main', '__main__'},
 ]  # fmt: skip
 
@@ -40,8 +41,8 @@ SAME_FLOOR = {
     ('__main__', 'main'): 'python -m perl_jax is the command line',
 }
 
-# Only the networks are made of layers; main.py lets gin name RopeScaling.
-ONLY_FOR = {'layers': r'networks\..*|main|interop.hf_config'}
+# Only the networks are made of layers; configure.py lets gin name RopeScaling.
+ONLY_FOR = {'layers': r'networks\..*|configure|interop.hf_config'}
 
 # Modules that are imported under another name than their distribution's, or that come with another one.
 DISTRIBUTIONS = {
@@ -140,13 +141,13 @@ def test_files_stay_short():
     assert not long, f'split these; {MAX_LINES} lines is the limit: {long}'
 
 
-def test_gin_and_flags_only_in_main():
+def test_gin_and_flags_only_in_configure():
     wrong = []
     for module, path in MODULES.items():
         for name in imports(path):
-            if module != 'main' and re.match(r'gin(\.|$)|absl\.(app|flags)(\.|$)', name):
+            if module != 'configure' and re.match(r'gin(\.|$)|absl\.(app|flags)(\.|$)', name):
                 wrong.append(f'{module} imports {name}')
-    assert not wrong, f'the library knows nothing of gin or flags, only main.py does: {wrong}'
+    assert not wrong, f'the library knows nothing of gin or flags, only configure.py does: {wrong}'
 
 
 def test_third_party_modules_are_declared():

@@ -13,7 +13,7 @@ import gin
 import jax
 import pytest
 
-from perl_jax import layers, main, partitioning
+from perl_jax import configure, layers, partitioning
 
 MODELS = pathlib.Path(__file__).parents[1] / 'gin/models'
 FILES = {path.stem: path.read_text() for path in sorted(MODELS.glob('*.gin'))}
@@ -71,7 +71,7 @@ COUNTS = {
 
 def network(name, *bindings):
     """The NETWORK of gin/models/NAME.gin."""
-    main._configured('train_sft.train', [f'models/{name}.gin'], list(bindings), [])
+    configure.configured('train_sft.train', [f'models/{name}.gin'], list(bindings), [])
     return gin.get_configurable('NETWORK/macro')()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from toy_runs import configured, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
-from perl_jax import checkpoints, infer, main
+from perl_jax import checkpoints, configure, infer
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests/golden'
@@ -62,9 +62,9 @@ def test_a_recipe_is_short(recipe):
 def test_a_recipe_parses(recipe):
     """Others need weights, or data, that are not here; whether their vocabulary can be read is not asked."""
     phase, *flags = line(recipe)
-    files, bindings, paths, _ = main._gin_flags(phase, flags)
-    main._configured(f'{main.RUNS[phase]}.train', files, bindings, paths)
-    assert gin.query_parameter(f'{main.RUNS[phase]}.train.run')
+    files, bindings, paths, _ = configure.flags(phase, flags)
+    configure.configured(f'{configure.RUNS[phase]}.train', files, bindings, paths)
+    assert gin.query_parameter(f'{configure.RUNS[phase]}.train.run')
 
 
 @pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])

@@ -12,7 +12,7 @@ import sentencepiece
 import tiny_gguf
 from test_tokenizers import write_json
 
-from perl_jax import data, main
+from perl_jax import configure, data
 from perl_jax.errors import UserError
 from perl_jax.interop.tokenizers import TokenizersVocabulary
 from perl_jax.interop.vocabularies import vocabulary
@@ -87,7 +87,7 @@ def test_a_gin_file_may_choose_the_end(tmp_path):
         f"tokenizers.TokenizersVocabulary.path = '{write_json(tmp_path)}'",
         "tokenizers.TokenizersVocabulary.eos = '<|im_start|>'",
     ]
-    main._configured('train_sft.train', ['models/toy.gin'], bindings, [])
+    configure.configured('train_sft.train', ['models/toy.gin'], bindings, [])
     v = gin.get_configurable('data.DatasetConfig')('toy_sft', {}, 1).vocabulary
     assert (v.path, v.eos, v.eos_id) == (str(tmp_path / 'tokenizer.json'), '<|im_start|>', 1)
     assert v == copy.deepcopy(v) == pickle.loads(pickle.dumps(v)) == TokenizersVocabulary(v.path, v.eos)

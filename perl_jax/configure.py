@@ -1,0 +1,155 @@
+"""From gin files and flags to a function that is ready to be called. The only module that knows gin."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import functools
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from perl_jax.errors import UserError
+
+RUNS = {'sft': 'train_sft', 'reward': 'train_reward', 'policy': 'train_policy'}
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors as UserError: one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> None:
+        raise UserError(f'{self.prog.removeprefix("perl_jax ")}: {message}')
+
+
+def flags(command: str, argv: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """T5X's flags out of `argv`: files, bindings, search paths, and what is left."""
+    parser = Parser(prog=f'perl_jax {command}', add_help=False)
+    for name in ('--gin_file', '--gin_bindings'):
+        parser.add_argument(name, action='append', default=[])
+    parser.add_argument('--gin_search_paths', default='')
+    rewritten = []
+    for word in argv:  # T5X's rewrite_gin_args
+        if word.startswith('--gin.'):
+            name, equals, value = word.removeprefix('--gin.').partition('=')
+            if not equals:
+                raise UserError(f"{command}: '{word}' has no value; write --gin.{name}=VALUE")
+            rewritten.append(f'--gin_bindings={name} = {value}')
+        else:
+            rewritten.append(word)
+    known, rest = parser.parse_known_args(rewritten)
+    return known.gin_file, known.gin_bindings, [p for p in known.gin_search_paths.split(',') if p], rest
+
+
+def configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
+    """The configurable `name` after the gin files and bindings are read."""
+    load_tensorflow()
+    import gin
+
+    _register()
+    gin.clear_config()  # of an earlier call in this process
+    here = os.path.dirname(__file__)
+    t5x = importlib.util.find_spec('t5x')  # its gin files include each other from where it is installed
+    theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
+    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
+    # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    with _one_line():
+        gin.parse_config_files_and_bindings(files, [], finalize_config=False)
+    macros = set(_MACRO.findall(gin.config_str()))
+    for binding in bindings:
+        with _one_line(binding):
+            gin.parse_config(binding)
+    used = set(re.findall(r'%(\w+)', gin.config_str()))
+    for macro in set(_MACRO.findall(gin.config_str())) - macros - used:  # gin would say nothing
+        near = difflib.get_close_matches(macro, sorted(macros | used), n=3, cutoff=0.4)
+        raise UserError(f"gin: nothing reads a macro called '{macro}'; nearest: {', '.join(near) or 'none'}")
+    with _one_line():
+        gin.bind_parameter('perl_jax.runs.RunConfig.config_text', gin.operative_config_str)  # asked once all is set
+        gin.finalize()
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return gin.get_configurable(name)(*args, **kwargs)
+        except TypeError as error:
+            if lacking := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', str(error)):
+                raise UserError(f'gin: {name} lacks {lacking[1]}; is the recipe one for this command?') from error
+            raise
+
+    return checked
+
+
+_MACRO = re.compile(r'^(\w+) = ', re.MULTILINE)
+
+
+@functools.cache
+def _register() -> None:
+    """What gin files may name without importing it. For a user's own: `from __gin__ import dynamic_registration`."""
+    import gin
+    import optax
+
+    from perl_jax import base, data, exchange, infer, layers, lora, partitioning, rewards, runs, sampling
+    from perl_jax.interop import hf, tokenizers
+    from perl_jax.judging import models
+    from perl_jax.networks import decoder, t5
+
+    ours = [
+        base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
+        rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
+        t5.T5, t5.T5Config, layers.RopeScaling, hf.network, tokenizers.TokenizersVocabulary, infer.eval_policy,
+        infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
+        exchange.export_run, exchange.import_run,
+    ]  # fmt: skip
+    theirs = [
+        optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,
+        optax.linear_schedule, optax.warmup_constant_schedule, optax.warmup_cosine_decay_schedule,
+    ]  # fmt: skip
+    for thing in ours:
+        gin.external_configurable(thing, module=thing.__module__)
+    for thing in theirs:
+        gin.external_configurable(thing, module='optax')
+    for module in RUNS.values():  # all of them, so that config.gin of any run can be read by any command
+        gin.external_configurable(importlib.import_module(f'perl_jax.{module}').train, module=f'perl_jax.{module}')
+    gin.constant('lora.ALL_LINEAR', lora.ALL_LINEAR)
+    gin.constant('lora.ATTENTION', lora.ATTENTION)
+
+
+def text() -> str:
+    """The bindings that were read, as a gin file."""
+    import gin
+
+    return gin.config_str()
+
+
+def load_tensorflow() -> None:
+    """Every command but report needs it, and its import writes to stderr whatever its log level."""
+    stderr = os.dup(2)
+    with open(os.devnull, 'w') as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+@contextlib.contextmanager
+def _one_line(binding: str | None = None) -> Iterator[None]:
+    """What gin says of its files, or of one binding, as a UserError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError, SyntaxError, NameError, ImportError, AttributeError) as error:
+        text = ' '.join(str(error).split())
+        if macro := re.match(r"(?:No bindings specified for ')?([\w.]+)/(?:gin\.)?macro", text):
+            text = f'{macro[1]} is not given; add --gin.{macro[1]}=VALUE'
+        elif 'Unable to open file' in text or 'No such file' in text:
+            text += ' Recipes are named like recipes/toy_sft.gin'
+        elif isinstance(error, SyntaxError) and binding:
+            text = f"cannot read the value in '{binding}'; strings need inner quotes: --gin.NAME=\"'text'\""
+        raise UserError(f'gin: {text}') from error
