@@ -1,4 +1,4 @@
-"""From a score and a KL to token rewards and returns."""
+"""From scores and a KL to token rewards, and from these to returns and advantages."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from perl_jax import masked
 
 def token_rewards(
     scores: Float[Array, 'B K'],
-    logprobs: Float[Array, 'B K R'],
-    anchor_logprobs: Float[Array, 'B K R'],
+    kl: Float[Array, 'B K R'],
     mask: Bool[Array, 'B K R'],
-    beta: float,
+    beta: float | Float[Array, ''],
 ) -> Float[Array, 'B K R']:
-    """-beta (log pi - log pi_anchor) at each token and (1 - beta) R at the last.
+    """-beta KL at each token and (1 - beta) R at the last.
 
-    Summed over a response this is the paper's objective (eq. 1) with KL estimated by its own sample; 0 at the padding.
+    Summed over a response this is the paper's objective (eq. 1) with its KL estimated (kl.py); 0 at the padding.
     """
-    kl = jnp.where(mask, logprobs - anchor_logprobs, 0)
-    return (1 - beta) * masked.at_last(scores, mask) - beta * kl
+    return (1 - beta) * masked.at_last(scores, mask) - beta * jnp.where(mask, kl, 0)
 
 
 def returns(rewards: Float[Array, 'B K R'], gamma: float = 1.0) -> Float[Array, 'B K R']:
@@ -34,3 +32,37 @@ def returns(rewards: Float[Array, 'B K R'], gamma: float = 1.0) -> Float[Array, 
     time_first = jnp.moveaxis(rewards, -1, 0)
     _, z = jax.lax.scan(step, jnp.zeros_like(time_first[0]), time_first, reverse=True)
     return jnp.moveaxis(z, 0, -1)
+
+
+def gae(
+    rewards: Float[Array, 'B K R'],
+    values: Float[Array, 'B K R'],
+    mask: Bool[Array, 'B K R'],
+    gamma: float,
+    lam: float,
+) -> Float[Array, 'B K R']:
+    """Generalised advantages (Schulman et al. 2015, eq. 16), A_t = sum_{s >= t} (gamma lam)^(s - t) delta_s.
+
+    delta_t = r_t + gamma V_{t+1} - V_t, and the value after a response's last token is 0, whether it ended or was cut.
+    With gamma = lam = 1 this is the return less the value, REINFORCE's advantage.
+    """
+    values = jnp.where(mask, values, 0)
+    ahead = jnp.pad(values[..., 1:], ((0, 0), (0, 0), (0, 1)))
+    return returns(rewards + gamma * ahead - values, gamma * lam)
+
+
+def leave_one_out(totals: Float[Array, 'B K']) -> Float[Array, 'B K']:
+    """Each response's total less the mean of the K - 1 others' (RLOO: Ahmadian et al. 2024, eq. 8). K >= 2."""
+    K = totals.shape[1]
+    return (totals - totals.mean(1, keepdims=True)) * K / (K - 1)
+
+
+def standardize(totals: Float[Array, 'B K'], eps: float = 1e-4) -> Float[Array, 'B K']:
+    """Each response's total in standard deviations of its prompt's K (GRPO: Shao et al. 2024, section 4.1.2)."""
+    return (totals - totals.mean(1, keepdims=True)) / (totals.std(1, keepdims=True) + eps)
+
+
+def whiten(x: Float[Array, 'B K R'], mask: Bool[Array, 'B K R'], eps: float = 1e-8) -> Float[Array, 'B K R']:
+    """Mean 0 and variance 1 over all real tokens of the batch."""
+    centred = x - masked.mean(x, mask)
+    return centred * jax.lax.rsqrt(masked.mean(centred**2, mask) + eps)

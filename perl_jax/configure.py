@@ -94,7 +94,8 @@ def _register() -> None:
     import gin
     import optax
 
-    from perl_jax import base, data, exchange, infer, layers, lora, partitioning, rewards, runs, sampling
+    from perl_jax import base, data, exchange, infer, kl, layers, lora, partitioning, rewards, runs, sampling, shaping
+    from perl_jax.algorithms import grpo, ppo, reinforce, rloo
     from perl_jax.interop import hf, tokenizers
     from perl_jax.judging import models
     from perl_jax.networks import decoder, t5
@@ -104,7 +105,8 @@ def _register() -> None:
         rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
         t5.T5, t5.T5Config, layers.RopeScaling, hf.network, tokenizers.TokenizersVocabulary, infer.eval_policy,
         infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
-        exchange.export_run, exchange.import_run,
+        exchange.export_run, exchange.import_run, reinforce.Reinforce, rloo.RLOO, grpo.GRPO, ppo.PPO, kl.KLConfig,
+        shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,

@@ -1,13 +1,18 @@
-"""Log-probabilities of target tokens, without ever holding all of the logits."""
+"""What is said of target tokens by their logits, without ever holding all of the logits.
+
+`hidden[..., t, :]` is the state that predicts `targets[..., t]`. The vocabulary is only ever unrolled for a chunk of
+positions; the backward pass makes the chunk's logits again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from perl_jax.types import Responses, Variables
 
@@ -21,35 +26,81 @@ def token_logprobs(
     targets: Int[Array, 'B K R'],
     temperature: float = 1.0,
 ) -> Float[Array, 'B K R']:
-    """log softmax(logits / temperature) at each target, float32.
+    """log softmax(logits / temperature) at each target, float32."""
 
-    The vocabulary is only ever unrolled for a chunk of positions; the backward pass makes the chunk's logits again.
-    `hidden[..., t, :]` is the state that predicts `targets[..., t]`.
-    """
-    (B, K, R), V = targets.shape, network.config.vocab_size
-    size = max(1, min(R, MAX_LOGITS // (B * K * V)))
-    chunks = -(-R // size)
-    pad = chunks * size - R
-    hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, 0), (0, pad)))
+    def one(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        return _pick(network.apply(variables, hidden, method='logits') / temperature, targets)
 
-    @jax.checkpoint
-    def one(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden, targets = chunk
+    return _by_chunk(one, network.config.vocab_size, hidden, targets)
+
+
+def token_logprobs_entropy(
+    network: nn.Module,
+    variables: Variables,
+    hidden: Float[Array, 'B K R D'],
+    targets: Int[Array, 'B K R'],
+    temperature: float = 1.0,
+) -> tuple[Float[Array, 'B K R'], Float[Array, 'B K R']]:
+    """`token_logprobs`, and the entropy of the distribution at each position, in nats, float32."""
+
+    def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = network.apply(variables, hidden, method='logits') / temperature
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return picked - jax.nn.logsumexp(logits, axis=-1)
+        logps = jax.nn.log_softmax(logits)
+        return _pick(logits, targets), -(jnp.exp(logps) * logps).sum(-1)
 
-    if chunks == 1:
-        return one((hidden, targets))
-    split = lambda x: jnp.moveaxis(x.reshape(B, K, chunks, size, *x.shape[3:]), 2, 0)  # noqa: E731
-    out = jax.lax.map(one, (split(hidden), split(targets)))
-    return jnp.moveaxis(out, 0, 2).reshape(B, K, chunks * size)[..., :R]
+    return _by_chunk(one, network.config.vocab_size, hidden, targets)
+
+
+def token_kl(
+    network: nn.Module,
+    variables: Variables,
+    hidden: Float[Array, 'B K R D'],
+    anchor_variables: Variables,
+    anchor_hidden: Float[Array, 'B K R D'],
+    temperature: float = 1.0,
+) -> Float[Array, 'B K R']:
+    """KL(policy || anchor) over the whole vocabulary at each position, in nats, float32."""
+
+    def one(hidden: jax.Array, anchor_hidden: jax.Array) -> jax.Array:
+        logps = jax.nn.log_softmax(network.apply(variables, hidden, method='logits') / temperature)
+        anchor = jax.nn.log_softmax(network.apply(anchor_variables, anchor_hidden, method='logits') / temperature)
+        return (jnp.exp(logps) * (logps - anchor)).sum(-1)
+
+    return _by_chunk(one, 2 * network.config.vocab_size, hidden, anchor_hidden)
+
+
+def response_hidden(
+    network: nn.Module, variables: Variables, batch: Responses, **apply: Any
+) -> Float[Array, 'B K R D']:
+    """The states that predict a batch's targets: one forward pass. `apply` goes to it (`rngs` for dropout)."""
+    return network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, **apply)[..., :-1, :]
 
 
 def response_logprobs(
     network: nn.Module, variables: Variables, batch: Responses, temperature: float = 1.0, **apply: Any
 ) -> Float[Array, 'B K R']:
-    """Log-probs of a batch's responses under one role: one forward pass. `apply` goes to it (`rngs` for dropout)."""
-    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, **apply)
-    return token_logprobs(network, variables, hidden[..., :-1, :], batch.targets, temperature)
+    """Log-probs of a batch's responses under one role: one forward pass."""
+    hidden = response_hidden(network, variables, batch, **apply)
+    return token_logprobs(network, variables, hidden, batch.targets, temperature)
+
+
+def _pick(logits: Float[Array, 'B K T V'], targets: Int[Array, 'B K T']) -> Float[Array, 'B K T']:
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _by_chunk(one: Callable[..., PyTree], vocab_size: int, *arrays: jax.Array) -> PyTree:
+    """`one` of arrays [B, K, R, ...], a chunk of the positions R at a time; its outputs are [B, K, R]."""
+    B, K, R = arrays[0].shape[:3]
+    size = max(1, min(R, MAX_LOGITS // (B * K * vocab_size)))
+    chunks = -(-R // size)
+    one = jax.checkpoint(one)
+    if chunks == 1:
+        return one(*arrays)
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, chunks * size - R)] + [(0, 0)] * (x.ndim - 3))
+        return jnp.moveaxis(x.reshape(B, K, chunks, size, *x.shape[3:]), 2, 0)
+
+    out = jax.lax.map(lambda chunk: one(*chunk), tuple(map(split, arrays)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(B, K, chunks * size)[..., :R], out)

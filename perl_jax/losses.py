@@ -1,8 +1,13 @@
-"""The losses, each a formula. Nothing here knows of networks, adapters or settings."""
+"""The losses, each a formula. Nothing here knows of networks, adapters or settings.
+
+Those of the policy and the value are losses of each token, [B, K, R]: an algorithm says how they are summed up
+(algorithms/), and so a KL or an entropy beside them is summed up alike. What stands at the padding is not looked at.
+"""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
@@ -27,15 +32,33 @@ def pointwise(rewards: Float[Array, 'B K'], labels: Float[Array, 'B K']) -> Floa
     return optax.sigmoid_binary_cross_entropy(rewards, labels).mean()
 
 
-def reinforce(
-    logprobs: Float[Array, 'B K R'], advantages: Float[Array, 'B K R'], mask: Bool[Array, 'B K R']
-) -> Float[Array, '']:
-    """REINFORCE for language models: -sum_t log pi(A_t | X_t) stop_grad(Z_t - V_t), mean over episodes (RLAIF, F)."""
-    return -masked.total(logprobs * jax.lax.stop_gradient(advantages), mask).mean()
+def reinforce(logprobs: Float[Array, 'B K R'], advantages: Float[Array, 'B K R']) -> Float[Array, 'B K R']:
+    """REINFORCE for language models, of each token: -log pi(A_t | X_t) stop_grad(Z_t - V_t) (RLAIF, app. F)."""
+    return -logprobs * jax.lax.stop_gradient(advantages)
 
 
-def value(
-    values: Float[Array, 'B K R'], returns: Float[Array, 'B K R'], mask: Bool[Array, 'B K R']
-) -> Float[Array, '']:
-    """Squared error of the baseline: sum_t (Z_t - V_t)^2, mean over episodes (RLAIF, app. F)."""
-    return masked.total((jax.lax.stop_gradient(returns) - values) ** 2, mask).mean()
+def clipped(
+    logprobs: Float[Array, 'B K R'],
+    old_logprobs: Float[Array, 'B K R'],
+    advantages: Float[Array, 'B K R'],
+    clip: float,
+) -> Float[Array, 'B K R']:
+    """PPO's surrogate (Schulman 2017, eq. 7), of each token: -min(w A, clip(w, 1 -+ clip) A) with w = pi / pi_old."""
+    ratio, advantages = jnp.exp(logprobs - old_logprobs), jax.lax.stop_gradient(advantages)
+    return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
+
+
+def value(values: Float[Array, 'B K R'], returns: Float[Array, 'B K R']) -> Float[Array, 'B K R']:
+    """Squared error of the baseline, of each token: (Z_t - V_t)^2 (RLAIF, app. F)."""
+    return (jax.lax.stop_gradient(returns) - values) ** 2
+
+
+def clipped_value(
+    values: Float[Array, 'B K R'],
+    old_values: Float[Array, 'B K R'],
+    returns: Float[Array, 'B K R'],
+    clip: float,
+) -> Float[Array, 'B K R']:
+    """The larger of the squared errors of a value and of that value held within `clip` of the old one."""
+    near = old_values + jnp.clip(values - old_values, -clip, clip)
+    return jnp.maximum(value(values, returns), value(near, returns))

@@ -43,14 +43,14 @@ class RunConfig:
 
 
 class Run:
-    """A run under way. `states` holds each role's state as it was last saved, or as it was handed to `start`."""
+    """A run under way. `states` is as it was last saved, or as it was handed to `start`."""
 
     def __init__(
         self,
         config: RunConfig,
         folder: rundir.RunDir | None,
         checkpoints: Checkpoints,
-        states: dict[str, TrainState],
+        states: dict[str, Any],
         name: dict,
     ) -> None:
         self.states = states
@@ -67,17 +67,16 @@ class Run:
     def checkpoint(
         self,
         step: int,
-        states: dict[str, TrainState],
+        states: dict[str, Any],
         measure: Callable[[], tuple[dict[str, float], list[dict[str, Any]]]],
     ) -> None:
         """Evaluate and save. Nothing is saved of a step whose metrics or adapters are not finite."""
         self._folder.flush()
-        self._folder.finite(step, {f'norm/{role}': optax.global_norm(state.adapter) for role, state in states.items()})
+        learned = _learned(states)
+        self._folder.finite(step, {f'norm/{role}': optax.global_norm(adapter) for role, adapter in learned.items()})
         metrics, samples = measure()
         self._folder.evaluated(step, metrics, samples)
-        adapters = {
-            role: {'scale': state.adapter.scale, 'dropout': state.adapter.dropout} for role, state in states.items()
-        }
+        adapters = {role: {'scale': x.scale, 'dropout': x.dropout} for role, x in learned.items()}
         self._checkpoints.save(step, states, self._name | {'adapters': adapters}, metrics)
 
 
@@ -87,13 +86,13 @@ def start(
     config: RunConfig,
     spec: LoraSpec | FullSpec,
     base: Base,
-    states: dict[str, TrainState],
+    states: dict[str, Any],
     best: str | None = None,
 ) -> Iterator[Run]:
     """Open MODEL_DIR for a run, or to go on with one.
 
     Args:
-      states: each role's state at step 0; a checkpoint in MODEL_DIR takes their place.
+      states: each role's TrainState at step 0, and what else is to be saved; a checkpoint in MODEL_DIR takes its place.
       best: the metric of the evaluation whose best checkpoint is kept beside the latest.
 
     Raises:
@@ -102,7 +101,7 @@ def start(
     about = {
         'phase': phase,
         'tuning': spec.tuning,
-        'trainable_parameters': sum(lora.count(state.adapter) for state in states.values()),
+        'trainable_parameters': lora.count(_learned(states)),
         'base_parameters': lora.count(base.params),
         'base': base.name,
         'devices': bases.describe_devices(),
@@ -129,3 +128,8 @@ def start(
     finally:
         checkpoints.close()
         folder.close(finished)
+
+
+def _learned(states: dict[str, Any]) -> dict[str, lora.Adapter]:
+    """The adapter of each role."""
+    return {role: state.adapter for role, state in states.items() if isinstance(state, TrainState)}

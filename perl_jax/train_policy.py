@@ -1,29 +1,35 @@
 """The policy, by the paper's RL loop on one frozen base.
 
 Each step:  1. a batch of prompts              2. the policy answers each K times
-            3. the frozen reward judges        4. the anchor is the base itself: KL, token rewards, returns
-            5. a step of REINFORCE for the policy, and of its value baseline
+            3. the frozen reward judges        4. the anchor, the base itself: KL, and the reward of every token
+            5. a step of the value baseline, and one of the policy (algorithms/)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax import linen as nn
+from jaxtyping import PyTree
 
+from perl_jax import anchors, data, evaluate, lora, partitioning, rewards, rl, runs, train_state
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, reinforce, rewards, runs, train_state
+from perl_jax.algorithms import Algorithm
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
+from perl_jax.errors import UserError
+from perl_jax.kl import KLConfig
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import LearnedReward, TextFunction, TextReward
 from perl_jax.runs import RunConfig
 from perl_jax.sampling import SamplingConfig, sample
-from perl_jax.types import PolicyState, Rollout
+from perl_jax.types import Experience, Metrics, PolicyState, Rollout
 
 
 def train(
@@ -36,7 +42,12 @@ def train(
     value_optimizer: optax.GradientTransformation,
     reward: Sequence[LearnedReward | TextReward],
     sampling: SamplingConfig,
-    beta: float = 0.05,
+    algorithm: Algorithm,
+    kl: KLConfig,
+    shaping: Sequence[rl.Shaping] = (),
+    entropy_bonus: float = 0.0,
+    anchor_ema: float = 0.0,
+    shared_base: bool = True,
     metric_fns: Mapping[str, TextFunction] | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
@@ -48,43 +59,39 @@ def train(
       spec: LoRA or full tuning, for the policy and for its value baseline (the paper: the same rank).
       reward: where scores come from; several are added up by their weights.
       sampling: how the policy answers, K times each prompt; evaluation takes one answer.
-      beta: weight of the KL, against (1 - beta) for the reward (paper, eq. 1).
+      algorithm, kl: see algorithms/ and kl.py.
+      shaping: what is done to scores before they become rewards, in turn; evaluation never does it.
+      entropy_bonus: weight of the policy's entropy (nats a token) in its loss.
+      anchor_ema: how far the anchor follows the policy each step (WARP's mu); 0 leaves it at the base.
+      shared_base: False gives policy, value, anchor and learned reward a copy of the base each, as the paper did.
       metric_fns: {name: function(prompt, response, example)} that judge evaluation answers; training never sees them.
     """
     judges = rewards.functions(metric_fns)
     network, key, width = base.network, jax.random.key(run.random_seed), base.network.config.emb_dim
+    _check(spec, sampling, algorithm, dataset.batch_size, shared_base)
     with partitioner.scope():
-        partitioner.check_batch('BATCH_SIZE', dataset.batch_size)
+        partitioner.check_batch('BATCH_SIZE / minibatches', dataset.batch_size // algorithm.minibatches)
         stream = data.stream(dataset, 'prompts', run.random_seed)
         heldout = data.load(eval_dataset, 'prompts')
         data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
-        score_fn = rewards.scorer(reward, network, frozen, partitioner, heldout.vocabulary)
+        of = {role: frozen.params for role in ('policy', 'value', 'anchor', 'reward')}
+        if not shared_base:
+            of |= {role: jax.tree.map(jnp.copy, frozen.params) for role in ('value', 'anchor', 'reward')}
+        judge = dataclasses.replace(frozen, params=of['reward'])
+        score_fn = rewards.scorer(reward, network, judge, partitioner, heldout.vocabulary)
 
-        def create(key: jax.Array, params: Any) -> PolicyState:
-            policy = train_state.create(key, params, spec, optimizer)
-            return PolicyState(
-                policy, train_state.create(jax.random.fold_in(key, 1), params, spec, value_optimizer, (width, 0))
-            )
-
-        shapes = jax.eval_shape(create, key, frozen.params)
-        shardings = PolicyState(
-            partitioner.state(shapes.policy, frozen.axes, optimizer),
-            partitioner.state(shapes.value, frozen.axes, value_optimizer),
-        )
-        state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
+        txs = optimizer, value_optimizer
+        state, shardings = _create(key, width, spec, txs, algorithm, kl, anchor_ema, frozen, partitioner)
         sample_fn = jax.jit(
             lambda params, adapter, prompts, rng, config: sample(
                 network, lora.bind(params, adapter), prompts, rng, stream.eos_id, config
             ),
             static_argnums=4,
         )
-        experience_fn = jax.jit(functools.partial(reinforce.experience, network, beta=beta, sampling=sampling))
-        step_fn = jax.jit(
-            functools.partial(reinforce.policy_step, network, (optimizer, value_optimizer), sampling.temperature),
-            donate_argnums=1,
-            out_shardings=(shardings, None),
-        )
+        experience_fn = jax.jit(functools.partial(rl.experience, network, kl, shaping, stream.eos_id, sampling))
+        learn = _learner(network, algorithm, kl, entropy_bonus, sampling.temperature, txs, shardings)
+        follow = jax.jit(anchors.follow, donate_argnums=0, out_shardings=shardings.anchor)
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
             def respond(prompts: Any, examples: Any, i: int) -> tuple[Rollout, dict[str, Any]]:
@@ -94,8 +101,8 @@ def train(
 
             return evaluate.answers(heldout, dataset.batch_size, partitioner, respond, judges)
 
-        with runs.start('policy', run, spec, frozen, {'policy': state.policy, 'value': state.value}) as log:
-            state = PolicyState(log.states['policy'], log.states['value'])
+        with runs.start('policy', run, spec, frozen, _kept(state)) as log:
+            state = PolicyState(**log.states)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if int(state.policy.step) == 0:
                 log.evaluated(0, evaluate.means(before()))
@@ -108,11 +115,107 @@ def train(
             for step in log.steps():
                 prompts, examples = stream(step)  # 1
                 rng = jax.random.fold_in(jax.random.fold_in(key, 2), step)
-                rollout = sample_fn(frozen.params, state.policy.adapter, partitioner.batch(prompts), rng, sampling)  # 2
+                policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], state.anchor)
+                rollout = sample_fn(*policy, partitioner.batch(prompts), rng, sampling)  # 2
                 scores = score_fn(rollout, examples)  # 3
-                experience, metrics = experience_fn(frozen.params, state.policy.adapter, rollout, scores)  # 4
-                state, more = step_fn(frozen.params, state, experience, key)  # 5
-                log.log(step + 1, metrics | more, scores.size)
+                experience, metrics = experience_fn(policy, anchor, rollout, scores, state.beta)  # 4
+                state, more = learn(of, state, anchor, experience, key)  # 5
+                metrics |= more
+                if anchor_ema:
+                    state = state.replace(anchor=follow(state.anchor, state.policy.adapter, anchor_ema))
+                if kl.target is not None:
+                    metrics['kl/beta'] = state.beta
+                    state = state.replace(beta=kl.adapt(state.beta, metrics['kl/anchor'], scores.size))
+                log.log(step + 1, metrics, scores.size)
                 if log.is_due(step + 1):
-                    roles = {'policy': state.policy, 'value': state.value}
-                    log.checkpoint(step + 1, roles, functools.partial(measure, state.policy.adapter))
+                    log.checkpoint(step + 1, _kept(state), functools.partial(measure, state.policy.adapter))
+
+
+def _create(
+    key: jax.Array,
+    width: int,
+    spec: lora.LoraSpec | lora.FullSpec,
+    txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    algorithm: Algorithm,
+    kl: KLConfig,
+    anchor_ema: float,
+    base: bases.Base,
+    partitioner: Partitioner,
+) -> tuple[PolicyState, PolicyState]:
+    """The state at step 0, on the mesh, and its shardings."""
+
+    def create(key: jax.Array, params: PyTree) -> PolicyState:
+        policy, value, anchor = train_state.create(key, params, spec, txs[0]), None, None
+        if algorithm.has_value:
+            value = train_state.create(jax.random.fold_in(key, 1), params, spec, txs[1], (width, 0))
+        if anchor_ema:
+            anchor = spec.init(jax.random.fold_in(key, 3), params)
+        return PolicyState(policy, jnp.float32(kl.beta), value, anchor)
+
+    shapes = jax.eval_shape(create, key, base.params)
+    shardings = PolicyState(
+        policy=partitioner.state(shapes.policy, base.axes, txs[0]),
+        beta=partitioner.sharding(),
+        value=shapes.value and partitioner.state(shapes.value, base.axes, txs[1]),
+        anchor=shapes.anchor and partitioner.tree(partitioning.adapter_axes(shapes.anchor, base.axes)),
+    )
+    return jax.jit(create, out_shardings=shardings)(key, base.params), shardings
+
+
+def _learner(
+    network: nn.Module,
+    algorithm: Algorithm,
+    kl: KLConfig,
+    entropy_bonus: float,
+    temperature: float,
+    txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    shardings: PolicyState,
+) -> Callable[..., tuple[PolicyState, Metrics]]:
+    """Step 5, compiled: all that is learned from one rollout. The metrics are those of its last update."""
+    values_fn = jax.jit(functools.partial(rl.values, network))
+    value_step = jax.jit(
+        functools.partial(rl.value_step, network, algorithm, txs[1]),
+        donate_argnums=1,
+        out_shardings=(shardings.value, None, None),
+    )
+    policy_step = jax.jit(
+        functools.partial(rl.policy_step, network, algorithm, kl, entropy_bonus, temperature, txs[0]),
+        donate_argnums=2,
+        out_shardings=(shardings.policy, None),
+    )
+
+    def learn(
+        of: Mapping[str, PyTree], state: PolicyState, anchor: rl.Role, experience: Experience, key: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        values, metrics = None, {}
+        if algorithm.has_value and algorithm.epochs * algorithm.minibatches > 1:
+            experience = experience.replace(values=values_fn(of['value'], state.value.adapter, experience))
+        for batch in rl.updates(experience, algorithm.epochs, algorithm.minibatches):
+            if algorithm.has_value:
+                value, values, more = value_step(of['value'], state.value, batch, key)
+                state, metrics = state.replace(value=value), metrics | more
+            policy, more = policy_step(of['policy'], anchor, state.policy, batch, values, state.beta, key)
+            state, metrics = state.replace(policy=policy), metrics | more
+        return state, metrics
+
+    return learn
+
+
+def _kept(state: PolicyState) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    return {name: part for name, part in vars(state).items() if part is not None}
+
+
+def _check(
+    spec: lora.LoraSpec | lora.FullSpec, sampling: SamplingConfig, algorithm: Algorithm, batch_size: int, shared: bool
+) -> None:
+    name = type(algorithm).__name__
+    if sampling.num_samples < algorithm.min_samples:
+        raise UserError(
+            f'NUM_SAMPLES = {sampling.num_samples}: {name} compares the answers to one prompt; '
+            f'give at least {algorithm.min_samples}'
+        )
+    if batch_size % algorithm.minibatches:
+        raise UserError(f'BATCH_SIZE = {batch_size} does not divide into {name}.minibatches = {algorithm.minibatches}')
+    if not shared and spec.tuning == 'full':
+        raise UserError('SHARED_BASE = False is for LoRA: with full tuning every role has its own copy already')

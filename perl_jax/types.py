@@ -51,9 +51,14 @@ class Rollout(Responses):
 
 @struct.dataclass
 class Experience(Rollout):
-    """A rollout that has been judged: what the learning step needs."""
+    """A rollout that has been judged: what the learning steps need.
 
-    returns: Float[Array, 'B K R']
+    `values` are those before it was learned from; None where it is learned from only once.
+    """
+
+    rewards: Float[Array, 'B K R']
+    anchor_logprobs: Float[Array, 'B K R']
+    values: Float[Array, 'B K R'] | None = None
 
 
 @struct.dataclass
@@ -67,10 +72,15 @@ class TrainState:
 
 @struct.dataclass
 class PolicyState:
-    """The policy and its value baseline: two adapters of one base, two optimizers."""
+    """The policy and its value baseline: two adapters of one base, two optimizers.
+
+    `value` is None where the algorithm learns none, `anchor` where it is the base itself. `beta` weighs the KL.
+    """
 
     policy: TrainState
-    value: TrainState
+    beta: Float[Array, '']
+    value: TrainState | None = None
+    anchor: Any = None  # lora.Adapter
 
 
 Variables = dict[str, Any]  # linen collections: {'params': ..., 'lora': ..., 'head': ...}

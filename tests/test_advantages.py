@@ -25,13 +25,13 @@ def test_returns_by_scan_equal_a_loop(gamma):
 
 @pytest.mark.parametrize('beta', [0.0, 0.05, 1.0])
 def test_token_rewards_sum_to_the_objective(beta):
-    got = advantages.token_rewards(SCORES, LOGPROBS, ANCHOR, MASK, beta)
+    got = advantages.token_rewards(SCORES, LOGPROBS - ANCHOR, MASK, beta)
     kl = np.where(MASK, LOGPROBS - ANCHOR, 0).sum(-1)
     np.testing.assert_allclose(got.sum(-1), (1 - beta) * SCORES - beta * kl, atol=1e-5)
 
 
 def test_each_token_pays_its_kl_and_the_last_gets_the_score():
-    got, beta = advantages.token_rewards(SCORES, LOGPROBS, ANCHOR, MASK, 0.25), 0.25
+    got, beta = advantages.token_rewards(SCORES, LOGPROBS - ANCHOR, MASK, 0.25), 0.25
     want = np.zeros((B, K, R))
     for b, k in np.ndindex(B, K):
         n = MASK[b, k].sum()
@@ -41,14 +41,53 @@ def test_each_token_pays_its_kl_and_the_last_gets_the_score():
 
 
 def test_padding_gets_nothing():
-    bad = jnp.where(MASK, LOGPROBS, jnp.inf), jnp.where(MASK, ANCHOR, jnp.inf)
-    got = advantages.token_rewards(SCORES, *bad, MASK, 0.25)
+    got = advantages.token_rewards(SCORES, jnp.where(MASK, LOGPROBS - ANCHOR, jnp.nan), MASK, 0.25)
     assert not got[~MASK].any()
-    np.testing.assert_array_equal(got, advantages.token_rewards(SCORES, LOGPROBS, ANCHOR, MASK, 0.25))
+    np.testing.assert_array_equal(got, advantages.token_rewards(SCORES, LOGPROBS - ANCHOR, MASK, 0.25))
 
 
 def test_the_first_return_is_the_whole_objective():
-    z = advantages.returns(advantages.token_rewards(SCORES, LOGPROBS, ANCHOR, MASK, 0.25))
+    z = advantages.returns(advantages.token_rewards(SCORES, LOGPROBS - ANCHOR, MASK, 0.25))
     kl = np.where(MASK, LOGPROBS - ANCHOR, 0).sum(-1)
     np.testing.assert_allclose(z[..., 0], 0.75 * SCORES - 0.25 * kl, atol=1e-5)
     assert z.dtype == jnp.float32
+
+
+def test_leave_one_out_is_against_the_mean_of_the_others():
+    got = advantages.leave_one_out(SCORES)
+    for b, k in np.ndindex(B, K):
+        others = [SCORES[b, j] for j in range(K) if j != k]
+        assert got[b, k] == pytest.approx(SCORES[b, k] - np.mean(others), abs=1e-5)
+
+
+def test_standardize_is_within_each_prompt():
+    got = advantages.standardize(SCORES, eps=0.0)
+    for b in range(B):
+        np.testing.assert_allclose(got[b], (SCORES[b] - SCORES[b].mean()) / SCORES[b].std(), rtol=1e-4)
+    assert not np.asarray(advantages.standardize(np.full((2, 3), 0.7, np.float32))).any()  # all alike: nothing to learn
+
+
+@pytest.mark.parametrize(('gamma', 'lam'), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.5), (0.9, 0.0)])
+def test_gae_is_the_sum_of_discounted_surprises(gamma, lam):
+    rewards, values = np.where(MASK, LOGPROBS, 0), ANCHOR
+    got = np.asarray(advantages.gae(rewards, np.where(MASK, values, np.nan), MASK, gamma, lam))
+    for b, k in np.ndindex(B, K):
+        n = MASK[b, k].sum()
+        v = np.append(values[b, k, :n], 0.0)
+        delta = [rewards[b, k, t] + gamma * v[t + 1] - v[t] for t in range(n)]
+        want = [sum((gamma * lam) ** (s - t) * delta[s] for s in range(t, n)) for t in range(n)]
+        np.testing.assert_allclose(got[b, k, :n], want, atol=1e-5)
+
+
+def test_gae_of_gamma_and_lam_one_is_the_return_less_the_value():
+    rewards = np.where(MASK, LOGPROBS, 0)
+    got = advantages.gae(rewards, ANCHOR, MASK, 1.0, 1.0)
+    np.testing.assert_allclose(
+        np.where(MASK, got, 0), np.where(MASK, advantages.returns(rewards) - ANCHOR, 0), atol=1e-5
+    )
+
+
+def test_whiten_is_over_the_real_tokens():
+    got = np.asarray(advantages.whiten(jnp.where(MASK, LOGPROBS, jnp.nan), MASK))
+    real = LOGPROBS[MASK]
+    np.testing.assert_allclose(got[MASK], (real - real.mean()) / real.std(), atol=1e-4)

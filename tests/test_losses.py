@@ -7,7 +7,7 @@ from perl_jax import losses
 
 RNG = np.random.default_rng(0)
 MASK = np.arange(4) < np.array([[4, 2], [0, 1], [3, 4]])[..., None]
-X, Y = RNG.standard_normal((2, *MASK.shape)).astype(np.float32)
+X, Y, Z = RNG.standard_normal((3, *MASK.shape)).astype(np.float32)
 
 
 def sigmoid(x):
@@ -45,29 +45,56 @@ def test_losses_of_a_reward_stay_finite_far_out(size):
     assert np.isfinite(jax.grad(losses.pairwise)(wrong)).all()
 
 
-def test_reinforce_sums_over_tokens_and_averages_over_episodes():
-    want = np.mean([-sum(x * y for x, y, real in zip(*row) if real) for row in zip(*_flat(X, Y, MASK))])
-    assert losses.reinforce(X, Y, MASK) == pytest.approx(want, rel=1e-5)
+def every(f, *arrays):
+    """`f` of each token's numbers, one token at a time."""
+    return np.array([f(*map(float, x)) for x in zip(*map(np.ravel, arrays))]).reshape(X.shape)
 
 
-def test_value_sums_over_tokens_and_averages_over_episodes():
-    want = np.mean([sum((x - y) ** 2 for x, y, real in zip(*row) if real) for row in zip(*_flat(X, Y, MASK))])
-    assert losses.value(X, Y, MASK) == pytest.approx(want, rel=1e-5)
+def test_reinforce_of_each_token():
+    np.testing.assert_allclose(losses.reinforce(X, Y), every(lambda x, y: -x * y, X, Y), rtol=1e-6)
+
+
+def test_value_of_each_token():
+    np.testing.assert_allclose(losses.value(X, Y), every(lambda x, y: (y - x) ** 2, X, Y), rtol=1e-5)
+
+
+@pytest.mark.parametrize('clip', [0.2, 0.5, 10.0])
+def test_clipped_takes_the_worse_of_ratio_and_clipped_ratio(clip):
+    def want(new, old, a):
+        ratio = np.exp(new - old)
+        return -min(ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a)
+
+    np.testing.assert_allclose(losses.clipped(X, Y, Z, clip), every(want, X, Y, Z), rtol=1e-5)
+
+
+def test_clipped_has_no_gradient_beyond_the_clip_in_the_direction_of_the_advantage():
+    new, old = np.log(np.float32([1.5, 1.5, 0.5, 0.5])), np.zeros(4, np.float32)
+    advantages = np.float32([1.0, -1.0, 1.0, -1.0])
+    got = jax.grad(lambda x: losses.clipped(x, old, advantages, 0.2).sum())(new)
+    np.testing.assert_allclose(got, [0.0, 1.5, -0.5, 0.0], rtol=1e-6)
+
+
+def test_at_ratio_one_the_clipped_gradient_is_reinforces():
+    one = jax.grad(lambda x: losses.clipped(x, X, Y, 0.2).sum())(X)
+    np.testing.assert_allclose(one, jax.grad(lambda x: losses.reinforce(x, Y).sum())(X), rtol=1e-6)
+
+
+def test_clipped_value_takes_the_larger_error():
+    def want(value, old, target):
+        near = old + min(max(value - old, -0.3), 0.3)
+        return max((value - target) ** 2, (near - target) ** 2)
+
+    np.testing.assert_allclose(losses.clipped_value(X, Y, Z, 0.3), every(want, X, Y, Z), rtol=1e-5)
 
 
 def test_advantages_and_returns_are_constants():
-    assert not jax.grad(losses.reinforce, argnums=1)(X, Y, MASK).any()
-    assert not jax.grad(losses.value, argnums=1)(X, Y, MASK).any()
-    np.testing.assert_allclose(jax.grad(losses.reinforce)(X, Y, MASK), -np.where(MASK, Y, 0) / 6, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(losses.value)(X, Y, MASK), np.where(MASK, 2 * (X - Y), 0) / 6, rtol=1e-5)
+    total = lambda loss, *args: loss(*args).sum()  # noqa: E731
+    for loss in (losses.reinforce, losses.value):
+        assert not jax.grad(total, argnums=2)(loss, X, Y).any()
+        assert jax.grad(total, argnums=1)(loss, X, Y).all()
+    assert not jax.grad(total, argnums=3)(losses.clipped, X, Y, Z, 0.2).any()
+    assert not jax.grad(total, argnums=3)(losses.clipped_value, X, Y, Z, 0.2).any()
 
 
-@pytest.mark.parametrize('loss', [losses.reinforce, losses.value], ids=['reinforce', 'value'])
-def test_padding_does_not_matter(loss):
-    bad = np.where(MASK, X, 1e9), np.where(MASK, Y, -1e9), MASK
-    assert loss(X, Y, MASK) == loss(*map(np.float32, bad[:2]), MASK)
+def test_nll_does_not_look_at_the_padding():
     assert losses.nll(X, MASK) == losses.nll(np.where(MASK, X, np.nan), MASK)
-
-
-def _flat(*arrays):
-    return [x.reshape(-1, x.shape[-1]) for x in arrays]

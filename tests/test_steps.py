@@ -115,9 +115,10 @@ def test_metrics_are_of_the_state_before_the_step(spec):
 @specs
 def test_the_value_starts_at_zero(spec):
     metrics, mask = trained('policy', spec).metrics[0], EXPERIENCE.targets_mask
-    want = np.where(mask, EXPERIENCE.returns**2, 0).sum(-1).mean()
+    returns = np.cumsum(EXPERIENCE.rewards[..., ::-1], -1)[..., ::-1]
+    want = np.where(mask, returns**2, 0).sum(-1).mean()
     assert metrics['loss/value'] == pytest.approx(want, rel=1e-5)
-    want = -np.where(mask, read(tiny.base(), EXPERIENCE) * EXPERIENCE.returns, 0).sum(-1).mean()
+    want = -np.where(mask, read(tiny.base(), EXPERIENCE) * returns, 0).sum(-1).mean()
     assert metrics['loss/policy'] == pytest.approx(want, rel=1e-4)
 
 
@@ -140,7 +141,10 @@ def test_dropout_is_drawn_anew_each_step_and_repeats_with_the_seed(kind):
     def loss(step, seed):
         state = trained(kind, LORA).after
         set_step = lambda role: dataclasses.replace(role, step=jnp.int32(step))  # noqa: E731
-        state = types.PolicyState(*map(set_step, vars(state).values())) if kind == 'policy' else set_step(state)
+        if kind == 'policy':
+            state = state.replace(policy=set_step(state.policy), value=set_step(state.value))
+        else:
+            state = set_step(state)
         _, metrics = compiled(kind, LORA)(tiny.base(), state, BATCHES[kind], jax.random.key(seed))
         return float(metrics[{'sft': 'loss/nll', 'reward': 'loss/reward', 'policy': 'loss/policy'}[kind]])
 

@@ -11,10 +11,11 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from perl_jax import lora, masked, partitioning, train_state, types
+from perl_jax import lora, masked, partitioning, rl, train_state, types
+from perl_jax.algorithms.reinforce import Reinforce
+from perl_jax.kl import KLConfig
 from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.networks.decoder import Decoder, DecoderConfig
-from perl_jax.reinforce import policy_step
 from perl_jax.train_reward import reward_step
 from perl_jax.train_sft import sft_step
 
@@ -35,6 +36,8 @@ SPECS = {
     'full': FullSpec(),
 }
 specs = pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
+
+REINFORCE, KL = Reinforce(), KLConfig()
 
 
 @functools.cache
@@ -89,7 +92,7 @@ def experience(B=3, K=2, seed=0):
     """A judged rollout, made up."""
     rng = np.random.default_rng(seed)
     batch = responses(B, K, seed, lengths=rng.integers(1, R + 1, (B, K)))
-    noise = [np.where(batch.targets_mask, rng.standard_normal((B, K, R)), 0).astype(np.float32) for _ in range(2)]
+    noise = [np.where(batch.targets_mask, rng.standard_normal((B, K, R)), 0).astype(np.float32) for _ in range(3)]
     return types.Experience(batch.inputs, batch.inputs_mask, batch.targets, batch.targets_mask, *noise)
 
 
@@ -105,14 +108,32 @@ def create(kind, spec, params, tx):
     if kind == 'reward':
         return train_state.create(key, params, spec, tx, head=(D, (D + 1) ** -0.5))
     value = train_state.create(jax.random.key(1), params, spec, tx, head=(D, 0))
-    return types.PolicyState(train_state.create(key, params, spec, tx), value)
+    return types.PolicyState(train_state.create(key, params, spec, tx), jnp.float32(0.1), value)
 
 
 def stepper(kind, tx, network=NETWORK):
     """step(base, state, batch, rng) -> state, metrics"""
     if kind == 'policy':
-        return functools.partial(policy_step, network, (tx, tx), 0.7)
+        return policy_stepper((tx, tx), network, 0.7)
     return functools.partial({'sft': sft_step, 'reward': reward_step}[kind], network, tx)
+
+
+def policy_stepper(txs, network=NETWORK, temperature=1.0, algorithm=REINFORCE, kl=KL, entropy_bonus=0.0):
+    """One update of value and policy, as train_policy.py makes it."""
+
+    def step(base, state, batch, rng):
+        values, metrics = None, {}
+        if algorithm.has_value:
+            value, values, metrics = rl.value_step(network, algorithm, txs[1], base, state.value, batch, rng)
+            state = state.replace(value=value)
+        anchor = (base, state.anchor)
+        policy, more = rl.policy_step(
+            network, algorithm, kl, entropy_bonus, temperature, txs[0], base, anchor, state.policy, batch, values,
+            state.beta, rng,
+        )  # fmt: skip
+        return state.replace(policy=policy), metrics | more
+
+    return step
 
 
 def adapters(state):

@@ -15,9 +15,10 @@ from perl_jax.base import BaseConfig
 from perl_jax.base import load as load_base
 from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
+from perl_jax.kl import KLConfig
 from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.partitioning import Partitioner
-from perl_jax.reinforce import experience
+from perl_jax.rl import experience
 from perl_jax.sampling import SamplingConfig, sample
 
 B, K, KEY = 8, 2, jax.random.key(0)
@@ -41,7 +42,8 @@ def declared(kind, state, partitioner):
     """The shardings of a state, as the loops declare them."""
     _, axes = partitioning.abstract(NETWORK)
     if kind == 'policy':
-        return types.PolicyState(partitioner.state(state.policy, axes, TX), partitioner.state(state.value, axes, TX))
+        policy, value = (partitioner.state(x, axes, TX) for x in (state.policy, state.value))
+        return types.PolicyState(policy, partitioner.sharding(), value)
     return partitioner.state(state, axes, TX)
 
 
@@ -137,7 +139,8 @@ def test_the_state_is_donated_and_the_base_is_not(kind, spec, mesh):
 
 def roll(base, adapter, prompts, scores):
     drawn = sample(NETWORK, lora.bind(base, adapter), prompts, KEY, EOS, SAMPLING)
-    return drawn, experience(NETWORK, base, adapter, drawn, scores, 0.1, SAMPLING)
+    roles = (base, adapter), (base, None)
+    return drawn, experience(NETWORK, KLConfig(), (), EOS, SAMPLING, *roles, drawn, scores, 0.1)
 
 
 def rollout_inputs():
@@ -163,7 +166,7 @@ def test_samples_and_their_experience_equal(mesh):
     np.testing.assert_array_equal(got.targets_mask, want.targets_mask)
     assert len(np.unique(want.targets[want.targets_mask])) > 10
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
-    np.testing.assert_allclose(judged.returns, want_experience.returns, atol=1e-4)
+    np.testing.assert_allclose(judged.rewards, want_experience.rewards, atol=1e-4)
     tiny.assert_close(jax.device_get(metrics), want_metrics, atol=1e-4)
 
 
@@ -185,16 +188,20 @@ def test_the_base_is_the_same_on_every_mesh(mesh):
     assert split.sharding.shard_shape(split.shape) == (2, 48 // partitioner.num_partitions, D)
 
 
+def _saved(state):
+    return {'policy': state.policy, 'value': state.value, 'beta': state.beta}
+
+
 @pytest.mark.parametrize('spec', [LORA, FULL], ids=['lora', 'full'])
 def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path, spec):
     run, after = Checkpoints(str(tmp_path)), on_eight('policy', spec, '2x4').after
     about = {'adapters': {'value': {'scale': after.value.adapter.scale, 'dropout': 0.0}}}
-    run.save(5, {'policy': after.policy, 'value': after.value}, about)
+    run.save(5, _saved(after), about)
     run.close()
     shardings = declared('policy', start('policy', spec), MESHES['4x2'])
     like = partitioning.place(jax.tree.map(np.zeros_like, start('policy', spec)), shardings)
     run = Checkpoints(str(tmp_path))
-    back = types.PolicyState(**run.restore(5, vars(like)))
+    back = types.PolicyState(**run.restore(5, _saved(like)))
     assert tiny.same(run.restore_adapter(5, 'value'), after.value.adapter)
     run.close()
     assert tiny.same(back, after)

@@ -1,0 +1,175 @@
+"""The RL of a policy, whatever the algorithm: judging a rollout, and the two steps that learn from it.
+
+Four roles, each a base and an adapter: policy, anchor, value and reward. They share one base: bind(base, policy),
+bind(base, value), bind(base, reward) and bind(base, None), the anchor. That each step is given its own role's base is
+for the comparators, which keep copies (the paper, section 4.2).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from perl_jax import advantages, kl, logprobs, lora, masked, train_state
+from perl_jax.algorithms import Algorithm
+from perl_jax.kl import KLConfig
+from perl_jax.sampling import SamplingConfig
+from perl_jax.types import Experience, Metrics, Responses, Rollout, TrainState
+
+Role = tuple[PyTree, lora.Adapter | None]  # what lora.bind joins
+Shaping = Callable[[jax.Array, Responses, int], jax.Array]  # shaping.py
+
+
+def experience(
+    network: nn.Module,
+    kl_config: KLConfig,
+    shaping: Sequence[Shaping],
+    eos_id: int,
+    sampling: SamplingConfig,
+    policy: Role,
+    anchor: Role,
+    rollout: Rollout,
+    scores: Float[Array, 'B K'],
+    beta: Float[Array, ''],
+) -> tuple[Experience, Metrics]:
+    """Judge a rollout: scores shaped, KL to the anchor, and the reward of every token. Pure.
+
+    The policy is softmax(logits / temperature), and so is the anchor. The sampler's own log-probs are the policy's,
+    unless top-k or top-p cut its distribution: then they are computed again.
+    """
+    temperature, mask = sampling.temperature, rollout.targets_mask
+    policy, anchor = lora.bind(*policy), lora.bind(*anchor)
+    if sampling.truncates:
+        whole = logprobs.response_logprobs(network, policy, rollout, temperature)
+        rollout = rollout.replace(logprobs=jnp.where(mask, whole, 0))
+    hidden = logprobs.response_hidden(network, anchor, rollout)
+    anchor_logprobs = logprobs.token_logprobs(network, anchor, hidden, rollout.targets, temperature)
+    anchor_logprobs = jnp.where(mask, anchor_logprobs, 0)
+    log_ratio = kl.k1(rollout.logprobs, anchor_logprobs)
+    if kl_config.in_loss:
+        penalty = jnp.zeros_like(log_ratio)
+    elif kl_config.estimator == 'full':
+        own = logprobs.response_hidden(network, policy, rollout)
+        penalty = logprobs.token_kl(network, policy, own, anchor, hidden, temperature)
+    else:
+        penalty = kl.ESTIMATORS[kl_config.estimator](rollout.logprobs, anchor_logprobs)
+    shaped = scores
+    for shape in shaping:
+        shaped = shape(shaped, rollout, eos_id)
+    rewards = advantages.token_rewards(shaped, penalty, mask, beta)
+    metrics = {
+        'reward/score': scores.mean(),
+        'reward/total': masked.total(rewards, mask).mean(),
+        'kl/anchor': masked.total(log_ratio, mask).mean(),
+        'entropy/sampled': -masked.mean(rollout.logprobs, mask),
+        'length/mean': masked.lengths(mask).mean(),
+        'tokens': mask.sum(),
+    }
+    if shaping:
+        metrics['reward/shaped'] = shaped.mean()
+    return Experience(**vars(rollout), rewards=rewards, anchor_logprobs=anchor_logprobs), metrics
+
+
+def values(network: nn.Module, base: PyTree, adapter: lora.Adapter, batch: Responses) -> Float[Array, 'B K R']:
+    """V(X_t) before each token. Only where a rollout is learned from more than once: else the step has them already."""
+    variables = lora.bind(base, adapter)
+    return lora.readout(variables, logprobs.response_hidden(network, variables, batch))
+
+
+def updates(batch: Experience, epochs: int, minibatches: int) -> Iterator[Experience]:
+    """What a rollout is learned from in turn: `epochs` times its `minibatches` parts, each every n-th prompt, all K."""
+    for _ in range(epochs):
+        for i in range(minibatches):
+            yield batch if minibatches == 1 else _part(batch, i, minibatches)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _part(batch: Experience, i: int, n: int) -> Experience:
+    return jax.tree.map(lambda x: x[i::n], batch)
+
+
+def value_step(
+    network: nn.Module,
+    algorithm: Algorithm,
+    tx: optax.GradientTransformation,
+    base: PyTree,
+    state: TrainState,
+    batch: Experience,
+    rng: jax.Array,
+) -> tuple[TrainState, Float[Array, 'B K R'], Metrics]:
+    """One step of the value. Pure; also the values before the rollout was learned from, which are the baseline."""
+    mask, rngs = batch.targets_mask, {'dropout': jax.random.fold_in(rng, state.step)}
+
+    def loss(adapter: lora.Adapter) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        variables = lora.bind(base, adapter, train=True)
+        now = lora.readout(variables, logprobs.response_hidden(network, variables, batch, rngs=rngs))
+        old = jax.lax.stop_gradient(now) if batch.values is None else batch.values
+        returns = algorithm.returns(batch.rewards, old, mask)
+        return algorithm.reduce(algorithm.value_loss(now, old, returns), mask), (old, returns)
+
+    (value, (old, returns)), grads = jax.value_and_grad(loss, has_aux=True)(state.adapter)
+    metrics = {
+        'loss/value': value,
+        'value/explained': 1 - masked.mean((returns - old) ** 2, mask) / _variance(returns, mask),
+        'grad_norm/value': optax.global_norm(grads),
+    }
+    return train_state.update(state, grads, tx), old, metrics
+
+
+def policy_step(
+    network: nn.Module,
+    algorithm: Algorithm,
+    kl_config: KLConfig,
+    entropy_bonus: float,
+    temperature: float,
+    tx: optax.GradientTransformation,
+    base: PyTree,
+    anchor: Role,
+    state: TrainState,
+    batch: Experience,
+    old_values: Float[Array, 'B K R'] | None,
+    beta: Float[Array, ''],
+    rng: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """One step of the policy. Pure; the anchor is only asked where the whole KL is in the loss."""
+    mask, rngs = batch.targets_mask, {'dropout': jax.random.fold_in(rng, state.step)}
+    advantage = algorithm.advantages(batch.rewards, old_values, mask)
+    anchor = lora.bind(*anchor)
+
+    def loss(adapter: lora.Adapter) -> tuple[jax.Array, Metrics]:
+        variables = lora.bind(base, adapter, train=True)
+        hidden = logprobs.response_hidden(network, variables, batch, rngs=rngs)
+        targets, metrics = batch.targets, {}
+        if entropy_bonus:
+            now, entropy = logprobs.token_logprobs_entropy(network, variables, hidden, targets, temperature)
+            metrics['entropy/exact'] = masked.mean(entropy, mask)
+        else:
+            now = logprobs.token_logprobs(network, variables, hidden, targets, temperature)
+        now = jnp.where(mask, now, 0)  # as the old ones: no ratio and no gradient at the padding
+        total = algorithm.policy_loss(now, batch.logprobs, advantage)
+        if entropy_bonus:
+            total -= entropy_bonus * entropy
+        if kl_config.in_loss and kl_config.estimator == 'full':
+            held = logprobs.response_hidden(network, anchor, batch)
+            total += beta * logprobs.token_kl(network, variables, hidden, anchor, held, temperature)
+        elif kl_config.in_loss:
+            total += beta * kl.ESTIMATORS[kl_config.estimator](now, batch.anchor_logprobs)
+        metrics['kl/update'] = masked.mean(batch.logprobs - now, mask)
+        if algorithm.clip is not None:
+            outside = jnp.abs(jnp.exp(now - batch.logprobs) - 1) > algorithm.clip
+            metrics['ratio/clipped'] = masked.mean(outside, mask)
+        return algorithm.reduce(total, mask), metrics
+
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.adapter)
+    metrics |= {'loss/policy': value, 'grad_norm/policy': optax.global_norm(grads)}
+    return train_state.update(state, grads, tx), metrics
+
+
+def _variance(x: jax.Array, mask: jax.Array) -> jax.Array:
+    return masked.mean((x - masked.mean(x, mask)) ** 2, mask) + 1e-8

@@ -1,0 +1,168 @@
+"""The KL estimators, and which gradient each gives where: over every response of the table policy, nothing sampled."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import table_policy as table
+import tiny
+from table_policy import BASE, EVERY, POLICY, TABLE, N, logprobs, responses, total
+
+from perl_jax import kl, rl
+from perl_jax.errors import UserError
+from perl_jax.kl import KLConfig
+from perl_jax.sampling import SamplingConfig
+
+BATCH = responses(EVERY)
+MASK = BATCH.targets_mask
+X, Y = -np.random.default_rng(0).exponential(size=(2, 3, 2, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize('name', ['k1', 'k2', 'k3'])
+def test_estimators_of_each_token(name):
+    want = {
+        'k1': lambda p, q: p - q,
+        'k2': lambda p, q: (p - q) ** 2 / 2,
+        'k3': lambda p, q: np.exp(q - p) - 1 - (q - p),
+    }
+    every = np.array([want[name](float(p), float(q)) for p, q in zip(X.ravel(), Y.ravel())]).reshape(X.shape)
+    np.testing.assert_allclose(kl.ESTIMATORS[name](X, Y), every, rtol=1e-5, atol=1e-6)
+
+
+def expected(estimate):
+    """The estimate's expectation under the policy, over whole responses."""
+    logp = logprobs(POLICY, BATCH)
+    return float((jnp.exp(total(logp, MASK)) * total(estimate(logp, logprobs(None, BATCH)), MASK)).sum())
+
+
+def test_k1_and_k3_are_unbiased_and_k2_is_not():
+    truth = expected(kl.k1)  # which is the definition
+    assert truth > 0.1
+    assert expected(kl.k3) == pytest.approx(truth, rel=1e-4)
+    assert abs(expected(kl.k2) / truth - 1) > 0.05
+
+
+def true_gradients():
+    """Of KL(policy || anchor) of whole responses; and of it, and of KL(anchor || policy), at each state held fixed."""
+    held = jnp.exp(total(logprobs(POLICY, BATCH), MASK))  # how often each response, and so each state, is seen
+    before = jnp.concatenate([jnp.full((1, N, 1), 2), BATCH.targets[..., :1]], -1)
+    anchor = jax.nn.log_softmax(BASE['table'])
+
+    def whole(adapter):
+        logp = logprobs(adapter, BATCH)
+        return (jnp.exp(total(logp, MASK)) * total(logp - logprobs(None, BATCH), MASK)).sum()
+
+    def at_each_state(adapter, forward):
+        policy = jax.nn.log_softmax(adapter.params['table'])
+        p, q = (anchor, policy) if forward else (policy, anchor)
+        return (held * total((jnp.exp(p) * (p - q)).sum(-1)[before], MASK)).sum()
+
+    return {
+        'whole': jax.grad(whole)(POLICY).params['table'],
+        'state': jax.grad(at_each_state)(POLICY, False).params['table'],
+        'forward': jax.grad(at_each_state)(POLICY, True).params['table'],
+        'none': jnp.zeros_like(anchor),
+    }
+
+
+class Weighted:
+    """REINFORCE without a baseline over every response, each weighted by how often it is drawn."""
+
+    has_value, clip = False, None
+
+    def advantages(self, rewards, values, mask):
+        return jnp.flip(jnp.cumsum(jnp.flip(rewards, -1), -1), -1)
+
+    def policy_loss(self, logprobs, old_logprobs, advantages):
+        return -logprobs * advantages
+
+    def reduce(self, losses, mask):
+        return (jnp.exp(total(logprobs(POLICY, BATCH), MASK)) * total(losses, mask)).sum()
+
+
+class Descend:
+    """An optimizer that hands the gradient out."""
+
+    init = staticmethod(lambda params: ())
+    update = staticmethod(lambda grads, state, params: (grads, state))
+
+
+def gradient(config):
+    """What policy_step descends by when there is only a KL to descend: beta 1, no score."""
+    zero, roles = np.zeros((1, N), np.float32), ((BASE, POLICY), (BASE, None))
+    exp, _ = rl.experience(TABLE, config, (), tiny.EOS, SamplingConfig(), *roles, table.rollout(BATCH), zero, 1.0)
+    state = table.state(Descend, np.zeros(4)).policy
+    step = functools.partial(rl.policy_step, TABLE, Weighted(), config, 0.0, 1.0, Descend)
+    after, _ = step(BASE, (BASE, None), state, exp, None, 1.0, jax.random.key(0))
+    return after.adapter.params['table'] - POLICY.params['table']
+
+
+@pytest.mark.parametrize(
+    ('estimator', 'place', 'what'),
+    [('k1', 'reward', 'whole'), ('k2', 'loss', 'state'), ('full', 'loss', 'state'), ('k3', 'loss', 'forward')],
+)
+def test_which_gradient_it_is(estimator, place, what):
+    truths, got = true_gradients(), gradient(KLConfig(estimator=estimator, place=place))
+    assert np.abs(got).max() > 0.05
+    np.testing.assert_allclose(got, truths[what], atol=1e-5)
+    others = [np.abs(got - truth).max() for name, truth in truths.items() if name != what]
+    assert min(others) > 5e-3
+
+
+@pytest.mark.parametrize('estimator', ['k2', 'k3', 'full'])
+def test_other_estimators_in_the_reward_are_not_the_true_gradient(estimator):
+    got = gradient(KLConfig(estimator=estimator))
+    assert min(np.abs(got - truth).max() for truth in true_gradients().values()) > 5e-3
+
+
+def test_k1_in_the_loss_has_no_gradient_and_is_refused():
+    config = KLConfig(estimator='k2', place='loss')
+    object.__setattr__(config, 'estimator', 'k1')  # past the check
+    np.testing.assert_allclose(gradient(config), 0, atol=1e-6)
+    with pytest.raises(UserError, match="KL_ESTIMATOR = 'k1' has no gradient in the loss"):
+        KLConfig(estimator='k1', place='loss')
+
+
+def test_a_bonus_for_entropy_descends_by_minus_its_gradient():
+    config = KLConfig(estimator='k2', place='loss')
+    exp, _ = rl.experience(
+        TABLE, config, (), tiny.EOS, SamplingConfig(), (BASE, POLICY), (BASE, None), table.rollout(BATCH),
+        np.zeros((1, N), np.float32), 0.0,
+    )  # fmt: skip
+    state = table.state(Descend, np.zeros(4)).policy
+    step = functools.partial(rl.policy_step, TABLE, Weighted(), config, 0.3, 1.0, Descend)
+    after, metrics = step(BASE, (BASE, None), state, exp, None, 0.0, jax.random.key(0))
+    held = jnp.exp(total(logprobs(POLICY, BATCH), MASK))
+    before = jnp.concatenate([jnp.full((1, N, 1), 2), BATCH.targets[..., :1]], -1)
+
+    def entropies(adapter):
+        logp = jax.nn.log_softmax(adapter.params['table'])
+        return -(jnp.exp(logp) * logp).sum(-1)[before]
+
+    want = -0.3 * jax.grad(lambda a: (held * total(entropies(a), MASK)).sum())(POLICY).params['table']
+    np.testing.assert_allclose(after.adapter.params['table'] - POLICY.params['table'], want, atol=1e-5)
+    assert float(metrics['entropy/exact']) == pytest.approx(float(entropies(POLICY)[MASK].mean()), rel=1e-5)
+
+
+# The coefficient.
+
+
+def test_beta_is_steered_to_the_target_as_in_ziegler_et_al():
+    config = KLConfig(beta=0.1, target=6.0, horizon=1000)
+    for measured in (0.0, 5.0, 6.0, 6.5, 60.0):
+        error = min(max(measured / 6.0 - 1, -0.2), 0.2)
+        got = config.adapt(jnp.float32(0.1), jnp.float32(measured), 100)
+        assert float(got) == pytest.approx(0.1 * (1 + error * 100 / 1000), rel=1e-5)
+    assert float(config.adapt(jnp.float32(0.999), jnp.float32(60.0), 100)) == 1.0
+    assert KLConfig(beta=0.1).adapt(0.1, 60.0, 100) == 0.1
+
+
+@pytest.mark.parametrize(
+    ('setting', 'said'),
+    [({'estimator': 'k4'}, 'KL_ESTIMATOR'), ({'place': 'both'}, 'KL_PLACE'), ({'beta': 1.5}, 'BETA')],
+)
+def test_settings_that_make_no_sense_are_refused(setting, said):
+    with pytest.raises(UserError, match=said):
+        KLConfig(**setting)
