@@ -36,6 +36,7 @@ setup(
         'gin-config>=0.5',
         'jax>=0.10',
         'jaxtyping>=0.3',
+        'matplotlib>=3.9',  # the plots of a sweep
         'numpy>=2.0',
         'optax>=0.2.5',
         'orbax-checkpoint>=0.11.30',

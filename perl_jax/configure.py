@@ -94,7 +94,21 @@ def _register() -> None:
     import gin
     import optax
 
-    from perl_jax import base, data, exchange, infer, kl, layers, lora, partitioning, rewards, runs, sampling, shaping
+    from perl_jax import (
+        base,
+        data,
+        exchange,
+        infer,
+        kl,
+        layers,
+        lora,
+        partitioning,
+        rewards,
+        runs,
+        sampling,
+        shaping,
+        sweep,
+    )
     from perl_jax.algorithms import grpo, ppo, reinforce, rloo
     from perl_jax.interop import hf, tokenizers
     from perl_jax.judging import models
@@ -114,6 +128,8 @@ def _register() -> None:
     ]  # fmt: skip
     for thing in ours:
         gin.external_configurable(thing, module=thing.__module__)
+    for thing in (sweep.run, sweep.Stage):
+        gin.external_configurable(thing, module='perl_jax.sweep')
     for thing in theirs:
         gin.external_configurable(thing, module='optax')
     for module in RUNS.values():  # all of them, so that config.gin of any run can be read by any command

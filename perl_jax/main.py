@@ -24,6 +24,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
   perl_jax sample   --model_dir=runs/toy/policy                  read some answers
   perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/reward   win rate
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
+  perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, its tables and plots
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x
   perl_jax import   --format=peft --input=DIR --model_dir=runs/theirs --gin_file=models/llama3_2_1b.gin
@@ -177,6 +178,16 @@ def _report(argv: list[str]) -> None:
     print(report.write(args.runs, args.output))
 
 
+def _sweep(argv: list[str]) -> None:
+    files, bindings, paths, rest = configure.flags('sweep', argv)
+    parser = configure.Parser(prog='perl_jax sweep')
+    parser.add_argument('--dry_run', action='store_true', help='print the commands and do nothing')
+    args = vars(parser.parse_args(rest))
+    if not files:
+        raise UserError('sweep: give a grid, such as --gin_file=sweeps/toy.gin')
+    configure.configured('sweep.run', files, bindings, paths)(**args)
+
+
 def _inspect(argv: list[str]) -> None:
     configure.load_tensorflow()
     from perl_jax import inspect_task
@@ -198,6 +209,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     'sample': _sample,
     'judge': _judge,
     'report': _report,
+    'sweep': _sweep,
     'inspect': _inspect,
     'export': _export,
     'import': _import,

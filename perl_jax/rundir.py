@@ -1,6 +1,6 @@
 """MODEL_DIR: what a run leaves behind, and what lets the same command go on from where it was.
 
-run.json        phase, tuning, base, sizes, times        metrics.jsonl   one object a logged step
+run.json        phase, tuning, base, sizes, memory, times   metrics.jsonl   one object a logged step
 config.gin      the operative configuration              samples.jsonl   one object a sampled answer
 checkpoints/    see checkpoints.py                        events.*        the metrics for TensorBoard
 """
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perl_jax import memory
 from perl_jax.errors import UserError
 from perl_jax.types import Metrics
 
@@ -50,6 +51,7 @@ class RunDir:
         self.phase, self.first = about['phase'], first
         self.pending: tuple[int, Metrics, int, int] | None = None
         self.window: list[dict[str, float]] = []
+        self.programs = memory.programs()
         self.examples = self.tokens = 0
         self.opened = self.clock = time.perf_counter()
 
@@ -97,6 +99,8 @@ class RunDir:
         if self.pending is not None:
             step, metrics, batch_size, due = self.pending
             self.pending = None
+            if step == self.first + 1:  # its programs are compiled by now, and what the next step needs is held
+                self.about['memory'] = memory.measure(self.programs)
             values = self.finite(step, metrics)
             self.tokens += values.pop('tokens')
             self.examples += batch_size

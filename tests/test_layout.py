@@ -13,7 +13,7 @@ MAX_LINES = 350
 
 # A module imports from the floors below its own. One that is named nowhere here fails the test: give it a floor.
 FLOORS = [
-    {'', 'errors', 'types', 'masked'},
+    {'', 'errors', 'types', 'masked', 'memory'},
     {'losses', 'advantages', 'kl', 'shaping', 'layers', 'lora', 'logprobs'},
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
@@ -27,7 +27,7 @@ FLOORS = [
     },
     {
         'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'inspect_task', 'report', 'report.*', 'plan',
-        'judging.models', 'judging.judge',
+        'judging.models', 'judging.judge', 'sweep', 'sweep.*',
     },
     {'configure'},
     {'main', '__main__'},
@@ -40,6 +40,7 @@ SAME_FLOOR = {
     ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
     ('evaluate', 'rewards'): 'a metric of the text is the same function as a reward of the text',
     ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
+    ('sweep*', 'sweep.*'): 'the grid, the queue that runs it, the tables and plots of what came out',
     ('judging.models', 'infer'): 'a judge is a finished run too',
     ('report*', 'report.*'): 'one page, written by several files',
     ('__main__', 'main'): 'python -m perl_jax is the command line',

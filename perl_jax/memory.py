@@ -1,0 +1,43 @@
+"""How much memory a training step takes on one device: what is held between its programs, and what the largest adds.
+
+It is read from what JAX keeps and has compiled: no loop has to say anything, and a CPU can say what a step would take.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def programs() -> set[Any]:
+    """The compiled programs that this process holds."""
+    return set(jax.local_devices()[0].client.live_executables())
+
+
+def held() -> int:
+    """Bytes of all live arrays on the first device, each buffer once: bases, states, batches."""
+    device = jax.local_devices()[0]
+    buffers = {}
+    for array in jax.live_arrays():
+        for shard in array.addressable_shards:
+            if shard.device == device:
+                buffers[shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
+    return sum(buffers.values())
+
+
+def measure(before: set[Any]) -> dict[str, int]:
+    """Bytes on the first device: 'held' now, and the 'peak' while the largest of the programs since `before` runs.
+
+    A program adds its temporaries, and of its outputs those that do not take the place of an input (the donated state).
+    Where the device counts for itself, also its own 'device_peak' since the process began.
+    """
+    now, adds = held(), [0]
+    for program in programs() - before:
+        stats = program.get_compiled_memory_stats()
+        adds.append(stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    found = {'held': now, 'peak': now + max(adds)}
+    counted = jax.local_devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in counted:
+        found['device_peak'] = counted['peak_bytes_in_use']
+    return found
