@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from perl_jax.errors import UserError
 
+SEED = 'seed'  # the axis that is gone through last, and that tables sum up
 Axes = Mapping[str, Mapping[str, Sequence[str]]]
 
 
@@ -58,7 +59,7 @@ class Cell:
 
 
 def cells(sweep_dir: str, stages: Sequence[Stage]) -> list[Cell]:
-    """All cells, those that others need first.
+    """All cells, those that others need first, and seed after seed: the first seed's tables are whole soonest.
 
     Raises:
       UserError: a stage needs one that does not come before it, or a cell that the other's axes do not have.
@@ -70,7 +71,8 @@ def cells(sweep_dir: str, stages: Sequence[Stage]) -> list[Cell]:
         made[stage.name] = []
         for labels in itertools.product(*stage.axes.values()):
             made[stage.name].append(_cell(sweep_dir, stage, dict(zip(stage.axes, labels)), made))
-    return [cell for stage in made.values() for cell in stage]
+    seeds = lambda cell: list(cell.stage.axes.get(SEED, {None: ()})).index(cell.labels.get(SEED))  # noqa: E731
+    return sorted((cell for stage in made.values() for cell in stage), key=seeds)
 
 
 def _cell(sweep_dir: str, stage: Stage, labels: dict[str, str], made: Mapping[str, list[Cell]]) -> Cell:
