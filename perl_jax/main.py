@@ -182,7 +182,7 @@ def _sweep(argv: list[str]) -> None:
     files, bindings, paths, rest = configure.flags('sweep', argv)
     parser = configure.Parser(prog='perl_jax sweep')
     parser.add_argument('--dry_run', action='store_true', help='print the commands and do nothing')
-    parser.add_argument('--jobs', type=int, help='how many cells at a time, in place of the grid\'s JOBS')
+    parser.add_argument('--jobs', type=int, help="how many cells at a time, in place of the grid's JOBS")
     args = vars(parser.parse_args(rest))
     if not files:
         raise UserError('sweep: give a grid, such as --gin_file=sweeps/toy.gin')

@@ -69,6 +69,8 @@ def cells(sweep_dir: str, stages: Sequence[Stage], search_paths: Sequence[str] =
     for stage in stages:
         if stage.name in made:
             raise UserError(f"sweep: two stages are called '{stage.name}'; give one another name")
+        if empty := [axis for axis, labels in stage.axes.items() if not labels]:
+            raise UserError(f"sweep: axis '{empty[0]}' of stage '{stage.name}' has no labels; give it one or strike it")
         made[stage.name] = []
         for labels in itertools.product(*stage.axes.values()):
             made[stage.name].append(_cell(sweep_dir, stage, dict(zip(stage.axes, labels)), made, search_paths))
