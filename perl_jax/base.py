@@ -121,7 +121,22 @@ def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
 
 
 def read_adapter(model_dir: str, role: str, *, phase: str, flag: str) -> tuple[lora.Adapter, dict[str, Any]]:
-    """The best (or latest) adapter of a run, as host arrays, and what its checkpoint says of itself.
+    """One role of `read_adapters`.
+
+    Raises:
+      UserError: naming `flag`; also where the run has several adapters in that role's place (an ensemble).
+    """
+    adapters, about = read_adapters(model_dir, phase=phase, flag=flag)
+    if role not in adapters:
+        raise UserError(
+            f"{flag}: '{model_dir}' holds {', '.join(adapters)}, where one '{role}' is needed; "
+            'make one of an ensemble with perl_jax average'
+        )
+    return adapters[role], about
+
+
+def read_adapters(model_dir: str, *, phase: str, flag: str) -> tuple[dict[str, lora.Adapter], dict[str, Any]]:
+    """The best (or latest) adapters of a run by role, as host arrays, and what their checkpoint says of itself.
 
     Raises:
       UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`.
@@ -137,9 +152,10 @@ def read_adapter(model_dir: str, role: str, *, phase: str, flag: str) -> tuple[l
     checkpoints.close()
     checkpoints = Checkpoints(model_dir, about.get('best'), read_only=True)  # now it knows what best means
     step = checkpoints.best()
-    adapter, about = checkpoints.restore_adapter(step, role), checkpoints.about(step)
+    about = checkpoints.about(step)
+    adapters = checkpoints.restore_adapters(step)
     checkpoints.close()
-    return adapter, about
+    return adapters, about
 
 
 def _check(path: str, shapes: PyTree, params: PyTree) -> None:

@@ -80,8 +80,8 @@ class Checkpoints:
         tree = self._read(step, state=ocp.args.StandardRestore(template))['state']
         return serialization.from_state_dict(like, tree)
 
-    def restore_adapter(self, step: int, role: str) -> Adapter:
-        """One role's adapter as host arrays, without knowing how it was made; `about['adapters']` names the roles."""
+    def restore_adapters(self, step: int) -> dict[str, Adapter]:
+        """Every role's adapter as host arrays, without knowing how it was made; `about['adapters']` names the roles."""
         item = os.path.join(self.folder, str(step), 'state')
         try:
             tree = ocp.PyTreeCheckpointer().restore(
@@ -89,7 +89,8 @@ class Checkpoints:
             )
         except Exception as error:
             raise _broken(self.folder, step) from error
-        return Adapter(**tree[role]['adapter'], **self.about(step)['adapters'][role])
+        named = sorted(self.about(step)['adapters'].items())
+        return {role: Adapter(**tree[role]['adapter'], **settings) for role, settings in named}
 
     def close(self) -> None:
         """Wait for what is still being written."""

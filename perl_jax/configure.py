@@ -97,6 +97,7 @@ def _register() -> None:
     from perl_jax import (
         base,
         data,
+        ensembles,
         exchange,
         infer,
         kl,
@@ -120,7 +121,8 @@ def _register() -> None:
         t5.T5, t5.T5Config, layers.RopeScaling, hf.network, tokenizers.TokenizersVocabulary, infer.eval_policy,
         infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
         exchange.export_run, exchange.import_run, reinforce.Reinforce, rloo.RLOO, grpo.GRPO, ppo.PPO, kl.KLConfig,
-        shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos,
+        shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos, ensembles.mean, ensembles.minimum,
+        ensembles.median, ensembles.lower_bound,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,

@@ -8,25 +8,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import os
-import shutil
-from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 
 from perl_jax import base as bases
-from perl_jax import lora, partitioning, rundir
+from perl_jax import lora, partitioning, rundir, runs
 from perl_jax.base import BaseConfig
-from perl_jax.checkpoints import Checkpoints
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, peft, t5x
 from perl_jax.networks.t5 import T5
 from perl_jax.partitioning import Partitioner
-from perl_jax.types import TrainState
 
 
 def export_run(
@@ -49,7 +42,7 @@ def export_run(
     network = base.network
     if format == 't5x' and (not isinstance(network, T5) or role == 'reward'):
         raise UserError('export: T5X restores encoder-decoder policies alone; choose --format=hf or --format=peft')
-    with partitioner.scope(), _whole(output) as folder:
+    with partitioner.scope(), rundir.whole(output) as folder:
         adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
         path = about['base']['path']
         if format == 'peft':
@@ -89,42 +82,12 @@ def import_run(
         base = dataclasses.replace(base, path=base.path or peft.base_of(input))
     else:
         base = dataclasses.replace(base, path=input)
-    with partitioner.scope(), _whole(model_dir) as folder:
+    with partitioner.scope(), rundir.whole(model_dir) as folder:
         frozen = bases.load(base, partitioner, 0)
         if format == 'peft':
             adapter = peft.load(input, base.network, partitioning.abstract(base.network)[0])
         else:
             adapter = lora.FullSpec().init(jax.random.key(0), frozen.params)
         role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')
-        state = TrainState(step=jnp.int32(0), adapter=jax.tree.map(jnp.asarray, adapter), opt_state=())
-        adapters = {role: {'scale': adapter.scale, 'dropout': adapter.dropout}}
-        checkpoints = Checkpoints(folder)
-        checkpoints.save(0, {role: state}, {'phase': phase, 'base': frozen.name, 'best': None, 'adapters': adapters})
-        checkpoints.close()
-        about = {
-            'phase': phase,
-            'tuning': 'full' if adapter.lora is None else 'lora',
-            'trainable_parameters': lora.count(adapter),
-            'base_parameters': lora.count(frozen.params),
-            'base': frozen.name,
-            'devices': bases.describe_devices(),
-        }
-        rundir.imported(folder, about, input, config_text)
+        runs.made(folder, phase, role, adapter, frozen.name, lora.count(frozen.params), input, config_text)
     print(model_dir)
-
-
-@contextlib.contextmanager
-def _whole(path: str) -> Iterator[str]:
-    """A folder that is there whole or not at all."""
-    if os.path.isdir(path) and os.listdir(path):
-        raise UserError(f"'{path}' is there already and not empty; name another folder")
-    draft = f'{path.rstrip("/")}.tmp'
-    shutil.rmtree(draft, ignore_errors=True)
-    os.makedirs(draft)
-    try:
-        yield draft
-        if os.path.isdir(path):
-            os.rmdir(path)
-        os.rename(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

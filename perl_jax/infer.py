@@ -6,6 +6,7 @@ gin calls these with the run's own config.gin, so that base, tasks, lengths and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
-from perl_jax.rewards import TextFunction, score
+from perl_jax.rewards import TextFunction, member_scores
 from perl_jax.sampling import SamplingConfig, sample
 
 
@@ -34,17 +35,17 @@ def eval_reward(
 ) -> dict[str, Any]:
     """Score a whole split with a reward's best checkpoint; prints the metrics with 95% intervals.
 
+    Of an ensemble it is the members' mean that is measured.
     `group` is a field of the examples that are drawn together in the bootstrap (taskmaster: 'group'). Writes
     MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a reliability diagram for each task.
     """
     with partitioner.scope():
-        frozen, adapter = bound(model_dir, 'reward', base, partitioner)
-        network = base.network
-        score_fn = jax.jit(lambda params, adapter, batch: score(network, lora.bind(params, adapter), batch))
+        frozen, adapters = members(model_dir, base, partitioner)
+        score_fn = jax.jit(functools.partial(member_scores, base.network))
         configs = [dataclasses.replace(config, split=split, limit=None) for config in dataset.each()]
         datasets = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in configs]
         rewards = evaluate.scores(
-            datasets, dataset.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapter, batch)
+            datasets, dataset.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapters, batch).mean(0)
         )
     result: dict[str, Any] = {}
     bins: dict[str, Any] = {}
@@ -137,6 +138,14 @@ def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitione
     frozen = bases.named(config.network, about['base'], partitioner)
     axes = partitioning.adapter_axes(adapter, frozen.axes)
     return frozen, partitioning.place(adapter, partitioner.tree(axes))
+
+
+def members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, list[lora.Adapter]]:
+    """`bound`, for all members of a reward run."""
+    adapters, about = bases.read_adapters(model_dir, phase='reward', flag='--model_dir')
+    frozen = bases.named(config.network, about['base'], partitioner)
+    axes = [partitioner.tree(partitioning.adapter_axes(adapter, frozen.axes)) for adapter in adapters.values()]
+    return frozen, [partitioning.place(*pair) for pair in zip(adapters.values(), axes)]
 
 
 def _answers(

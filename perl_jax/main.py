@@ -25,6 +25,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
   perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/reward   win rate
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, its tables and plots
+  perl_jax average  --model_dirs=runs/a,runs/b --model_dir=runs/ab   one reward of several (WARM)
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x
   perl_jax import   --format=peft --input=DIR --model_dir=runs/theirs --gin_file=models/llama3_2_1b.gin
@@ -178,6 +179,17 @@ def _report(argv: list[str]) -> None:
     print(report.write(args.runs, args.output))
 
 
+def _average(argv: list[str]) -> None:
+    from perl_jax import average
+
+    parser = configure.Parser(prog='perl_jax average')
+    parser.add_argument('--model_dirs', required=True, help='runs of one phase on one base, with commas between them')
+    parser.add_argument('--model_dir', required=True, help='the MODEL_DIR to make')
+    parser.add_argument('--rank', type=int, help='cut the average to this rank; without it, it is exact')
+    args = vars(parser.parse_args(argv))
+    average.run(args.pop('model_dirs').split(','), **args)
+
+
 def _sweep(argv: list[str]) -> None:
     files, bindings, paths, rest = configure.flags('sweep', argv)
     parser = configure.Parser(prog='perl_jax sweep')
@@ -213,6 +225,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     'judge': _judge,
     'report': _report,
     'sweep': _sweep,
+    'average': _average,
     'inspect': _inspect,
     'export': _export,
     'import': _import,

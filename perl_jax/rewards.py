@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from perl_jax import base as bases
-from perl_jax import data, lora, masked, partitioning
+from perl_jax import data, ensembles, lora, masked, partitioning
 from perl_jax.base import Base
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
-from perl_jax.types import Responses, Variables
+from perl_jax.types import Metrics, Responses, Variables
 
 
 def score(network: nn.Module, variables: Variables, batch: Responses, **apply: Any) -> Float[Array, 'B K']:
@@ -31,8 +31,15 @@ def score(network: nn.Module, variables: Variables, batch: Responses, **apply: A
     return lora.readout(variables, jnp.take_along_axis(hidden, end, axis=2)[:, :, 0])
 
 
+def member_scores(
+    network: nn.Module, base: PyTree, adapters: Sequence[lora.Adapter], batch: Responses
+) -> Float[Array, 'M B K']:
+    """The scores of several rewards on one base: one program, whatever the members' ranks, targets or tuning."""
+    return jnp.stack([score(network, lora.bind(base, adapter), batch) for adapter in adapters])
+
+
 TextFunction = Callable[[str, str, Mapping[str, Any]], float] | str  # or its dotted name, 'my_module.my_function'
-Scorer = Callable[[Responses, Sequence[Mapping[str, Any]]], jax.Array]
+Scorer = Callable[[Responses, Sequence[Mapping[str, Any]]], tuple[jax.Array, Metrics]]
 
 
 def function(name: TextFunction) -> Callable[[str, str, Mapping[str, Any]], float]:
@@ -55,21 +62,43 @@ def functions(names: Mapping[str, TextFunction] | None) -> dict[str, Callable[[s
 
 @dataclasses.dataclass(frozen=True)
 class LearnedReward:
-    """The best checkpoint of a reward run. It shares the policy's base if it was trained on it, else brings its own."""
+    """The best checkpoint of a reward run, or of several: an ensemble, scored in one program.
 
-    model_dir: str
+    Rewards share the policy's base if they were trained on it, else bring their own, one for all. A run of several
+    members (tuning/lora_ensemble.gin) brings all of them. `aggregate` makes one score of theirs: see ensembles.py.
+    """
+
+    model_dir: str | Sequence[str]
     weight: float = 1.0
+    aggregate: Callable[[Float[Array, 'M B K']], Float[Array, 'B K']] = ensembles.mean
 
     def scorer(self, network: nn.Module, base: Base, partitioner: Partitioner, vocabulary: Any) -> Scorer:
-        """A jitted function of a rollout; the examples are not looked at."""
+        """A jitted function of a rollout; the examples are not looked at.
+
+        Raises:
+          UserError: no reward run there, or members that were trained on different bases.
+        """
         del vocabulary
-        adapter, about = bases.read_adapter(self.model_dir, 'reward', phase='reward', flag='LearnedReward.model_dir')
-        own = base
-        if adapter.params is None and about['base']['fingerprint'] != base.fingerprint:
-            own = bases.named(network, about['base'], partitioner)
-        adapter = partitioning.place(adapter, partitioner.tree(partitioning.adapter_axes(adapter, base.axes)))
-        one = jax.jit(lambda params, adapter, batch: score(network, lora.bind(params, adapter), batch))
-        return lambda rollout, examples: one(own.params, adapter, rollout)
+        members, own = [], base
+        for folder in [self.model_dir] if isinstance(self.model_dir, str) else self.model_dir:
+            adapters, about = bases.read_adapters(folder, phase='reward', flag='LearnedReward.model_dir')
+            if any(x.params is None for x in adapters.values()) and about['base']['fingerprint'] != own.fingerprint:
+                if own is not base or any(member.params is None for member in members):
+                    raise UserError(
+                        f"LearnedReward.model_dir: '{folder}' was trained on another base than those before it; "
+                        'the members of an ensemble share one'
+                    )
+                own = bases.named(network, about['base'], partitioner)
+            members += adapters.values()
+        axes = [partitioner.tree(partitioning.adapter_axes(member, base.axes)) for member in members]
+        members = [partitioning.place(*pair) for pair in zip(members, axes)]
+
+        @jax.jit
+        def judge(params: PyTree, members: Sequence[lora.Adapter], batch: Responses) -> tuple[jax.Array, Metrics]:
+            scores = member_scores(network, params, members, batch)
+            return self.aggregate(scores), ensembles.disagreement(scores)
+
+        return lambda rollout, examples: judge(own.params, members, rollout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +113,10 @@ class TextReward:
         del network, base
         judge = function(self.function)
 
-        def one(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> jax.Array:
+        def one(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:
             rows = zip(data.decode(vocabulary, rollout), examples, strict=True)
             values = [[judge(e['inputs_pretokenized'], r, e) for r in answers] for answers, e in rows]
-            return partitioner.batch(np.array(values, np.float32))
+            return partitioner.batch(np.array(values, np.float32)), {}
 
         return one
 
@@ -99,6 +128,12 @@ def scorer(
     partitioner: Partitioner,
     vocabulary: Any,
 ) -> Scorer:
-    """The weighted sum of several sources of reward: (rollout, its B examples) -> float32 [B, K]."""
+    """The weighted sum of several sources of reward: (rollout, its B examples) -> float32 [B, K], and metrics."""
     parts = [(source.weight, source.scorer(network, base, partitioner, vocabulary)) for source in sources]
-    return lambda rollout, examples: sum(weight * one(rollout, examples) for weight, one in parts)
+
+    def all_of_them(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:
+        judged = [(weight, *one(rollout, examples)) for weight, one in parts]
+        metrics = {name: value for _, _, found in judged for name, value in found.items()}
+        return sum(weight * scores for weight, scores, _ in judged), metrics
+
+    return all_of_them

@@ -7,10 +7,12 @@ checkpoints/    see checkpoints.py                        events.*        the me
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -141,6 +143,23 @@ def imported(model_dir: str, about: dict[str, Any], source: str, config: str) ->
     replace(os.path.join(model_dir, 'run.json'), json.dumps(times | about, indent=2) + '\n')
     for name in ('metrics.jsonl', 'samples.jsonl'):
         replace(os.path.join(model_dir, name), '')
+
+
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[str]:
+    """A folder that is there whole or not at all."""
+    if os.path.isdir(path) and os.listdir(path):
+        raise UserError(f"'{path}' is there already and not empty; name another folder")
+    draft = f'{path.rstrip("/")}.tmp'
+    shutil.rmtree(draft, ignore_errors=True)
+    os.makedirs(draft)
+    try:
+        yield draft
+        if os.path.isdir(path):
+            os.rmdir(path)
+        os.rename(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read(model_dir: str) -> dict[str, Any] | None:

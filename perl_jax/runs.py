@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from perl_jax import base as bases
@@ -15,7 +17,6 @@ from perl_jax import lora, rundir
 from perl_jax.base import Base
 from perl_jax.checkpoints import Checkpoints
 from perl_jax.errors import UserError
-from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.types import TrainState
 
 
@@ -84,7 +85,7 @@ class Run:
 def start(
     phase: str,
     config: RunConfig,
-    spec: LoraSpec | FullSpec,
+    tuning: str,
     base: Base,
     states: dict[str, Any],
     best: str | None = None,
@@ -92,6 +93,7 @@ def start(
     """Open MODEL_DIR for a run, or to go on with one.
 
     Args:
+      tuning: 'lora' or 'full', or both where an ensemble has both.
       states: each role's TrainState at step 0, and what else is to be saved; a checkpoint in MODEL_DIR takes its place.
       best: the metric of the evaluation whose best checkpoint is kept beside the latest.
 
@@ -100,7 +102,7 @@ def start(
     """
     about = {
         'phase': phase,
-        'tuning': spec.tuning,
+        'tuning': tuning,
         'trainable_parameters': lora.count(_learned(states)),
         'base_parameters': lora.count(base.params),
         'base': base.name,
@@ -128,6 +130,36 @@ def start(
     finally:
         checkpoints.close()
         folder.close(finished)
+
+
+def made(
+    folder: str,
+    phase: str,
+    role: str,
+    adapter: lora.Adapter,
+    base: dict[str, str],
+    base_parameters: int,
+    source: str,
+    config_text: str,
+) -> None:
+    """Fill `folder` as a finished run of one role leaves it, of an adapter that no run has trained.
+
+    `base` is `Base.name`; `source` says where the adapter comes from.
+    """
+    state = TrainState(step=jnp.int32(0), adapter=jax.tree.map(jnp.asarray, adapter), opt_state=())
+    adapters = {role: {'scale': adapter.scale, 'dropout': adapter.dropout}}
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(0, {role: state}, {'phase': phase, 'base': base, 'best': None, 'adapters': adapters})
+    checkpoints.close()
+    about = {
+        'phase': phase,
+        'tuning': 'full' if adapter.lora is None else 'lora',
+        'trainable_parameters': lora.count(adapter),
+        'base_parameters': base_parameters,
+        'base': base,
+        'devices': bases.describe_devices(),
+    }
+    rundir.imported(folder, about, source, config_text)
 
 
 def _learned(states: dict[str, Any]) -> dict[str, lora.Adapter]:

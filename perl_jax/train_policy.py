@@ -97,11 +97,11 @@ def train(
             def respond(prompts: Any, examples: Any, i: int) -> tuple[Rollout, dict[str, Any]]:
                 one = dataclasses.replace(sampling, num_samples=1)
                 rollout = sample_fn(frozen.params, adapter, prompts, jax.random.fold_in(key, i), one)
-                return rollout, {'score': score_fn(rollout, examples)}
+                return rollout, {'score': score_fn(rollout, examples)[0]}
 
             return evaluate.answers(heldout, dataset.batch_size, partitioner, respond, judges)
 
-        with runs.start('policy', run, spec, frozen, _kept(state)) as log:
+        with runs.start('policy', run, spec.tuning, frozen, _kept(state)) as log:
             state = PolicyState(**log.states)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if int(state.policy.step) == 0:
@@ -117,10 +117,10 @@ def train(
                 rng = jax.random.fold_in(jax.random.fold_in(key, 2), step)
                 policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], state.anchor)
                 rollout = sample_fn(*policy, partitioner.batch(prompts), rng, sampling)  # 2
-                scores = score_fn(rollout, examples)  # 3
+                scores, judged = score_fn(rollout, examples)  # 3
                 experience, metrics = experience_fn(policy, anchor, rollout, scores, state.beta)  # 4
                 state, more = learn(of, state, anchor, experience, key)  # 5
-                metrics |= more
+                metrics |= judged | more
                 if anchor_ema:
                     state = state.replace(anchor=follow(state.anchor, state.policy.adapter, anchor_ema))
                 if kl.target is not None:

@@ -2,12 +2,14 @@
 
 Each step:  1. a batch of every task   2. the reward at each response's last token
             3. -log sigmoid(r_chosen - r_rejected) for pairs, cross-entropy for thumbs, and the optimizer
+
+Several adapters may be trained side by side on the one base, an ensemble.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +18,12 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, losses, runs, train_state
+from perl_jax import data, ensembles, evaluate, lora, losses, runs, train_state
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
+from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.partitioning import Partitioner
-from perl_jax.rewards import score
+from perl_jax.rewards import member_scores, score
 from perl_jax.runs import RunConfig
 from perl_jax.types import Metrics, Responses, Thumbs, TrainState
 
@@ -54,14 +57,32 @@ def reward_step(
     return train_state.update(state, grads, tx), metrics
 
 
+def ensemble_step(
+    network: nn.Module,
+    tx: optax.GradientTransformation,
+    base: PyTree,
+    states: Mapping[str, TrainState],
+    batches: Mapping[str, Sequence[Responses]],
+    rngs: Mapping[str, jax.Array],
+) -> tuple[dict[str, TrainState], Metrics]:
+    """`reward_step` of each member, on its own batches: one program, one base. The metrics are the members' means."""
+    after, metrics = {}, []
+    for role, state in states.items():
+        after[role], found = reward_step(network, tx, base, state, batches[role], rngs[role])
+        metrics.append(found)
+    tokens = sum(found.pop('tokens') for found in metrics)
+    return after, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) | {'tokens': tokens}
+
+
 def train(
     run: RunConfig,
     base: BaseConfig,
     dataset: DatasetConfig,
     eval_dataset: DatasetConfig,
-    spec: lora.LoraSpec | lora.FullSpec,
+    spec: LoraSpec | FullSpec | Sequence[LoraSpec | FullSpec],
     optimizer: optax.GradientTransformation,
     best_metric: str | None = None,
+    head_seed: int | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Train a reward, or go on with it, in `run.model_dir`; the best checkpoint is kept beside the latest.
@@ -70,36 +91,57 @@ def train(
       base: the policy should start from the same one.
       dataset, eval_dataset: tasks with pairs or thumbs (their features tell), one or several that are learned together,
         each with `batch_size` examples a step.
+      spec: LoRA or full tuning; or a list, an ensemble of rewards that share the base and the program, each with its
+        own seed, order of the data and dropout. It is measured by the mean of its members.
       best_metric: the evaluation metric that chooses the best checkpoint; None is 'pairwise_accuracy' where there are
         pairs (as in the paper), else 'auc'.
+      head_seed: where heads start; None takes each member's own seed. Rewards that are to be averaged as in WARM have
+        to start from one head, here and in other runs: give them the same number.
     """
-    network, key, width = base.network, jax.random.key(run.random_seed), base.network.config.emb_dim
+    network, specs = base.network, list(spec) if isinstance(spec, Sequence) else [spec]
+    roles = ['reward'] if len(specs) == 1 else [f'reward_{i}' for i in range(len(specs))]
+    seeds = [run.random_seed + 1000 * i for i in range(len(specs))]  # so that neighbouring seeds share no member
+    keys = {role: jax.random.key(seed) for role, seed in zip(roles, seeds)}
     kinds = [data.reward_kind(config.mixture_or_task_name) for config in dataset.each()]
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size)
-        streams = [data.stream(config, kind, run.random_seed) for config, kind in zip(dataset.each(), kinds)]
+        streams = {
+            role: [data.stream(config, kind, seed) for config, kind in zip(dataset.each(), kinds)]
+            for role, seed in zip(roles, seeds)
+        }
         heldout = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in eval_dataset.each()]
         data.check_vocabulary(heldout[0].vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 
-        create = functools.partial(train_state.create, spec=spec, tx=optimizer, head=(width, (width + 1) ** -0.5))
-        shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, optimizer)
-        state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
-        step_fn = jax.jit(
-            functools.partial(reward_step, network, optimizer), donate_argnums=1, out_shardings=(shardings, None)
-        )
-        score_fn = jax.jit(lambda params, adapter, batch: score(network, lora.bind(params, adapter), batch))
+        def create(keys: Mapping[str, jax.Array], params: PyTree) -> dict[str, TrainState]:
+            width, made = network.config.emb_dim, {}
+            for role, one in zip(roles, specs):
+                head = None if head_seed is None else jax.random.key(head_seed)
+                made[role] = train_state.create(keys[role], params, one, optimizer, (width, (width + 1) ** -0.5), head)
+            return made
 
-        def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
-            one = functools.partial(score_fn, frozen.params, adapter)
+        shapes = jax.eval_shape(create, keys, frozen.params)
+        shardings = {role: partitioner.state(state, frozen.axes, optimizer) for role, state in shapes.items()}
+        states = jax.jit(create, out_shardings=shardings)(keys, frozen.params)
+        step_fn = jax.jit(
+            functools.partial(ensemble_step, network, optimizer), donate_argnums=1, out_shardings=(shardings, None)
+        )
+        score_fn = jax.jit(functools.partial(member_scores, network))
+
+        def measure(adapters: Sequence[lora.Adapter]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+            one = lambda batch: ensembles.mean(score_fn(frozen.params, adapters, batch))  # noqa: E731
             return evaluate.reward_metrics(heldout, evaluate.scores(heldout, dataset.batch_size, partitioner, one)), []
 
-        with runs.start('reward', run, spec, frozen, {'reward': state}, best_metric) as log:
-            state = log.states['reward']
+        tuning = ' and '.join(sorted({one.tuning for one in specs}))
+        with runs.start('reward', run, tuning, frozen, states, best_metric) as log:
+            states = log.states
             for step in log.steps():
-                batches = [partitioner.batch(stream(step)[0]) for stream in streams]  # 1
-                state, metrics = step_fn(frozen.params, state, batches, key)  # 2, 3
-                log.log(step + 1, metrics, dataset.batch_size * len(batches))
+                batches = {  # 1
+                    role: [partitioner.batch(stream(step)[0]) for stream in each] for role, each in streams.items()
+                }
+                states, metrics = step_fn(frozen.params, states, batches, keys)  # 2, 3
+                log.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
                 if log.is_due(step + 1):
-                    log.checkpoint(step + 1, {'reward': state}, functools.partial(measure, state.adapter))
+                    adapters = [state.adapter for state in states.values()]
+                    log.checkpoint(step + 1, states, functools.partial(measure, adapters))

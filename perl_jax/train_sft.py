@@ -106,7 +106,7 @@ def train(
                 metrics |= evaluate.means(rows)
             return metrics, rows
 
-        with runs.start('sft', run, spec, frozen, {'policy': state}) as log:
+        with runs.start('sft', run, spec.tuning, frozen, {'policy': state}) as log:
             state = log.states['policy']
             for step in log.steps():
                 batch, _ = stream(step)  # 1

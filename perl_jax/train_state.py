@@ -18,11 +18,15 @@ def create(
     spec: LoraSpec | FullSpec,
     tx: optax.GradientTransformation,
     head: tuple[int, float] | None = None,
+    head_rng: jax.Array | None = None,
 ) -> TrainState:
-    """A role at step 0. `head` is (D, standard deviation) of the scalar head of a reward or a value."""
+    """A role at step 0.
+
+    `head` is (D, standard deviation) of the scalar head of a reward or a value; `head_rng` draws it, by default `rng`.
+    """
     adapter = spec.init(rng, base)
     if head is not None:
-        adapter = lora.with_head(adapter, jax.random.fold_in(rng, 1), *head)
+        adapter = lora.with_head(adapter, jax.random.fold_in(rng if head_rng is None else head_rng, 1), *head)
     return TrainState(step=jnp.int32(0), adapter=adapter, opt_state=tx.init(adapter))
 
 

@@ -72,7 +72,7 @@ def test_an_adapter_can_be_read_without_knowing_how_it_was_made(tmp_path, spec):
     state = make(spec)
     save(tmp_path, [state])
     run = Checkpoints(str(tmp_path), read_only=True)
-    adapter = run.restore_adapter(10, 'reward')
+    adapter = run.restore_adapters(10)['reward']
     run.close()
     assert jax.tree.structure(adapter) == jax.tree.structure(state.adapter)  # scale and dropout are part of it
     assert tiny.same(adapter, state.adapter)
@@ -140,7 +140,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
         like = {'reward': jax.tree.map(jnp.zeros_like, state)}
         for attempt in (
             lambda run, like=like: (run.restore(10, like)['reward'], run.about(10)),
-            lambda run: (dataclasses.replace(state, adapter=run.restore_adapter(10, 'reward')), run.about(10)),
+            lambda run: (dataclasses.replace(state, adapter=run.restore_adapters(10)['reward']), run.about(10)),
         ):
             run = Checkpoints(str(folder), read_only=True)
             try:

@@ -14,7 +14,7 @@ MAX_LINES = 350
 # A module imports from the floors below its own. One that is named nowhere here fails the test: give it a floor.
 FLOORS = [
     {'', 'errors', 'types', 'masked', 'memory'},
-    {'losses', 'advantages', 'kl', 'shaping', 'layers', 'lora', 'logprobs'},
+    {'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'logprobs'},
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
         'algorithms', 'algorithms.*',
@@ -26,7 +26,8 @@ FLOORS = [
         'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
     },
     {
-        'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'inspect_task', 'report', 'report.*', 'plan',
+        'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'average', 'inspect_task', 'report',
+        'report.*', 'plan',
         'judging.models', 'judging.judge', 'sweep', 'sweep.*',
     },
     {'configure'},

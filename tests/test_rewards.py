@@ -7,10 +7,11 @@ import pytest
 import tiny
 from tiny import R
 
-from perl_jax import checkpoints, lora, rewards, types
+from perl_jax import checkpoints, ensembles, lora, rewards, types
 from perl_jax.base import BaseConfig
 from perl_jax.base import load as load_base
 from perl_jax.errors import UserError
+from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import LearnedReward, TextReward
 
@@ -78,8 +79,12 @@ def text_scores():
 
 
 def total(sources, base=None, network=tiny.NETWORK):
+    return np.asarray(judged(sources, base, network)[0])
+
+
+def judged(sources, base=None, network=tiny.NETWORK):
     judge = rewards.scorer(sources, network, base, Partitioner(), Digits())
-    return np.asarray(judge(Partitioner().batch(BATCH), EXAMPLES))
+    return judge(Partitioner().batch(BATCH), EXAMPLES)
 
 
 @pytest.mark.parametrize('function', [length_of, 'test_rewards.length_of'], ids=['function', 'name'])
@@ -115,16 +120,19 @@ def random_base(seed):
 def save(folder, spec, base):
     """What a reward run leaves behind; returns its adapter."""
     adapter = tiny.adapter(spec, base.params)
-    state = types.TrainState(step=jax.numpy.int32(1), adapter=adapter, opt_state=())
-    about = {
-        'phase': 'reward',
-        'base': base.name,
-        'adapters': {'reward': {'scale': adapter.scale, 'dropout': adapter.dropout}},
-    }
-    run = checkpoints.Checkpoints(str(folder))
-    run.save(1, {'reward': state}, about)
-    run.close()
+    save_members(folder, {'reward': adapter}, base)
     return adapter
+
+
+def save_members(folder, adapters, base):
+    states = {
+        role: types.TrainState(step=jax.numpy.int32(1), adapter=adapter, opt_state=())
+        for role, adapter in adapters.items()
+    }
+    settings = {role: {'scale': adapter.scale, 'dropout': adapter.dropout} for role, adapter in adapters.items()}
+    run = checkpoints.Checkpoints(str(folder))
+    run.save(1, states, {'phase': 'reward', 'base': base.name, 'adapters': settings})
+    run.close()
 
 
 @pytest.mark.parametrize(('name', 'seed'), [('lora', 0), ('lora', 1), ('full', 1)])
@@ -135,6 +143,44 @@ def test_learned_reward_on_the_policys_base_and_on_its_own(tmp_path, name, seed)
         want = np.asarray(score(random_base(0).params, adapter, BATCH))
         np.testing.assert_allclose(got, 2 * want + 0.1 * text_scores(), rtol=1e-5, atol=1e-5)
         assert np.abs(want).max() > 0.1
+
+
+MIXED = [LoraSpec(rank=4), LoraSpec(rank=2, targets=lora.ALL_LINEAR), FullSpec()]
+
+
+@pytest.mark.parametrize('aggregate', [ensembles.mean, ensembles.minimum, ensembles.lower_bound])
+def test_an_ensemble_trained_apart_and_together(tmp_path, aggregate):
+    """Members of other ranks, targets and tuning; the first two of one run, the third of another."""
+    with Partitioner().scope():
+        base = random_base(0)
+        members = [tiny.adapter(spec, base.params, seed=i) for i, spec in enumerate(MIXED)]
+        save_members(tmp_path / 'one', {'reward_0': members[0], 'reward_1': members[1]}, base)
+        save_members(tmp_path / 'two', {'reward': members[2]}, base)
+        folders = (str(tmp_path / 'one'), str(tmp_path / 'two'))
+        got, metrics = judged([LearnedReward(folders, aggregate=aggregate)], base)
+        every = np.stack([score(base.params, member, BATCH) for member in members])
+    np.testing.assert_allclose(got, aggregate(every), rtol=1e-4, atol=1e-5)
+    assert float(metrics['reward/disagreement']) == pytest.approx(every.std(0).mean(), rel=1e-4)
+    assert float(metrics['reward/disagreement']) > 0.1
+
+
+def test_one_member_is_no_ensemble(tmp_path):
+    with Partitioner().scope():
+        save(tmp_path, tiny.SPECS['lora'], random_base(0))
+        assert judged([LearnedReward(str(tmp_path))], random_base(0))[1] == {}
+
+
+def test_members_share_one_base(tmp_path):
+    with Partitioner().scope():
+        for seed in (0, 1):
+            save(tmp_path / str(seed), tiny.SPECS['lora'], random_base(seed))
+        folders = [str(tmp_path / '0'), str(tmp_path / '1')]
+        for seed in (0, 1, 2):
+            with pytest.raises(UserError, match='trained on another base'):
+                total([LearnedReward(folders)], random_base(seed))
+        folders = [str(tmp_path / '1')] * 2  # not the policy's, but one for both
+        both, one = (total([LearnedReward(folder)], random_base(0)) for folder in (folders, folders[0]))
+        np.testing.assert_allclose(both, one, rtol=1e-6)
 
 
 def test_learned_reward_needs_a_run(tmp_path):

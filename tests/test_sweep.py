@@ -81,6 +81,19 @@ def test_cells_are_the_product_of_the_axes_and_find_their_own_parents():
         assert all(cells.index(parent) < cells.index(cell) for parent in cell.parents)
 
 
+def test_seed_after_seed_but_no_cell_before_its_parents():
+    seeds = dataclasses.replace(REWARD, axes={'tuning': TUNINGS, 'seed': {'1': []}}, needs={'A': 'sft', 'B': 'other'})
+    other = dataclasses.replace(SFT, name='other', axes={'seed': {'1': [], '0': []}}, needs={'A': 'sft'})
+    cells = grid.cells('S', [SFT, other, seeds])
+    assert [(cell.stage.name, cell.labels['seed']) for cell in cells] == [
+        ('sft', '0'), ('sft', '1'), ('other', '1'), ('other', '0'), ('reward', '1'), ('reward', '1'),
+    ]  # fmt: skip
+    folders = [cell.folder for cell in grid.cells('S', [SFT, REWARD])]
+    assert folders == [
+        f'S/{name}seed={s}' for s in '01' for name in ('sft/', 'reward/tuning=r1,', 'reward/tuning=full,')
+    ]
+
+
 def test_commands_say_all_and_files_come_before_bindings():
     cells = grid.cells('S', [SFT, REWARD], ['mine', 'theirs'])
     run, measure = find(cells, 'reward', tuning='full', seed='1').commands

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from perl_jax.errors import UserError
 
+SEED = 'seed'  # the axis that is gone through last, and that tables sum up
 Axes = Mapping[str, Mapping[str, Sequence[str]]]
 
 
@@ -60,7 +61,7 @@ class Cell:
 
 
 def cells(sweep_dir: str, stages: Sequence[Stage], search_paths: Sequence[str] = ()) -> list[Cell]:
-    """All cells, those that others need first.
+    """All cells, those that others need first, and seed after seed: the first seed's tables are whole soonest.
 
     Raises:
       UserError: a stage needs one that does not come before it, or a cell that the other's axes do not have.
@@ -74,7 +75,13 @@ def cells(sweep_dir: str, stages: Sequence[Stage], search_paths: Sequence[str] =
         made[stage.name] = []
         for labels in itertools.product(*stage.axes.values()):
             made[stage.name].append(_cell(sweep_dir, stage, dict(zip(stage.axes, labels)), made, search_paths))
-    return [cell for stage in made.values() for cell in stage]
+    return sorted((cell for stage in made.values() for cell in stage), key=_turn)
+
+
+def _turn(cell: Cell) -> int:
+    """Which of its stage's seeds it has, but not before those that it needs."""
+    own = list(cell.stage.axes[SEED]).index(cell.labels[SEED]) if SEED in cell.labels else 0
+    return max([own, *map(_turn, cell.parents)])
 
 
 def _cell(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax.sweep import results
-from perl_jax.sweep.grid import Cell, Stage
+from perl_jax.sweep.grid import SEED, Cell, Stage
 
 BLUE, GREY = '#2166c4', '#b4bbc3'
 
@@ -27,7 +27,7 @@ def figure(stage: Stage, rows: Sequence[results.Row]) -> Any:
     """A dot a seed and a dash for the median; a grey line is the reference's median, which bars are compared to."""
     from matplotlib.figure import Figure
 
-    groups, axes = results.groups(stage, rows), [axis for axis in stage.axes if axis != results.SEED]
+    groups, axes = results.groups(stage, rows), [axis for axis in stage.axes if axis != SEED]
     names = [' '.join(labels) or stage.name for labels in groups]
     made = Figure(figsize=(4 + 2.6 * len(groups) ** 0.5, 3.2), layout='constrained')
     quality, memory, speed = made.subplots(1, 3)

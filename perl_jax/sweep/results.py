@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from perl_jax import rundir
-from perl_jax.sweep.grid import Cell, Stage
+from perl_jax.sweep.grid import SEED, Cell, Stage
 from perl_jax.sweep.queue import is_done
 
 Row = dict[str, Any]
-SEED = 'seed'  # the axis that is summed up
 
 
 def rows(cells: Sequence[Cell]) -> list[Row]:

@@ -202,7 +202,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path, spec):
     like = partitioning.place(jax.tree.map(np.zeros_like, start('policy', spec)), shardings)
     run = Checkpoints(str(tmp_path))
     back = types.PolicyState(**run.restore(5, _saved(like)))
-    assert tiny.same(run.restore_adapter(5, 'value'), after.value.adapter)
+    assert tiny.same(run.restore_adapters(5)['value'], after.value.adapter)
     run.close()
     assert tiny.same(back, after)
     assert all(x.sharding.is_equivalent_to(s, x.ndim) for x, s in zip(*map(jax.tree.leaves, (back, shardings))))

@@ -1,0 +1,265 @@
+"""SFT, rewards and policies of SmolLM2-135M on Taskmaster, by perl_jax's own steps, on one accelerator.
+
+    python benchmarks/taskmaster/train.py --model=MODEL.gguf --arrays=DIR --output=DIR [--seconds=550] [--smoke]
+
+One process, so that what is compiled for a tuning serves every seed and domain. Each finished cell is a line of
+DIR/cells.jsonl, with its validation scores in DIR/scores.npz; nothing is started after --seconds. In turn:
+
+    an SFT policy a domain (full tuning, merged: the base of all that follows)
+    learning rates on coffee, seed 0: LoRA rank 8 and full tuning
+    rewards of every tuning, both domains, seed 0; policies on coffee; then rewards of the other seeds
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from perl_jax import data, evaluate, lora, memory, rl, train_state
+from perl_jax.algorithms.reinforce import Reinforce
+from perl_jax.interop import gguf
+from perl_jax.kl import KLConfig
+from perl_jax.lora import FullSpec, LoraSpec
+from perl_jax.networks.decoder import Decoder
+from perl_jax.rewards import score
+from perl_jax.sampling import SamplingConfig, sample
+from perl_jax.train_reward import reward_step
+from perl_jax.train_sft import sft_step
+
+TUNINGS = {f'r{rank}': LoraSpec(rank=rank) for rank in (1, 4, 8, 16)} | {'full': FullSpec()}
+RATES = {'r8': (3e-4, 1e-3, 3e-3), 'full': (1e-5, 3e-5, 1e-4)}
+KINDS = {'coffee': ('thumbs', 'pairs'), 'ticketing': ('thumbs',)}
+BATCH, SFT_STEPS, REWARD_STEPS, POLICY_STEPS = 16, 200, 120, 60
+PROMPTS, SAMPLES, BETA = 16, 4, 0.05
+UNSCALED = {'multiply_by_parameter_scale': False}
+KEY = jax.random.key(0)
+
+
+def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
+    """What the recipes use; the rate falls to zero, and lies in the state, so that one program serves every rate."""
+    adafactor = optax.inject_hyperparams(lambda learning_rate: optax.adafactor(learning_rate, **UNSCALED))(rate)
+    return optax.chain(adafactor, optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, steps)))
+
+
+class Bench:
+    """The network, the arrays and the clock; a method a phase."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.out, self.begun, self.args, self.scores = args.output, time.perf_counter(), args, {}
+        self.out.mkdir(parents=True, exist_ok=True)
+        config = dataclasses.replace(gguf.config(args.model), dtype=args.dtype)
+        self.start = jax.tree.map(jnp.asarray, gguf.load(args.model))
+        if args.smoke:
+            config = dataclasses.replace(config, num_layers=2)
+            self.start['decoder']['layers'] = jax.tree.map(lambda x: x[:2], self.start['decoder']['layers'])
+        self.network = Decoder(config)
+        self.eos = json.loads((args.arrays / 'eos.txt').read_text())
+        self.few = 3 if args.smoke else 10**9
+        self.compiled, self.adds = {}, {}
+        jax.block_until_ready(self.start)
+        self.say('loaded', device=jax.devices()[0].device_kind)
+
+    def left(self) -> float:
+        """Seconds until nothing new is started."""
+        return self.args.seconds - (time.perf_counter() - self.begun)
+
+    def say(self, what: str, **fields) -> None:
+        """A line of cells.jsonl."""
+        line = json.dumps({'what': what, 'at': round(time.perf_counter() - self.begun, 1), **fields})
+        print(line, flush=True)
+        with open(self.out / 'cells.jsonl', 'a') as file:
+            file.write(line + '\n')
+
+    def dataset(self, domain: str, kind: str, split: str) -> data.Dataset:
+        """A split's arrays."""
+        with np.load(self.args.arrays / f'{domain}_{kind}_{split}.npz') as file:
+            arrays = {name: file[name] for name in file.files if name != 'group'}
+        rows = len(next(iter(arrays.values())))
+        if self.args.smoke:
+            arrays, rows = {name: x[:8] for name, x in arrays.items()}, 8
+        return data.Dataset(arrays, [{}] * rows, None, self.eos)
+
+    def stream(self, domain: str, kind: str, seed: int, batch: int):
+        """Endless training batches, as `perl_jax` draws them."""
+        return data.Stream([self.dataset(domain, kind, 'train')], [1.0], 2 if self.args.smoke else batch, seed)
+
+    def jitted(self, name: str, fn, **kwargs):
+        """One jit a name, so that cells share what is compiled."""
+        if name not in self.compiled:
+            self.compiled[name] = jax.jit(fn, **kwargs)
+        return self.compiled[name]
+
+    def timed(self, step, state, batches, steps: int):
+        """Run the steps; the state, the last metrics, and the median seconds a step without the first two."""
+        marks, metrics = [], {}
+        for n in range(min(steps, self.few)):
+            state, metrics = step(state, batches(n), n)
+            jax.block_until_ready(metrics)
+            marks.append(time.perf_counter())
+        return state, {k: float(v) for k, v in metrics.items()}, float(np.median(np.diff(marks)[1:]))
+
+    def sft(self, domain: str):
+        """The base of a domain: full tuning on its dialogs."""
+        tx = optimizer(3e-5, SFT_STEPS)
+        state = jax.jit(functools.partial(train_state.create, spec=FullSpec(), tx=tx))(KEY, self.start)
+        step = self.jitted('sft', functools.partial(sft_step, self.network, tx), donate_argnums=1)
+        stream = self.stream(domain, 'sft', 0, BATCH)
+        state, metrics, seconds = self.timed(
+            lambda s, batch, n: step(self.start, s, batch, KEY), state, lambda n: stream(n)[0], SFT_STEPS
+        )
+        self.say('sft', domain=domain, seconds_a_step=seconds, **metrics)
+        return jax.block_until_ready(state.adapter.params)
+
+    def reward(self, base, domain: str, tuning: str, rate: float, seed: int, why: str = 'reward'):
+        """A reward, and its scores of the validation split."""
+        tx, spec, key = optimizer(rate, REWARD_STEPS), TUNINGS[tuning], jax.random.key(seed)
+        width = self.network.config.emb_dim
+        create = functools.partial(train_state.create, spec=spec, tx=tx, head=(width, (width + 1) ** -0.5))
+        state = jax.jit(create)(key, base)
+        name = f'reward {tuning} {len(KINDS[domain])}'
+        step = self.jitted(name, functools.partial(reward_step, self.network, tx), donate_argnums=1)
+        streams = [self.stream(domain, kind, seed, BATCH) for kind in KINDS[domain]]
+        batches = lambda n: [x(n)[0] for x in streams]  # noqa: E731
+        state, metrics, seconds = self.timed(
+            lambda s, batch, n: step(base, s, batch, key), state, batches, REWARD_STEPS
+        )
+        found = self.memory(step, base, state, batches(0), key)
+        judge = self.jitted(f'score {tuning}', lambda b, a, batch: score(self.network, lora.bind(b, a), batch))
+        cell = f'{why}-{domain}-{tuning}-{rate}-{seed}'
+        for kind in KINDS[domain]:
+            split = self.dataset(domain, kind, 'validation')
+            got = [np.asarray(judge(base, state.adapter, batch))[:n] for batch, _, n in split.batches(64)]
+            self.scores[f'{cell}-{kind}'] = np.concatenate(got)
+        np.savez_compressed(self.out / 'scores.npz', **self.scores)
+        count = lora.count(state.adapter)
+        self.say(
+            why, cell=cell, domain=domain, tuning=tuning, rate=rate, seed=seed, seconds_a_step=seconds,
+            trained=count, **found, **metrics,
+        )  # fmt: skip
+        return state.adapter
+
+    def memory(self, step, *args) -> dict[str, int]:
+        """Of one compiled step: arguments, temporaries, outputs that take no argument's place."""
+        stats = step.lower(*args).compile().memory_analysis()
+        out = stats.output_size_in_bytes - stats.alias_size_in_bytes
+        return {'step_bytes': stats.argument_size_in_bytes + stats.temp_size_in_bytes + out}
+
+    def policy(self, base, reward, tuning: str, rate: float, shared: bool = True, steps: int = POLICY_STEPS) -> None:
+        """REINFORCE on coffee's prompts; the answers before and after, to be scored by the reward and read as text."""
+        sampling = SamplingConfig(num_samples=SAMPLES, max_decode_length=64, temperature=0.7)
+        spec, kl, width, network = TUNINGS[tuning], KLConfig(BETA), self.network.config.emb_dim, self.network
+        txs = optimizer(rate, steps), optimizer(rate, steps)
+        policy = jax.jit(functools.partial(train_state.create, spec=spec, tx=txs[0]))(KEY, base)
+        value = jax.jit(functools.partial(train_state.create, spec=spec, tx=txs[1], head=(width, 0.0)))(KEY, base)
+        of = {role: base for role in ('policy', 'value', 'anchor', 'reward')}
+        if not shared:
+            of |= {role: jax.tree.map(jnp.copy, base) for role in ('value', 'anchor', 'reward')}
+        before, heldout = memory.programs(), self.dataset('coffee', 'prompts', 'validation')
+        draw = self.jitted(
+            'draw',
+            lambda b, a, prompts, rng, config: sample(network, lora.bind(b, a), prompts, rng, self.eos, config),
+            static_argnums=4,
+        )
+        judge = self.jitted('judge', lambda b, a, batch: score(network, lora.bind(b, a), batch))
+        experience = self.jitted('judged', functools.partial(rl.experience, network, kl, (), self.eos, sampling))
+        value_step = self.jitted(
+            'value', functools.partial(rl.value_step, network, Reinforce(), txs[1]), donate_argnums=1
+        )
+        policy_step = self.jitted(
+            'policy', functools.partial(rl.policy_step, network, Reinforce(), kl, 0.0, 0.7, txs[0]), donate_argnums=2
+        )
+        stream = self.stream('coffee', 'prompts', 0, PROMPTS)
+
+        def answers(adapter, name: str) -> dict[str, float]:
+            one, totals = dataclasses.replace(sampling, num_samples=1), []
+            kept = {'targets': [], 'targets_mask': []}
+            for i, (batch, _, n) in enumerate(heldout.batches(64)):
+                rollout = draw(base, adapter, batch, jax.random.fold_in(KEY, i), one)
+                totals.append(np.asarray(judge(of['reward'], reward, rollout))[:n])
+                for field, parts in kept.items():
+                    parts.append(np.asarray(getattr(rollout, field))[:n])
+            self.scores |= {f'{name}-{field}': np.concatenate(parts) for field, parts in kept.items()}
+            self.scores[f'{name}-score'] = np.concatenate(totals)
+            return {'score': float(np.concatenate(totals).mean())}
+
+        def step(states, batch, n):
+            policy, value = states
+            rollout = draw(of['policy'], policy.adapter, batch, jax.random.fold_in(KEY, n), sampling)
+            scores = judge(of['reward'], reward, rollout)
+            roles = (of['policy'], policy.adapter), (of['anchor'], None)
+            exp, metrics = experience(*roles, rollout, scores, jnp.float32(BETA))
+            value, values, more = value_step(of['value'], value, exp, KEY)
+            policy, most = policy_step(of['policy'], roles[1], policy, exp, values, jnp.float32(BETA), KEY)
+            return (policy, value), metrics | more | most
+
+        (policy, value), metrics, seconds = self.timed(step, (policy, value), lambda n: stream(n)[0], steps)
+        found = memory.measure(before)
+        adds = self.adds.setdefault(tuning, found['peak'] - found['held'])  # compiled once a tuning
+        found['peak'] = found['held'] + adds
+        name = f'policy-{tuning}' + ('' if shared else '-unshared')
+        after = {}
+        if steps == POLICY_STEPS:
+            was, now = answers(None, f'sft-for-{tuning}'), answers(policy.adapter, name)
+            after = {'score_before': was['score'], 'score_after': now['score']}
+            np.savez_compressed(self.out / 'scores.npz', **self.scores)
+        self.say(
+            'policy', cell=name, tuning=tuning, rate=rate, shared=shared, steps=steps, seconds_a_step=seconds,
+            **found, **after, **metrics,
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ('--model', '--arrays', '--output'):
+        parser.add_argument(name, required=True, type=pathlib.Path)
+    parser.add_argument('--seconds', type=float, default=550.0)
+    parser.add_argument('--dtype', default='float32', help="of the network's activations")
+    parser.add_argument('--smoke', action='store_true', help='three steps of each on 8 rows, with two layers')
+    parser.add_argument('--domains', default='coffee,ticketing')
+    args = parser.parse_args()
+    jax.config.update('jax_default_matmul_precision', 'tensorfloat32' if jax.default_backend() == 'gpu' else None)
+    bench, domains = Bench(args), args.domains.split(',')
+    bases = {domain: bench.sft(domain) for domain in domains}
+    bench.start = None
+    if args.smoke:
+        adapter = bench.reward(bases['coffee'], 'coffee', 'r8', 1e-3, 0)
+        bench.policy(bases['coffee'], adapter, 'r8', 3e-4)
+        return
+    rates = {tuning: best_rate(bench, bases['coffee'], tuning) for tuning in RATES}
+    bench.say('rates', **rates)
+    judges = {}
+    for seed in (0, 1, 2):
+        for domain in domains:
+            for tuning in TUNINGS:
+                if bench.left() > 15:
+                    rate = rates['full' if tuning == 'full' else 'r8']
+                    adapter = bench.reward(bases[domain], domain, tuning, rate, seed)
+                    if (domain, seed) == ('coffee', 0) and tuning in ('r8', 'full'):
+                        judges[tuning] = adapter
+        if seed == 0 and bench.left() > 60:
+            bench.policy(bases['coffee'], judges['r8'], 'r8', rates['r8'] / 3)
+            bench.policy(bases['coffee'], judges['full'], 'full', rates['full'] / 3)
+            bench.policy(bases['coffee'], judges['r8'], 'r8', rates['r8'] / 3, shared=False, steps=12)
+    bench.say('end')
+
+
+def best_rate(bench: Bench, base, tuning: str) -> float:
+    """The rate whose reward ranks the validation thumbs of coffee best by AUC, seed 0."""
+    labels = bench.dataset('coffee', 'thumbs', 'validation').arrays['labels'].ravel()
+    found = {}
+    for rate in RATES[tuning]:
+        bench.reward(base, 'coffee', tuning, rate, 0, 'rate')
+        scores = bench.scores[f'rate-coffee-{tuning}-{rate}-0-thumbs']
+        found[evaluate.classification(scores.ravel(), labels)['auc']] = rate
+    return found[max(found)]
+
+
+if __name__ == '__main__':
+    main()
