@@ -52,11 +52,26 @@ def well_formed(prompt: str, response: str, example: dict) -> float:
     return taskmaster_text.is_well_formed(response)
 
 
+def valid_coffee_call(prompt: str, response: str, example: dict) -> float:
+    """`well_formed`, and a call is one that the training dialogs of Coffee know, its arguments' names too."""
+    del prompt, example
+    return taskmaster_text.is_well_formed(response, known_calls('coffee'))
+
+
+def valid_ticketing_call(prompt: str, response: str, example: dict) -> float:
+    """`valid_coffee_call`, of Ticketing."""
+    del prompt, example
+    return taskmaster_text.is_well_formed(response, known_calls('ticketing'))
+
+
 @functools.cache
-def known_calls(domain: str) -> frozenset[str]:
-    """The names of the APIs that the training dialogs call, for taskmaster_text.is_well_formed."""
-    calls = (taskmaster_text.parse_call(example['targets']) for example in sft(domain, 'train'))
-    return frozenset(call[0] for call in calls if call)
+def known_calls(domain: str) -> dict[str, frozenset[str]]:
+    """The APIs that the training dialogs call, and the names of the arguments that each was ever given."""
+    known: dict[str, frozenset[str]] = {}
+    for example in sft(domain, 'train'):
+        if call := taskmaster_text.parse_call(example['targets']):
+            known[call[0]] = known.get(call[0], frozenset()).union(call[1])
+    return known
 
 
 def _by_context(domain: str, split: str) -> list[list[taskmaster_files.Rated]]:

@@ -56,11 +56,12 @@ def parse_call(line: str) -> tuple[str, dict[str, Any]] | None:
     return None if rest else (found[1], args)
 
 
-def is_well_formed(response: str, names: Collection[str] | None = None) -> float:
+def is_well_formed(response: str, known: Mapping[str, Collection[str]] | None = None) -> float:
     """1.0 for one line that is agent text or an API call of the grammar above, else 0.0.
 
-    A call without a name does not count: `call: ()`, the data's way of saying "no such service". With `names` (see
-    taskmaster.known_calls) a call must also be of a known API. White space after the line does not matter.
+    A call without a name does not count: `call: ()`, the data's way of saying "no such service". With `known` (see
+    taskmaster.known_calls) a call must also be of an API in it, with no argument but those it lists (what is inside an
+    argument is not looked at). White space after the line does not matter.
     """
     line = response.rstrip()
     if '\n' in line:
@@ -68,7 +69,7 @@ def is_well_formed(response: str, names: Collection[str] | None = None) -> float
     if line.startswith('agent: '):
         return 1.0
     call = parse_call(line)
-    return float(call is not None and (names is None or call[0] in names))
+    return float(call is not None and (known is None or (call[0] in known and set(call[1]) <= set(known[call[0]]))))
 
 
 def _one_line(text: str) -> str:

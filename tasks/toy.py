@@ -2,6 +2,7 @@
 
 toy_sft      demonstrations, most of them with a mistake      toy_pairs    two answers, ranked by a rater
 toy_prompts  what users say; `reference` is the right call    toy_thumbs   one answer, up or down
+toy_noisy_pairs, toy_noisy_thumbs   the same of a rater who mixes up a quarter: for rewards that can be exploited
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from perl_jax.tasks import registration, taskmaster_text
 from perl_jax.tasks import toy_grammar as grammar
 
 SIZES = {'train': 12288, 'validation': 512, 'test': 512}
+MIXED_UP = 0.25
 
 
 class WordVocabulary(seqio.Vocabulary):
@@ -110,6 +112,22 @@ def thumbs(split: str) -> Iterator[dict]:
         yield {'inputs': inputs, 'targets': _answer(answer), 'label': label}
 
 
+def noisy_pairs(split: str) -> Iterator[dict]:
+    """`pairs`, a quarter of them the wrong way round."""
+    rng = random.Random(f'noisy_pairs {split}')
+    for pair in pairs(split):
+        mixed_up = rng.random() < MIXED_UP
+        yield pair | {'chosen': pair['rejected'], 'rejected': pair['chosen']} if mixed_up else pair
+
+
+def noisy_thumbs(split: str) -> Iterator[dict]:
+    """`thumbs`, a quarter of them the wrong way round."""
+    rng = random.Random(f'noisy_thumbs {split}')
+    for thumb in thumbs(split):
+        mixed_up = rng.random() < MIXED_UP
+        yield thumb | {'label': 1 - thumb['label']} if mixed_up else thumb
+
+
 def prompts(split: str) -> Iterator[dict]:
     """What users say; `reference` is for the final measurement alone."""
     for _, inputs, meant, _ in _requests('prompts', split):
@@ -124,5 +142,6 @@ def vocabulary() -> WordVocabulary:
 
 
 _VOCABULARY = vocabulary()
-for _kind in (sft, pairs, thumbs, prompts):
-    registration.add(f'toy_{_kind.__name__}', _kind.__name__, _kind, _VOCABULARY)
+for _kind in (sft, pairs, thumbs, prompts, noisy_pairs, noisy_thumbs):
+    _name = _kind.__name__
+    registration.add(f'toy_{_name}', _name.removeprefix('noisy_'), _kind, _VOCABULARY)

@@ -166,9 +166,29 @@ def test_is_well_formed(response, well_formed):
     assert taskmaster_text.is_well_formed(response) == well_formed
 
 
-def test_is_well_formed_knows_names():
-    assert taskmaster_text.is_well_formed('call: show_menu()', names={'show_menu'}) == 1.0
-    assert taskmaster_text.is_well_formed('call: show_moon()', names={'show_menu'}) == 0.0
+@pytest.mark.parametrize(
+    ('response', 'valid'),
+    [
+        ('call: show_menu()', 1.0),
+        ('call: show_menu(size=large)', 1.0),
+        ('call: show_menu(size=large, query={moon=full})', 1.0),
+        ('call: show_menu(phase=full)', 0.0),
+        ('call: show_menu(size=large, phase=full)', 0.0),
+        ('call: show_moon(size=large)', 0.0),
+        ('agent: Which size?', 1.0),
+        ('call: show_menu(size=large', 0.0),
+    ],
+)
+def test_a_valid_call_is_of_a_known_api_with_known_arguments(monkeypatch, response, valid):
+    said = ['agent: Hi', 'call: show_menu(size=small)', 'call: show_menu(query=latte)', 'call: pay()', 'call: ()']
+    monkeypatch.setattr(taskmaster, 'sft', lambda domain, split: [{'targets': line} for line in said])
+    taskmaster.known_calls.cache_clear()
+    try:
+        assert taskmaster.known_calls('coffee') == {'show_menu': {'size', 'query'}, 'pay': frozenset()}
+        for function in (taskmaster.valid_coffee_call, taskmaster.valid_ticketing_call):
+            assert function('user: Hi', response, {}) == valid
+    finally:
+        taskmaster.known_calls.cache_clear()
 
 
 # The split.

@@ -192,3 +192,18 @@ def test_vocabularies_of_equal_words_are_equal():
 def test_the_toy_model_has_a_row_for_every_word():
     size = int(re.search(r'vocab_size = (\d+)', (ROOT / 'gin/models/toy.gin').read_text())[1])
     assert VOCABULARY.vocab_size <= size
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_the_noisy_rater_turns_a_quarter_round(split):
+    pairs = list(zip(toy.noisy_pairs(split), EXAMPLES['pairs'][split], strict=True))
+    turned = [noisy['chosen'] == plain['rejected'] for noisy, plain in pairs]
+    assert all(
+        noisy == (plain | {'chosen': plain['rejected'], 'rejected': plain['chosen']} if turn else plain)
+        for (noisy, plain), turn in zip(pairs, turned)
+    )
+    thumbs = list(zip(toy.noisy_thumbs(split), EXAMPLES['thumbs'][split], strict=True))
+    flipped = [noisy['label'] != plain['label'] for noisy, plain in thumbs]
+    assert all(noisy | {'label': plain['label']} == plain for noisy, plain in thumbs)
+    for share in (sum(turned) / len(turned), sum(flipped) / len(flipped)):
+        assert abs(share - toy.MIXED_UP) < 0.05

@@ -202,6 +202,8 @@ class Bench:
         (policy, value), metrics, seconds = self.timed(step, (policy, value), lambda n: stream(n)[0], steps)
         found = memory.measure(before)
         adds = self.adds.setdefault(tuning, found['peak'] - found['held'])  # compiled once a tuning
+        leaves = jax.tree.leaves((of, policy, value, reward))  # and not what other cells keep
+        found['held'] = sum({x.unsafe_buffer_pointer(): x.nbytes for x in leaves}.values())
         found['peak'] = found['held'] + adds
         name = f'policy-{tuning}' + ('' if shared else '-unshared')
         after = {}
@@ -223,6 +225,9 @@ def main() -> None:
     parser.add_argument('--dtype', default='float32', help="of the network's activations")
     parser.add_argument('--smoke', action='store_true', help='three steps of each on 8 rows, with two layers')
     parser.add_argument('--domains', default='coffee,ticketing')
+    parser.add_argument('--tunings', default=','.join(TUNINGS))
+    parser.add_argument('--seeds', default='0,1,2')
+    parser.add_argument('--rates', help='of LoRA and of full tuning; by default they are looked for')
     args = parser.parse_args()
     jax.config.update('jax_default_matmul_precision', 'tensorfloat32' if jax.default_backend() == 'gpu' else None)
     bench, domains = Bench(args), args.domains.split(',')
@@ -232,12 +237,15 @@ def main() -> None:
         adapter = bench.reward(bases['coffee'], 'coffee', 'r8', 1e-3, 0)
         bench.policy(bases['coffee'], adapter, 'r8', 3e-4)
         return
-    rates = {tuning: best_rate(bench, bases['coffee'], tuning) for tuning in RATES}
+    if args.rates:
+        rates = dict(zip(RATES, map(float, args.rates.split(','))))
+    else:
+        rates = {tuning: best_rate(bench, bases['coffee'], tuning) for tuning in RATES}
     bench.say('rates', **rates)
     judges = {}
-    for seed in (0, 1, 2):
+    for seed in map(int, args.seeds.split(',')):
         for domain in domains:
-            for tuning in TUNINGS:
+            for tuning in args.tunings.split(','):
                 if bench.left() > 15:
                     rate = rates['full' if tuning == 'full' else 'r8']
                     adapter = bench.reward(bases[domain], domain, tuning, rate, seed)
