@@ -181,7 +181,7 @@ def _report(model_dir: str, split: str, result: dict[str, Any]) -> dict[str, Any
     for name, (value, low, high) in result.items():
         print(f'{split}  {name:20s} {value:8.4f}   95% [{low:.4f}, {high:.4f}]')
     path = os.path.join(model_dir, f'eval_{split}.json')
-    with open(path, 'w') as file:
-        json.dump({k: {'value': v[0], 'low': v[1], 'high': v[2]} for k, v in result.items()}, file, indent=2)
+    values = {k: {'value': v[0], 'low': v[1], 'high': v[2]} for k, v in result.items()}
+    rundir.replace(path, json.dumps(values, indent=2) + '\n')  # its presence tells that the run is measured
     print(path)
     return result

@@ -194,10 +194,13 @@ def _sweep(argv: list[str]) -> None:
     files, bindings, paths, rest = configure.flags('sweep', argv)
     parser = configure.Parser(prog='perl_jax sweep')
     parser.add_argument('--dry_run', action='store_true', help='print the commands and do nothing')
+    parser.add_argument('--jobs', type=int, help="how many cells at a time, in place of the grid's JOBS")
     args = vars(parser.parse_args(rest))
     if not files:
         raise UserError('sweep: give a grid, such as --gin_file=sweeps/toy.gin')
-    configure.configured('sweep.run', files, bindings, paths)(**args)
+    if args['jobs'] is None:
+        del args['jobs']
+    configure.configured('sweep.run', files, bindings, paths)(**args, search_paths=paths)
 
 
 def _inspect(argv: list[str]) -> None:

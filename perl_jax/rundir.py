@@ -1,6 +1,6 @@
 """MODEL_DIR: what a run leaves behind, and what lets the same command go on from where it was.
 
-run.json        phase, tuning, base, sizes, memory, times   metrics.jsonl   one object a logged step
+run.json        phase, tuning, base, sizes, memory, times    metrics.jsonl   one object a logged step
 config.gin      the operative configuration              samples.jsonl   one object a sampled answer
 checkpoints/    see checkpoints.py                        events.*        the metrics for TensorBoard
 """
@@ -24,6 +24,8 @@ from perl_jax import memory
 from perl_jax.errors import UserError
 from perl_jax.types import Metrics
 
+KEPT = ('started', 'seconds', 'step_seconds', 'memory')  # of run.json, when a run goes on
+
 
 class RunDir:
     """One run's folder, progress bar and clock. Metrics of a step are read while the next one already runs."""
@@ -42,9 +44,9 @@ class RunDir:
         os.makedirs(model_dir, exist_ok=True)
         for name in ('metrics.jsonl', 'samples.jsonl'):
             _cut(os.path.join(model_dir, name), first or -1)
-        _write(os.path.join(model_dir, 'config.gin'), config)
+        replace(os.path.join(model_dir, 'config.gin'), config)
         before = read(model_dir) or {}
-        self.about = {'started': _now()} | {k: before[k] for k in ('started', 'seconds') if k in before} | about
+        self.about = {'started': _now()} | {k: before[k] for k in KEPT if k in before} | about
         self._save_about(finished=None)
         self.bar = tqdm(
             total=total, initial=first, desc=about['phase'], unit='step', dynamic_ncols=True, mininterval=0.5
@@ -53,6 +55,7 @@ class RunDir:
         self.phase, self.first = about['phase'], first
         self.pending: tuple[int, Metrics, int, int] | None = None
         self.window: list[dict[str, float]] = []
+        self.step_seconds: list[float] = []  # of each window
         self.programs = memory.programs()
         self.examples = self.tokens = 0
         self.opened = self.clock = time.perf_counter()
@@ -117,6 +120,9 @@ class RunDir:
                 'throughput/tokens_per_second': self.tokens / seconds,
             }
             self._write_metrics(self.step, means)
+            self.step_seconds.append(seconds / len(self.window))
+            if measured := self.step_seconds[1:]:  # the first waited for the compiler
+                self.about['step_seconds'] = float(f'{np.median(measured):.4g}')
             self.window, self.examples, self.tokens, self.clock = [], 0, 0, time.perf_counter()
 
     def _write_metrics(self, step: int, values: dict[str, float]) -> None:
@@ -127,16 +133,16 @@ class RunDir:
     def _save_about(self, finished: str | None) -> None:
         seconds = self.about.get('seconds', 0) + (time.perf_counter() - self.opened if hasattr(self, 'opened') else 0)
         about = self.about | {'finished': finished, 'seconds': round(seconds, 1)}
-        _write(os.path.join(self.folder, 'run.json'), json.dumps(about, indent=2) + '\n')
+        replace(os.path.join(self.folder, 'run.json'), json.dumps(about, indent=2) + '\n')
 
 
 def imported(model_dir: str, about: dict[str, Any], source: str, config: str) -> None:
     """What a MODEL_DIR holds, beside checkpoints/, that no run has filled."""
-    _write(os.path.join(model_dir, 'config.gin'), config)
+    replace(os.path.join(model_dir, 'config.gin'), config)
     times = {'started': _now(), 'imported': source, 'finished': _now(), 'seconds': 0.0}
-    _write(os.path.join(model_dir, 'run.json'), json.dumps(times | about, indent=2) + '\n')
+    replace(os.path.join(model_dir, 'run.json'), json.dumps(times | about, indent=2) + '\n')
     for name in ('metrics.jsonl', 'samples.jsonl'):
-        _write(os.path.join(model_dir, name), '')
+        replace(os.path.join(model_dir, name), '')
 
 
 @contextlib.contextmanager
@@ -203,10 +209,10 @@ def _cut(path: str, step: int) -> None:
         for line in file:
             if line.endswith('\n') and json.loads(line)['step'] <= step:
                 kept.append(line)
-    _write(path, ''.join(kept))
+    replace(path, ''.join(kept))
 
 
-def _write(path: str, text: str) -> None:
+def replace(path: str, text: str) -> None:
     """All or nothing: a killed process leaves the old file."""
     with open(path + '.tmp', 'w') as file:
         file.write(text)

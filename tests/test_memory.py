@@ -1,7 +1,12 @@
+import json
+
 import jax
 import jax.numpy as jnp
+from toy_runs import toys  # noqa: F401
 
 from perl_jax import memory
+
+# ruff: noqa: F811 (a fixture is shared by importing it)
 
 MIB = 2**20
 
@@ -29,3 +34,14 @@ def test_the_peak_is_that_of_the_largest_new_program():
     assert adds >= MIB  # a product has to lie somewhere
     assert found['peak'] - found['held'] >= adds
     assert memory.measure(memory.programs())['peak'] == memory.held()  # nothing new since
+
+
+def test_a_run_says_it_and_a_full_one_takes_more(toys):
+    about = {run: json.loads((getattr(toys, run) / 'run.json').read_text()) for run in ('reward', 'reward_full')}
+    held = {run: each['memory']['held'] for run, each in about.items()}
+    assert all(each['memory']['peak'] > each['memory']['held'] for each in about.values())
+    # Full tuning holds another copy of the weights and, as the optimizer does, a number or more for each of them.
+    more = about['reward_full']['trainable_parameters'] - about['reward']['trainable_parameters']
+    assert held['reward_full'] - held['reward'] > 4 * more
+    # The smaller one holds its base, its adapter and little else.
+    assert held['reward'] >= 4 * (about['reward']['base_parameters'] + about['reward']['trainable_parameters'])

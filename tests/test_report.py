@@ -180,6 +180,14 @@ def test_a_run_in_progress_and_a_resumed_one(tmp_path):
     assert 'run: 1 line of its logs could not be read' in read(report.write([str(folder)])).text
 
 
+def test_memory_is_told_in_mebibytes_whatever_stands_there(tmp_path):
+    run = write_run(tmp_path / 'run', memory={'held': 3 * 2**20, 'peak': 5 * 2**29, EVIL: EVIL}, step_seconds=0.25)
+    other = write_run(tmp_path / 'other', memory=EVIL)
+    text = read(report.write([run, other])).text
+    assert 'memory, held' in text and '3.0 MiB' in text and '2,560.0 MiB' in text and '0.25' in text
+    assert 'MiB' not in read(report.write([other])).text
+
+
 def test_only_metrics_are_required(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text('{"step": 5, "phase": "sft", "loss/nll": 2.5}\n')
     page = read(report.write([str(tmp_path)]))

@@ -195,8 +195,8 @@ def test_a_run_json_that_cannot_be_read_is_named(tmp_path, text):
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'run.json'
-    rundir._write(str(path), 'old')
+    rundir.replace(str(path), 'old')
     monkeypatch.setattr(os, 'replace', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        rundir._write(str(path), 'new')
+        rundir.replace(str(path), 'new')
     assert path.read_text() == 'old'

@@ -146,8 +146,10 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert all(counts[cell.folder] == 1 for cell in done) and sorted(counts.values()) == [1, 1, 1, 1, 1, 2]
 
 
-def test_other_settings_are_refused_before_anything_is_written(tmp_path):
+def test_other_settings_are_refused_of_cells_that_were_started(tmp_path):
     queue.check(stubs(tmp_path))
+    assert not os.listdir(tmp_path)
+    queue.run(stubs(tmp_path)[:1], 1, lambda: None)
     other = stubs(tmp_path, value=lambda cell: 0.25)
     with pytest.raises(UserError, match=r'sft/seed=0.*was started with other settings'):
         queue.check(other)
@@ -175,7 +177,7 @@ def test_tables_are_the_numbers_of_the_cells(tmp_path):
     lines = {line.split('|')[1].strip(): [x.strip() for x in line.split('|')[2:-1]] for line in text.splitlines()[2:]}
     mean = np.median([0.5 / 0.9, 0.7 / 1.0])
     assert lines['tuning'] == [
-        'seeds', 'auc', 'trained', 'memory, MiB', 'memory, % of reference', 'speed, x reference', 'examples/s',
+        'seeds', 'auc', 'trained', 'memory, MiB', 'memory, % of full', 'speed, x full', 'examples/s',
     ]  # fmt: skip
     assert lines['r1'] == [
         '2', '0.600 (0.500 to 0.700)', '7', '0.6 (0.5 to 0.7)', f'{100 * mean:.0f}% (56% to 70%)',

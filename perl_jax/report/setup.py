@@ -36,11 +36,12 @@ def configuration(runs: list[Run]) -> str:
 def environment(runs: list[Run]) -> str:
     """Base model, devices and dates of each run, and whatever else run.json holds; a warning if the bases differ."""
     plain = (str, int, float)
+    found = [_flat(run.info) for run in runs]
     extra = dict.fromkeys(
-        key for run in runs for key, value in run.info.items() if key not in SHOWN and isinstance(value, plain)
+        key for info in found for key, value in info.items() if key not in SHOWN and isinstance(value, plain)
     )
     heads = ['Run', 'Base model', 'Fingerprint', 'Devices', 'Started', 'Finished', *extra]
-    rows = [_where(run) + [esc(run.info[key]) if key in run.info else NONE for key in extra] for run in runs]
+    rows = [_where(run) + [esc(info[key]) if key in info else NONE for key in extra] for run, info in zip(runs, found)]
     warning = ''
     for phase, group in by_phase(runs).items():
         prints = {base.get('fingerprint') for run in group if isinstance(base := run.info.get('base'), dict)}
@@ -48,6 +49,13 @@ def environment(runs: list[Run]) -> str:
             text = f'The {phase_name(phase)} runs stand on different base models, so compare them with care.'
             warning += f'<p class="warn">{esc(text)}</p>'
     return warning + table(heads, rows, 'runs plain')
+
+
+def _flat(info):
+    memory = info.get('memory')
+    sizes = memory.items() if isinstance(memory, dict) else ()
+    found = {f'memory, {name}': f'{size / 2**20:,.1f} MiB' for name, size in sizes if isinstance(size, int)}
+    return {key: value for key, value in info.items() if key != 'memory'} | found
 
 
 def _where(run):

@@ -20,18 +20,25 @@ from perl_jax.sweep import grid, plots, queue, results
 from perl_jax.sweep.grid import Stage
 
 
-def run(sweep_dir: str, stages: Sequence[Stage], jobs: int = 1, dry_run: bool = False) -> None:
+def run(
+    sweep_dir: str,
+    stages: Sequence[Stage],
+    jobs: int = 1,
+    dry_run: bool = False,
+    search_paths: Sequence[str] = (),
+) -> None:
     """Run what is not finished, `jobs` cells at a time; tables are written anew after each, plots at the end.
 
     Args:
       sweep_dir: a folder for STAGE/AXIS=LABEL,.../ (MODEL_DIRs with their .log and .json), results.csv, results.md and
         STAGE.png.
       dry_run: print the commands, in order, and do nothing.
+      search_paths: where the cells look for gin files before the package's own.
 
     Raises:
       UserError: a cell was started with other settings; or, at the end, some cells failed.
     """
-    cells = grid.cells(sweep_dir, stages)
+    cells = grid.cells(sweep_dir, stages, search_paths)
     if dry_run:
         for cell in cells:
             print('\n'.join(queue.shell(command) for command in cell.commands))

@@ -24,7 +24,7 @@ def write(sweep_dir: str, stages: Sequence[Stage], cells: Sequence[Cell]) -> Non
 
 
 def figure(stage: Stage, rows: Sequence[results.Row]) -> Any:
-    """A dot a seed and a dash for the median; the reference's median is a line, and it is what bars are compared to."""
+    """A dot a seed and a dash for the median; a grey line is the reference's median, which bars are compared to."""
     from matplotlib.figure import Figure
 
     groups, axes = results.groups(stage, rows), [axis for axis in stage.axes if axis != SEED]
@@ -32,29 +32,29 @@ def figure(stage: Stage, rows: Sequence[results.Row]) -> Any:
     made = Figure(figsize=(4 + 2.6 * len(groups) ** 0.5, 3.2), layout='constrained')
     quality, memory, speed = made.subplots(1, 3)
     metric = stage.metrics[0]
-    for x, group in enumerate(groups.values()):
-        values = [row[metric] for row in group]
+    bases = [results.reference(stage, dict(zip(axes, labels)), rows) if stage.reference else [] for labels in groups]
+    for x, (group, base) in enumerate(zip(groups.values(), bases)):
+        if of := [row[metric] for row in base if metric in row]:
+            quality.plot([x - 0.5, x + 0.5], [np.median(of)] * 2, color=GREY, linewidth=1, zorder=0)
+        values = [row[metric] for row in group if metric in row]
         quality.plot([x] * len(values), values, 'o', color=BLUE, alpha=0.45, markersize=5, markeredgewidth=0)
         quality.plot([x - 0.28, x + 0.28], [np.median(values)] * 2, color=BLUE, linewidth=2)
-    base = [row for row in rows if stage.reference and stage.reference.items() <= row.items()]
-    if base:
-        quality.axhline(np.median([row[metric] for row in base]), color=GREY, linewidth=1, zorder=0)
     quality.set_title(f'{stage.name}: {metric.replace("_", " ")}', fontsize=10)
     for panel, name, title in (
-        (memory, 'memory_peak', 'memory, % of ' if base else 'memory, MiB'),
-        (speed, 'examples_per_second', 'speed, x ' if base else 'examples a second'),
+        (memory, 'memory_peak', 'memory, % of ' if any(bases) else 'memory, MiB'),
+        (speed, 'examples_per_second', 'speed, x ' if any(bases) else 'examples a second'),
     ):
         heights = []
-        for labels, group in groups.items():
-            if base:
-                of = results.ratio(group, results.reference(stage, dict(zip(axes, labels)), rows), name)
+        for group, base in zip(groups.values(), bases):
+            if any(bases):
+                of = results.ratio(group, base, name)
                 heights.append(np.median(of or [np.nan]) * (100 if panel is memory else 1))
             else:
                 heights.append(np.median([row[name] for row in group]) / (2**20 if panel is memory else 1))
-        colors = [GREY if group == base else BLUE for group in groups.values()]
+        colors = [GREY if group == base else BLUE for group, base in zip(groups.values(), bases)]
         bars = panel.bar(range(len(names)), heights, color=colors, width=0.6)
         panel.bar_label(bars, fmt='%.3g', fontsize=8, padding=2)
-        panel.set_title(title + (' '.join(stage.reference.values()) if base else ''), fontsize=10)
+        panel.set_title(title + (' '.join(stage.reference.values()) if any(bases) else ''), fontsize=10)
         panel.margins(y=0.15)
     for panel in (quality, memory, speed):
         panel.set_xticks(range(len(names)), names, fontsize=8, rotation=0 if max(map(len, names)) < 6 else 30)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
@@ -16,43 +18,50 @@ from perl_jax.sweep.grid import Cell
 
 
 def shell(command: Sequence[str]) -> str:
-    """A command as one would type it."""
-    return shlex.join(command)
+    """A command as one would type it: gin's strings have single quotes, so double ones go around."""
+    plain = lambda word: "'" not in word or re.search(r'["$`\\!]', word)  # noqa: E731
+    return ' '.join(shlex.quote(word) if plain(word) else f'"{word}"' for word in command)
+
+
+def is_trained(cell: Cell) -> bool:
+    """Whether its run is finished."""
+    return (rundir.read(cell.folder) or {}).get('finished') is not None
 
 
 def is_done(cell: Cell) -> bool:
     """Whether its run is finished and measured."""
-    about = rundir.read(cell.folder)
-    finished = about is not None and about.get('finished') is not None
-    return finished and (cell.evaluation is None or os.path.exists(cell.evaluation))
+    return is_trained(cell) and (cell.evaluation is None or os.path.exists(cell.evaluation))
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """Refuse cells that were started with other settings; note the settings of those that are new.
+    """Refuse cells that were started with other settings than they have now.
 
     Raises:
-      UserError: naming the first of them. Nothing is written then.
+      UserError: naming the first of them.
     """
     for cell in cells:
         if os.path.exists(_note(cell)):
             with open(_note(cell)) as file:
                 before = json.load(file)
-            if differs := sorted(set(before) ^ set(cell.commands[0][3:])):
+            now = _settings(cell)
+            if before != now:
+                differs = [x for x in before + now if (x in before) != (x in now)] or ['their order']
                 raise UserError(
                     f"sweep: '{cell.folder}' was started with other settings ({differs[0]}); "
                     f'name another SWEEP_DIR, or delete {_note(cell)} and the folder to start it over'
                 )
-    for cell in cells:
-        os.makedirs(os.path.dirname(cell.folder), exist_ok=True)
-        with open(_note(cell), 'w') as file:
-            json.dump(cell.commands[0][3:], file, indent=2)  # but for the interpreter
 
 
 def run(cells: Sequence[Cell], jobs: int, after_each: Callable[[], None]) -> list[Cell]:
     """Run what is not done, `jobs` at a time, each cell after those that it needs; returns the cells that failed.
 
     A cell whose parent failed is not started and counts as failed.
+
+    Raises:
+      UserError: `jobs` is no number of processes.
     """
+    if not isinstance(jobs, int) or jobs < 1:
+        raise UserError(f'sweep: JOBS = {jobs!r}; give a whole number of at least 1')
     log = logging.getLogger('perl_jax')
     done, failed, running = {cell.folder for cell in cells if is_done(cell)}, [], {}
     waiting = [cell for cell in cells if cell.folder not in done]
@@ -82,8 +91,16 @@ def run(cells: Sequence[Cell], jobs: int, after_each: Callable[[], None]) -> lis
 
 def _run(cell: Cell) -> bool:
     """Run a cell's commands in turn, their output to its log; whether all of them succeeded."""
+    os.makedirs(os.path.dirname(cell.folder), exist_ok=True)
     with open(cell.log, 'a') as log:
-        for command in cell.commands:
+        # A killed sweep leaves its processes running. They hold the lock, by the log that they inherited, until they
+        # end: two never write to one folder, and what they finish is not done again.
+        fcntl.flock(log, fcntl.LOCK_EX)
+        if is_done(cell):
+            return True
+        if not os.path.exists(_note(cell)):
+            rundir.replace(_note(cell), json.dumps(_settings(cell), indent=2) + '\n')
+        for command in cell.commands[1:] if is_trained(cell) else cell.commands:
             log.write(f'$ {shell(command)}\n')
             log.flush()
             if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
@@ -93,3 +110,7 @@ def _run(cell: Cell) -> bool:
 
 def _note(cell: Cell) -> str:
     return cell.folder + '.json'
+
+
+def _settings(cell: Cell) -> list[str]:
+    return cell.commands[0][3:]  # but for the interpreter

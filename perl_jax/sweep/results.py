@@ -35,15 +35,16 @@ def write(sweep_dir: str, stages: Sequence[Stage], cells: Sequence[Cell]) -> Non
     writer = csv.DictWriter(text, columns, lineterminator='\n')
     writer.writeheader()
     writer.writerows(found)
-    _replace(os.path.join(sweep_dir, 'results.csv'), text.getvalue())
+    rundir.replace(os.path.join(sweep_dir, 'results.csv'), text.getvalue())
     parts = [table(stage, [row for row in found if row['stage'] == stage.name]) for stage in stages]
-    _replace(os.path.join(sweep_dir, 'results.md'), '\n\n'.join(parts) + '\n')
+    rundir.replace(os.path.join(sweep_dir, 'results.md'), '\n\n'.join(parts) + '\n')
 
 
 def table(stage: Stage, found: Sequence[Row]) -> str:
     """A stage's Markdown table: a line for each combination of labels but seeds."""
     axes = [axis for axis in stage.axes if axis != SEED]
-    compared = ['memory, % of reference', 'speed, x reference'] if stage.reference else []
+    name = ' '.join(stage.reference.values())
+    compared = [f'memory, % of {name}', f'speed, x {name}'] if name else []
     head = [*axes, 'seeds', *stage.metrics, 'trained', 'memory, MiB', *compared, 'examples/s']
     lines = [f'## {stage.name}', '', '| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
     for labels, group in groups(stage, found).items():
@@ -108,10 +109,5 @@ def _row(cell: Cell) -> Row:
         logged = [json.loads(line) for line in file]
     speeds = [x['throughput/examples_per_second'] for x in logged if 'throughput/examples_per_second' in x]
     row['examples_per_second'] = float(np.median(speeds[1:] or speeds))  # the first waited for the compiler
-    return row | {'seconds': about['seconds'], 'devices': about['devices'], 'model_dir': cell.folder}
-
-
-def _replace(path: str, text: str) -> None:
-    with open(path + '.tmp', 'w') as file:
-        file.write(text)
-    os.replace(path + '.tmp', path)
+    row |= {name: about[name] for name in ('step_seconds', 'seconds') if name in about}
+    return row | {'devices': about['devices'], 'model_dir': cell.folder}
