@@ -49,7 +49,8 @@ def main() -> None:
     os.makedirs(args.output, exist_ok=True)
     folders = args.rewards.split(',')
     config = os.path.join(folders[0], 'config.gin')
-    base = configure.configured('base.BaseConfig', [config], [f"INITIAL_CHECKPOINT_PATH = '{args.sft}'"], [])()
+    bindings = ['base.BaseConfig.network = %NETWORK', f"base.BaseConfig.path = '{args.sft}'"]
+    base = configure.configured('base.BaseConfig', [config], bindings, [])()
     rows = []
     with Partitioner().scope():
         frozen = bases.load(base, Partitioner(), 0)
@@ -61,8 +62,8 @@ def main() -> None:
     with open(os.path.join(args.output, 'overoptimization.csv'), 'w') as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
         writer.writeheader()
-        writer.writerows(rows)
-    figure(rows).savefig(os.path.join(args.output, 'overoptimization.png'), dpi=120)
+        writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    figure(rows).savefig(os.path.join(args.output, 'overoptimization.png'), dpi=90)
 
 
 def read(folder: str) -> list[lora.Adapter]:
