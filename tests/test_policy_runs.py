@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from toy_runs import perl, quoted, ran, rows, state, toy, toys  # noqa: F401
+from toy_runs import configured, perl, quoted, ran, rows, state, toy, toys  # noqa: F401
 
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
@@ -79,3 +79,11 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(tmp_path, flags, sai
     result = perl(*toy('policy', tmp_path / 'run', *sources, *flags))
     assert said in result.line
     assert not (tmp_path / 'run').exists()
+
+
+def test_warm_up_is_the_policys():
+    sources = quoted('INITIAL_CHECKPOINT_PATH', 'x'), quoted('REWARD_MODEL_DIR', 'y')
+    flags = '--gin_file=tuning/warmup.gin', '--gin.WARMUP_STEPS=7'
+    text = configured(*toy('policy', 'z', *sources, *flags))
+    assert 'warmup_constant_schedule.warmup_steps = %WARMUP_STEPS' in text and 'WARMUP_STEPS = 7' in text
+    assert 'OPTIMIZER/adafactor.learning_rate = @optax.warmup_constant_schedule()' in text
