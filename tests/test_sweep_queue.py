@@ -81,9 +81,8 @@ def test_a_finished_run_is_only_measured(tmp_path):
 
 
 def test_a_failure_is_one_line_with_its_log_and_children_have_none(tmp_path, caplog):
-    cells = [
-        stub(cell, code=3 * (cell.folder.endswith('sft/seed=0'))) for cell in grid.cells(str(tmp_path), [SFT, REWARD])
-    ]
+    bad = f'{tmp_path}/sft/seed=0'
+    cells = [stub(cell, code=3 * (cell.folder == bad)) for cell in grid.cells(str(tmp_path), [SFT, REWARD])]
     with caplog.at_level('INFO', 'perl_jax'):
         first, *children = queue.run(cells, 2, lambda: None)
     (line,) = [line for line in caplog.messages if ' failed' in line]
