@@ -24,7 +24,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
   perl_jax sample   --model_dir=runs/toy/policy                  read some answers
   perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/reward   win rate
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
-  perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, its tables and plots
+  perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, tables, plots
   perl_jax average  --model_dirs=runs/a,runs/b --model_dir=runs/ab   one reward of several (WARM)
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x

@@ -113,6 +113,7 @@ def test_a_cell_that_was_killed_itself_is_run_again(tmp_path):
     (cell, *_) = grid.cells(str(tmp_path), [SFT])
     dying = dataclasses.replace(cell, commands=([sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)'],))
     assert queue.run([dying], 1, lambda: None) == [dying]
+    assert pathlib.Path(cell.log).read_text().endswith('exit code -9\n')
     assert queue.run([stub(cell)], 1, lambda: None) == [] and queue.is_done(cell)
 
 

@@ -103,7 +103,8 @@ def _run(cell: Cell) -> bool:
         for command in cell.commands[1:] if is_trained(cell) else cell.commands:
             log.write(f'$ {shell(command)}\n')
             log.flush()
-            if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
+            if code := subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
+                log.write(f'exit code {code}\n')  # all that a killed process leaves: -9
                 return False
     return True
 
