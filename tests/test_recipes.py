@@ -213,11 +213,13 @@ def test_a_run_leaves_what_the_documents_say(toys, phase):
     about = json.loads((folder / 'run.json').read_text())
     assert set(about) == {
         'phase', 'tuning', 'trainable_parameters', 'base_parameters', 'base', 'devices', 'started', 'finished',
-        'seconds',
+        'seconds', 'step_seconds', 'memory',
     }  # fmt: skip
     assert about['phase'] == phase and about['finished'] >= about['started'] and about['seconds'] > 0
     assert set(about['base']) >= {'path', 'fingerprint'}
     assert about['devices'] == f'cpu x {jax.device_count()}'
+    assert 0 < about['step_seconds'] < about['seconds']
+    assert 0 < about['memory']['held'] < about['memory']['peak']
 
 
 @each_phase
