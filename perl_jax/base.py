@@ -8,13 +8,13 @@ of an SFT run (its own base with its adapter merged in), or nothing, for random 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import PyTree
@@ -63,6 +63,7 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
       UserError: no such path, or a tensor that is missing, extra or of another shape than the network's.
     """
     shapes, axes = partitioning.abstract(config.network)
+    partitioner.check_params(shapes, axes)
     shardings = partitioner.tree(axes)
     if config.path is None:
         init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
@@ -109,7 +110,7 @@ def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
         return gguf.load(path)
     if t5x.find(path) is not None:
         return t5x.load(path, config.dtype)
-    if not os.path.isdir(path):
+    if not epath.Path(path).is_dir():
         raise UserError(
             f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no Hugging Face or T5X checkpoint and no "
             'MODEL_DIR of an SFT run'
@@ -141,7 +142,7 @@ def read_adapters(model_dir: str, *, phase: str, flag: str) -> tuple[dict[str, l
     Raises:
       UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`.
     """
-    if not os.path.isdir(os.path.join(model_dir, 'checkpoints')):
+    if not epath.Path(model_dir, 'checkpoints').is_dir():
         raise UserError(f"{flag}: '{model_dir}' is not the MODEL_DIR of a run: it has no checkpoints/")
     checkpoints = Checkpoints(model_dir, read_only=True)
     if (latest := checkpoints.latest()) is None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
@@ -32,7 +33,7 @@ class Checkpoints:
 
     def __init__(self, model_dir: str, best_metric: str | None = None, *, read_only: bool = False) -> None:
         """`best_metric` is a name of the metrics handed to `save`, larger is better; None keeps only the latest."""
-        self.folder = os.path.join(os.path.abspath(model_dir), 'checkpoints')
+        self.folder = os.path.join(model_dir if '://' in model_dir else os.path.abspath(model_dir), 'checkpoints')
         self.noted = {} if best_metric is None else {'best_metric': best_metric}  # in `about`, for those who only read
         keep: list[Any] = [checkpoint_managers.LatestN(1)]
         if best_metric is not None:
@@ -120,13 +121,15 @@ def fingerprint(params: PyTree) -> str:
     Each number's bits are mixed with its place and summed modulo 2^32, each device its own shards, a slice at a time:
     exact in any order or sharding, and without a second copy of a leaf.
     """
-    flat = traverse_util.flatten_dict(params, sep='/')
-    listed = [(path, list(x.shape), str(x.dtype), _checksum(jnp.asarray(x))) for path, x in sorted(flat.items())]
+    flat = sorted(traverse_util.flatten_dict(params, sep='/').items())
+    sums = np.array([_checksum(jnp.asarray(x)) for _, x in flat], np.uint32)
+    sums = multihost_utils.process_allgather(sums).reshape(-1, len(flat)).sum(axis=0, dtype=np.uint32)
+    listed = [(path, list(x.shape), str(x.dtype), int(total)) for (path, x), total in zip(flat, sums)]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
 
 
 def _checksum(x: jax.Array) -> int:
-    """One leaf's sum; the place of a number is its index in the whole array, row by row."""
+    """The sum of one leaf's shards in this process; a number's place is its index in the whole array, row by row."""
     strides = np.cumprod((1, *x.shape[:0:-1]), dtype=np.uint64)[::-1].astype(np.uint32)[: x.ndim]
     sums = []
     for shard in (shard for shard in x.addressable_shards if shard.replica_id == 0):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from perl_jax.errors import UserError
+from perl_jax.stderr import silenced
 
 RUNS = {'sft': 'train_sft', 'reward': 'train_reward', 'policy': 'train_policy'}
 
@@ -59,7 +60,7 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
     theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
     gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
     # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
     with _one_line():
         gin.parse_config_files_and_bindings(files, [], finalize_config=False)
     macros = set(_MACRO.findall(gin.config_str()))
@@ -86,6 +87,12 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
 
 
 _MACRO = re.compile(r'^(\w+) = ', re.MULTILINE)
+
+
+def _in_bucket(path: str) -> Any:
+    from etils import epath
+
+    return epath.Path(path).open()
 
 
 @functools.cache
@@ -122,7 +129,7 @@ def _register() -> None:
         infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
         exchange.export_run, exchange.import_run, reinforce.Reinforce, rloo.RLOO, grpo.GRPO, ppo.PPO, kl.KLConfig,
         shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos, ensembles.mean, ensembles.minimum,
-        ensembles.median, ensembles.lower_bound,
+        ensembles.median, ensembles.lower_bound, partitioning.standard_logical_axis_rules,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,
@@ -149,14 +156,8 @@ def text() -> str:
 
 def load_tensorflow() -> None:
     """Every command but report needs it, and its import writes to stderr whatever its log level."""
-    stderr = os.dup(2)
-    with open(os.devnull, 'w') as null:
-        os.dup2(null.fileno(), 2)
-    try:
+    with silenced():
         import tensorflow  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 @contextlib.contextmanager

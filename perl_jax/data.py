@@ -77,11 +77,16 @@ class Dataset:
         arrays = {k: v[index] for k, v in self.arrays.items()}
         return dataclasses.replace(self, arrays=arrays, examples=[self.examples[i] for i in index])
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Any, list[Example], int]]:
-        """Every row once, in order: batch, examples, how many are real. The last batch is filled up with its last."""
+    def batches(
+        self, batch_size: int, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[Any, list[Example], int]]:
+        """Every row once, in order: batch, examples, how many are real. The last batch is filled up with its last.
+
+        With `rows` (Partitioner.rows) only those of each batch; what is real is still said of the whole batch.
+        """
+        rows = np.arange(batch_size) if rows is None else rows
         for start in range(0, len(self), batch_size):
-            index = np.arange(start, min(start + batch_size, len(self)))
-            yield *self.rows(np.pad(index, (0, batch_size - len(index)), mode='edge')), len(index)
+            yield *self.rows(np.minimum(start + rows, len(self) - 1)), min(batch_size, len(self) - start)
 
 
 _BATCHES = [
@@ -91,12 +96,17 @@ _BATCHES = [
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Endless shuffled batches of a task, or of a mixture's tasks by their rates: `stream(n)` is batch number n."""
+    """Endless shuffled batches of a task, or of a mixture's tasks by their rates: `stream(n)` is batch number n.
+
+    Of each batch a process reads only its own `rows` (Partitioner.rows); which examples they are hangs on the seed, n
+    and the place in the batch alone, however many processes there are.
+    """
 
     datasets: Sequence[Dataset]
     rates: Sequence[float]
     batch_size: int
     seed: int
+    rows: np.ndarray
 
     @property
     def eos_id(self) -> int:
@@ -104,7 +114,7 @@ class Stream:
         return self.datasets[0].eos_id
 
     def __call__(self, step: int) -> tuple[Any, list[Example]]:
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        position = step * self.batch_size + self.rows
         member, index = self._schedule(position)
         parts = [self.datasets[m].rows(index[member == m]) for m in np.unique(member)]
         order = np.argsort(np.concatenate([np.flatnonzero(member == m) for m in np.unique(member)]))
@@ -145,12 +155,13 @@ def _permutation(seed: int, member: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, 1 + member, epoch]).permutation(size)
 
 
-def stream(config: DatasetConfig, kind: str, seed: int) -> Stream:
-    """The endless training batches of a task or mixture."""
+def stream(config: DatasetConfig, kind: str, seed: int, rows: np.ndarray | None = None) -> Stream:
+    """The endless training batches of a task or mixture; `rows` of each batch, by default all."""
+    rows = np.arange(config.batch_size) if rows is None else rows
     provider = find(config.mixture_or_task_name)
     tasks = members(provider)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
-    return Stream([_load(t, config, kind) for t in tasks], rates, config.batch_size, seed)
+    return Stream([_load(t, config, kind) for t in tasks], rates, config.batch_size, seed, rows)
 
 
 def reward_kind(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from perl_jax import rewards
+from perl_jax import partitioning, rewards
 from perl_jax.data import Dataset, Example, decode
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import TextFunction
@@ -24,16 +24,15 @@ def answers(
 ) -> list[dict[str, Any]]:
     """One sampled answer to each prompt of a dataset, as rows for samples.jsonl.
 
-    `respond(prompts, examples, i)` answers batch number i and may give scores [B, K] and the like beside the rollout;
-    `functions` judge the text. A row holds prompt, response, tokens, whatever was given, and the task's `reference`.
+    `respond(prompts, examples, i)` answers batch number i and may give scores [B, K] and the like beside the rollout
+    (the examples are this process's); `functions` judge the text. A row holds prompt, response, tokens, whatever was
+    given, and the task's `reference`.
     """
     rows, judges = [], {name: rewards.function(f) for name, f in functions.items()}
-    for i, (batch, examples, real) in enumerate(dataset.batches(batch_size)):
-        rollout, given = respond(partitioner.batch(batch), examples, i)
-        responses = decode(dataset.vocabulary, rollout)
-        lengths = np.asarray(rollout.targets_mask).sum(-1)
-        given = {k: np.asarray(v) for k, v in jax.device_get(dict(given)).items()}
-        for b, example in enumerate(examples[:real]):
+    for i, (batch, mine, _) in enumerate(dataset.batches(batch_size, partitioner.rows(batch_size))):
+        rollout, given = partitioning.gather(respond(partitioner.batch(batch), mine, i))
+        responses, lengths = decode(dataset.vocabulary, rollout), rollout.targets_mask.sum(-1)
+        for b, example in enumerate(dataset.examples[i * batch_size : (i + 1) * batch_size]):
             prompt, response = example['inputs_pretokenized'], responses[b][0]
             row = {'prompt': prompt, 'response': response, 'tokens': int(lengths[b, 0])}
             row |= {k: float(v[b, 0]) for k, v in given.items()}
@@ -60,7 +59,8 @@ def scores(
     """Rewards [N, K] of every row of each dataset."""
     out = []
     for dataset in datasets:
-        parts = [np.asarray(score(partitioner.batch(batch))) for batch, *_ in dataset.batches(batch_size)]
+        batches = dataset.batches(batch_size, partitioner.rows(batch_size))
+        parts = [partitioning.gather(score(partitioner.batch(batch))) for batch, *_ in batches]
         out.append(np.concatenate(parts)[: len(dataset)])
     return out
 

@@ -58,8 +58,8 @@ def eval_reward(
 
         result |= evaluate.with_intervals(measure, groups)
         bins[config.mixture_or_task_name] = calibration.reliability(*calibration.outcomes(one, values))
-    with open(os.path.join(model_dir, f'calibration_{split}.json'), 'w') as file:
-        json.dump(bins, file, indent=2)
+    if jax.process_index() == 0:
+        rundir.replace(os.path.join(model_dir, f'calibration_{split}.json'), json.dumps(bins, indent=2))
     return _report(model_dir, split, result)
 
 
@@ -178,6 +178,8 @@ def _given(dataset: DatasetConfig | None) -> DatasetConfig:
 
 
 def _report(model_dir: str, split: str, result: dict[str, Any]) -> dict[str, Any]:
+    if jax.process_index() != 0:
+        return result
     for name, (value, low, high) in result.items():
         print(f'{split}  {name:20s} {value:8.4f}   95% [{low:.4f}, {high:.4f}]')
     path = os.path.join(model_dir, f'eval_{split}.json')

@@ -1,7 +1,7 @@
 """The losses, each a formula. Nothing here knows of networks, adapters or settings.
 
-Those of the policy and the value are losses of each token, [B, K, R]: an algorithm says how they are summed up
-(algorithms/), and so a KL or an entropy beside them is summed up alike. What stands at the padding is not looked at.
+They are losses of each token, pair or response; a step weighs and sums them up (for a policy and its value as the
+algorithm says, algorithms/), and so a KL or an entropy beside them alike. What stands at the padding is not looked at.
 """
 
 from __future__ import annotations
@@ -9,27 +9,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
-
-from perl_jax import masked
+from jaxtyping import Array, Float
 
 
-def nll(logprobs: Float[Array, 'B K R'], mask: Bool[Array, 'B K R']) -> Float[Array, '']:
-    """SFT: mean over the target tokens of -log p."""
-    return -masked.mean(logprobs, mask)
+def pairwise(rewards: Float[Array, 'B 2']) -> Float[Array, ' B']:
+    """Bradley-Terry, of each pair: -log sigmoid(r_chosen - r_rejected); the chosen comes first (paper A.1.2)."""
+    return -jax.nn.log_sigmoid(rewards[:, 0] - rewards[:, 1])
 
 
-def pairwise(rewards: Float[Array, 'B 2']) -> Float[Array, '']:
-    """Bradley-Terry: mean of -log sigmoid(r_chosen - r_rejected); the chosen response comes first (paper A.1.2)."""
-    return -jax.nn.log_sigmoid(rewards[:, 0] - rewards[:, 1]).mean()
-
-
-def pointwise(rewards: Float[Array, 'B K'], labels: Float[Array, 'B K']) -> Float[Array, '']:
-    """Binary cross-entropy on the logit r: mean of -p log sigmoid(r) - (1 - p) log(1 - sigmoid(r)).
+def pointwise(rewards: Float[Array, 'B K'], labels: Float[Array, 'B K']) -> Float[Array, 'B K']:
+    """Binary cross-entropy on the logit r, of each response: -p log sigmoid(r) - (1 - p) log(1 - sigmoid(r)).
 
     The paper prints log sigmoid(1 - r) for the negative term; this is the standard form.
     """
-    return optax.sigmoid_binary_cross_entropy(rewards, labels).mean()
+    return optax.sigmoid_binary_cross_entropy(rewards, labels)
 
 
 def reinforce(logprobs: Float[Array, 'B K R'], advantages: Float[Array, 'B K R']) -> Float[Array, 'B K R']:

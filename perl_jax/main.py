@@ -6,11 +6,12 @@ import functools
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from perl_jax import __version__, configure
-from perl_jax.errors import UserError
+from perl_jax.errors import Preempted, UserError
 
 HELP = """\
 PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA on one frozen base.
@@ -35,14 +36,21 @@ sft, reward and policy take T5X's flags, as does eval on top of a run's own conf
   --gin.NAME=VALUE         one binding or macro; strings need inner quotes: --gin.MODEL_DIR="'runs/x'"
   --gin_bindings='A = 1'   the same in gin's own words; repeatable
   --gin_search_paths=A,B   where gin files are looked for, before the package's own gin/
+  --distributed            one process of several, on a TPU pod or under Slurm; launch/ starts them. By hand:
+                           --coordinator_address=HOST:PORT --process_count=N --process_index=I
 The same command again goes on where the run was. Recipes lie in perl_jax/gin/recipes; start by reading one.
 """
 
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 FORMATS = ('hf', 'peft', 't5x')  # exchange.py
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for an error that the user can mend, said in one line."""
+    """Run one command; returns the exit code.
+
+    0: done.   2: an error that the user can mend, said in one line.   75: preempted, saved; to be run again.
+    130: interrupted.   Of one process among several, 1: another was lost.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(HELP, end='')
@@ -56,17 +64,53 @@ def cli(argv: Sequence[str] | None = None) -> int:
         if command not in _COMMANDS:
             raise UserError(f"no command is called '{command}'; there are {', '.join(_COMMANDS)} (perl_jax --help)")
         _COMMANDS[command](rest)
+        return 0
     except UserError as error:  # gin and TensorFlow write around it where it passed
-        message = str(error).rpartition('UserError: ')[2].strip().partition('\n')[0]
-        print(f'perl_jax: {message}', file=sys.stderr)
-        return 2
+        code, said = 2, str(error).rpartition('UserError: ')[2].strip().partition('\n')[0]
+    except Preempted as error:
+        code, said = PREEMPTED, f'preempted; {error}; the same command goes on'
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print('perl_jax: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
-        return 130
-    return 0
+        code, said = 130, 'interrupted; the same command goes on from the last checkpoint'
+    except Exception:
+        if not _is_one_of_several():
+            raise
+        traceback.print_exc()
+        code, said = 1, 'stopped; was another process lost? The same command goes on from the last checkpoint'
+    return _leave(code, said)
+
+
+def _leave(code: int, said: str) -> int:
+    """Say why, and give the exit code. One process of several goes at once: the others could wait for it for ever."""
+    if not _is_one_of_several():
+        print(f'perl_jax: {said}', file=sys.stderr)
+        return code
+    from perl_jax import distributed
+
+    print(f'perl_jax: {distributed.whoami()}: {said}', file=sys.stderr, flush=True)
+    if code != PREEMPTED:  # all are preempted together, and part in order
+        os._exit(code)
+    return code
+
+
+def _is_one_of_several() -> bool:
+    return 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized()
+
+
+def _join(command: str, argv: list[str]) -> list[str]:
+    """The arguments without those that make this process one of several, after they have."""
+    if not any(word.startswith(('--distributed', '--coordinator_address', '--process_')) for word in argv):
+        return argv
+    from perl_jax import distributed
+
+    parser = configure.Parser(prog=f'perl_jax {command}', add_help=False)
+    for name, settings in distributed.FLAGS.items():
+        parser.add_argument(name, **settings)
+    known, rest = parser.parse_known_args(argv)
+    distributed.join(**vars(known))
+    return rest
 
 
 def _quiet() -> None:
@@ -82,7 +126,7 @@ def _quiet() -> None:
 
 
 def _run(command: str, argv: list[str]) -> None:
-    files, bindings, paths, rest = configure.flags(command, argv)
+    files, bindings, paths, rest = configure.flags(command, _join(command, argv))
     if rest:
         raise UserError(f"{command}: unknown argument '{rest[0]}' (perl_jax --help)")
     if not files:
@@ -107,7 +151,7 @@ def _with_model_dir(command: str, argv: list[str], options: list[tuple[str, dict
     """eval, sample and export: the run's own config.gin, then the user's bindings on top."""
     from perl_jax import rundir
 
-    files, bindings, paths, rest = configure.flags(command, argv)
+    files, bindings, paths, rest = configure.flags(command, _join(command, argv))
     parser = configure.Parser(prog=f'perl_jax {command}')
     parser.add_argument('--model_dir', required=True, help='MODEL_DIR of a run')
     for name, settings in options:

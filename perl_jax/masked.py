@@ -22,6 +22,16 @@ def mean(x: Float[Array, '*batch T'], mask: Bool[Array, '*batch T']) -> Float[Ar
     return total(x, mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def share(mask: Bool[Array, '*batch T']) -> Float[Array, '*batch T']:
+    """The weight of each token in a mean over all real tokens; they add up to 1."""
+    return mask / jnp.maximum(mask.sum(), 1)
+
+
+def weighted(x: Float[Array, '*batch T'], weights: Float[Array, '*batch T']) -> Float[Array, '']:
+    """Sum of the weighted tokens. What stands where the weight is 0 may be anything, NaN included."""
+    return jnp.where(weights > 0, x * weights, 0).sum()
+
+
 def at_last(x: Float[Array, '*batch'], mask: Bool[Array, '*batch T']) -> Float[Array, '*batch T']:
     """`x` at each row's last real token and 0 elsewhere; a row with no real token gets it nowhere."""
     is_last = jax.nn.one_hot(lengths(mask) - 1, mask.shape[-1], dtype=bool)

@@ -1,4 +1,4 @@
-"""A ('data', 'model') mesh, T5X's logical axis rules, and the shardings that follow from both.
+"""A ('replica', 'data', 'model') mesh, T5X's logical axis rules, and the shardings that follow from both.
 
 Base parameters carry logical axis names (layers.py); a LoRA pair takes its kernel's names with 'lora_rank' between;
 optimizer state lies as its parameter does. Everything here is shapes: nothing is allocated.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,45 +18,90 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import traverse_util
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from perl_jax import topology
 from perl_jax.errors import UserError
 from perl_jax.lora import Adapter
 from perl_jax.types import TrainState
 
-# T5X's standard_logical_axis_rules() with one parameter and activation dimension, and LoRA's own axis.
-STANDARD_RULES = (
-    ('batch', 'data'),
-    ('vocab', 'model'),
-    ('mlp', 'model'),
-    ('heads', 'model'),
-    ('joined_kv', 'model'),
-    ('embed', None),
-    ('kv', None),
-    ('relpos_buckets', None),
-    ('length', None),
-    ('layers', None),
-    ('lora_rank', None),
-)
+AXES = ('replica', 'data', 'model')
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+
+def standard_logical_axis_rules(
+    activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 1, additional_rules: Rules = ()
+) -> Rules:
+    """T5X's function of this name, with LoRA's own axis: which logical axis lies on which axis of the mesh.
+
+    An array takes a mesh axis once, by the first rule that asks for it. So 'embed' on 'data' splits parameters alone
+    (FSDP, `parameter_partitioning_dims` = 2), since an activation's batch is there already; 'embed' on 'model' splits
+    the activations between the layers (`activation_partitioning_dims` = 2).
+    """
+    embed = [('embed', 'model')] * (activation_partitioning_dims == 2)
+    embed += [('embed', 'data')] * (parameter_partitioning_dims == 2)
+    return (
+        ('batch', ('replica', 'data')),
+        ('vocab', 'model'),
+        ('mlp', 'model'),
+        ('heads', 'model'),
+        ('kv_heads', 'model'),
+        ('joined_kv', 'model'),
+        *embed,
+        *additional_rules,
+        ('embed', None),
+        ('kv', None),
+        ('relpos_buckets', None),
+        ('length', None),
+        ('layers', None),
+        ('lora_rank', None),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """How a run is laid out. `num_partitions` devices share each copy of the model, the rest are data parallel."""
+    """How a run is laid out: replica x data x model = all devices.
+
+    num_partitions: devices that share each matrix multiplication ('model'; keep it within a host's fast links).
+    num_replicas: groups of devices that only exchange gradients ('replica'); None is one for each slice, so that only
+      those cross the slow network between slices.
+    topology: the devices that this layout is for, as 'v5e:4x4' or, of two slices, '2xv5e:4x4': `plan` compiles for
+      them, and a run on other devices stops. None takes what is there.
+    """
 
     num_partitions: int = 1
-    logical_axis_rules: tuple[tuple[str, str | None], ...] = STANDARD_RULES
+    num_replicas: int | None = None
+    logical_axis_rules: Rules = standard_logical_axis_rules()
+    topology: str | None = None
+    devices: tuple[Any, ...] | None = None  # by default those of this job; plan gives those of a topology
 
-    @property
+    @functools.cached_property
     def mesh(self) -> Mesh:
-        """All devices as [data, model]."""
-        devices = np.array(jax.devices())
-        if devices.size % self.num_partitions:
+        """All devices as [replica, data, model], neighbours along 'model' and 'data' near each other."""
+        devices = tuple(jax.devices()) if self.devices is None else self.devices
+        if self.topology is not None and self.devices is None:
+            topology.check(self.topology, devices)
+        slices = len({getattr(device, 'slice_index', None) for device in devices})
+        replicas = slices if self.num_replicas is None else self.num_replicas
+        for name, size in ('num_partitions', self.num_partitions), ('num_replicas', replicas):
+            if size < 1 or len(devices) % size:
+                raise UserError(f'Partitioner.{name} = {size} does not divide the {len(devices)} devices')
+        if len(devices) % (self.num_partitions * replicas) or replicas % slices:
             raise UserError(
-                f'Partitioner.num_partitions = {self.num_partitions} does not divide the {devices.size} devices'
+                f'Partitioner: num_replicas = {replicas} times num_partitions = {self.num_partitions} does not divide '
+                f'the {len(devices)} devices of {slices} slices'
             )
-        return Mesh(devices.reshape(-1, self.num_partitions), ('data', 'model'))
+        shape = replicas, len(devices) // (replicas * self.num_partitions), self.num_partitions
+        if slices == 1:
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        else:
+            shape = (replicas // slices, *shape[1:])
+            grid = mesh_utils.create_hybrid_device_mesh(
+                shape, (slices, 1, 1), devices, allow_split_physical_axes=True
+            )
+        return Mesh(grid, AXES)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -63,21 +109,57 @@ class Partitioner:
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.logical_axis_rules):
             yield
 
-    def check_batch(self, name: str, size: int) -> None:
-        """A batch must divide over the data axis."""
-        data = self.mesh.shape['data']
-        if size % data:
-            raise UserError(
-                f'{name} = {size} does not divide over the {data} rows of the mesh; make it a multiple of {data}'
-            )
+    @property
+    def data_parallelism(self) -> int:
+        """How many parts a batch is split into."""
+        return self.mesh.shape['replica'] * self.mesh.shape['data']
+
+    def check_batch(self, name: str, size: int, num_microbatches: int = 1) -> None:
+        """A batch, and each of its microbatches, must divide over the data axes."""
+        parts, over = self.data_parallelism * num_microbatches, f'the {self.data_parallelism} rows of the mesh'
+        if num_microbatches < 1:
+            raise UserError(f'NUM_MICROBATCHES = {num_microbatches}: give a whole number of at least 1')
+        if size % parts:
+            if num_microbatches > 1:
+                over += f' in {num_microbatches} microbatches'
+            raise UserError(f'{name} = {size} does not divide over {over}; make it a multiple of {parts}')
+
+    def check_params(self, shapes: PyTree, axes: PyTree) -> None:
+        """Every parameter must divide over the mesh axes that the rules give it."""
+        for path, shape in traverse_util.flatten_dict(shapes, sep='/').items():
+            names = traverse_util.flatten_dict(axes, sep='/')[path]
+            for name, size, over in zip(names, shape.shape, self.sharding(*names).spec):
+                parts = int(np.prod([self.mesh.shape[axis] for axis in _mesh_axes(over)]))
+                if size % parts:
+                    raise UserError(
+                        f"{path}: its axis '{name}' of {size} does not divide over the {parts} devices along {over!r}; "
+                        'choose another Partitioner.num_partitions or rule'
+                    )
 
     def sharding(self, *axes: str | None) -> NamedSharding:
         """Where an array with these logical axes lies; no axes means a copy on every device."""
         return NamedSharding(self.mesh, nn.logical_to_mesh_axes(axes, self.logical_axis_rules))
 
+    def rows(self, size: int) -> np.ndarray:
+        """Which rows of a batch of `size` lie on the devices of this process, int [n], ascending: what it reads."""
+        where = self.sharding('batch').addressable_devices_indices_map((size,))
+        return np.unique(np.concatenate([np.arange(size)[index] for index in where.values()]))
+
     def batch(self, batch: PyTree) -> PyTree:
-        """Put a batch of host arrays [B, ...] on the devices, split over 'data'."""
-        return jax.device_put(batch, self.sharding('batch'))
+        """Put this process's rows (`rows`) of a batch of host arrays [B, ...] on the devices, split over the data."""
+        sharding = self.sharding('batch')
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+    def local(self, batch: PyTree) -> PyTree:
+        """This process's rows of a batch on the devices, as host arrays: `batch` undone."""
+
+        def rows(x: jax.Array) -> np.ndarray:
+            if x.is_fully_addressable:
+                return np.asarray(x)
+            shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+            return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+        return jax.tree.map(rows, batch)
 
     def tree(self, axes: PyTree) -> PyTree:
         """Shardings of a tree of logical axis names (tuples)."""
@@ -133,3 +215,13 @@ def adapter_axes(adapter: Adapter, base_axes: PyTree) -> Adapter:
 def place(tree: PyTree, shardings: PyTree) -> Any:
     """Put host arrays where they belong."""
     return jax.tree.map(jax.device_put, tree, shardings)
+
+
+def gather(tree: PyTree) -> PyTree:
+    """Whole arrays on the host, in every process."""
+    fetch = lambda x: multihost_utils.process_allgather(x, tiled=True)  # noqa: E731
+    return jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else fetch(x), tree)
+
+
+def _mesh_axes(over: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if over is None else (over,) if isinstance(over, str) else over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -93,7 +94,7 @@ class LearnedReward:
         axes = [partitioner.tree(partitioning.adapter_axes(member, base.axes)) for member in members]
         members = [partitioning.place(*pair) for pair in zip(members, axes)]
 
-        @jax.jit
+        @functools.partial(jax.jit, out_shardings=(partitioner.sharding('batch'), None))
         def judge(params: PyTree, members: Sequence[lora.Adapter], batch: Responses) -> tuple[jax.Array, Metrics]:
             scores = member_scores(network, params, members, batch)
             return self.aggregate(scores), ensembles.disagreement(scores)
@@ -109,12 +110,12 @@ class TextReward:
     weight: float = 1.0
 
     def scorer(self, network: nn.Module, base: Base, partitioner: Partitioner, vocabulary: Any) -> Scorer:
-        """A function of the text on the host, [B, K] float32."""
+        """A function of the text on the host, [B, K] float32; each process judges its own rows."""
         del network, base
         judge = function(self.function)
 
         def one(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:
-            rows = zip(data.decode(vocabulary, rollout), examples, strict=True)
+            rows = zip(data.decode(vocabulary, partitioner.local(rollout)), examples, strict=True)
             values = [[judge(e['inputs_pretokenized'], r, e) for r in answers] for answers, e in rows]
             return partitioner.batch(np.array(values, np.float32)), {}
 
@@ -128,7 +129,7 @@ def scorer(
     partitioner: Partitioner,
     vocabulary: Any,
 ) -> Scorer:
-    """The weighted sum of several sources of reward: (rollout, its B examples) -> float32 [B, K], and metrics."""
+    """The weighted sum of several sources of reward: (rollout, own examples) -> float32 [B, K], and metrics."""
     parts = [(source.weight, source.scorer(network, base, partitioner, vocabulary)) for source in sources]
 
     def all_of_them(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from perl_jax import advantages, kl, logprobs, lora, masked, train_state
+from perl_jax import accumulate, advantages, kl, logprobs, lora, masked, train_state
 from perl_jax.algorithms import Algorithm
 from perl_jax.kl import KLConfig
 from perl_jax.sampling import SamplingConfig
@@ -102,18 +103,22 @@ def value_step(
     state: TrainState,
     batch: Experience,
     rng: jax.Array,
+    num_microbatches: int = 1,
 ) -> tuple[TrainState, Float[Array, 'B K R'], Metrics]:
     """One step of the value. Pure; also the values before the rollout was learned from, which are the baseline."""
-    mask, rngs = batch.targets_mask, {'dropout': jax.random.fold_in(rng, state.step)}
+    mask, rng = batch.targets_mask, jax.random.fold_in(rng, state.step)
 
-    def loss(adapter: lora.Adapter) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def loss(adapter: lora.Adapter, part: tuple[Experience, jax.Array], rng: jax.Array) -> tuple[jax.Array, Any]:
+        batch, weights = part
         variables = lora.bind(base, adapter, train=True)
-        now = lora.readout(variables, logprobs.response_hidden(network, variables, batch, rngs=rngs))
+        hidden = logprobs.response_hidden(network, variables, batch, rngs={'dropout': rng})
+        now = lora.readout(variables, hidden)
         old = jax.lax.stop_gradient(now) if batch.values is None else batch.values
-        returns = algorithm.returns(batch.rewards, old, mask)
-        return algorithm.reduce(algorithm.value_loss(now, old, returns), mask), (old, returns)
+        returns = algorithm.returns(batch.rewards, old, batch.targets_mask)
+        return masked.weighted(algorithm.value_loss(now, old, returns), weights), ({}, (old, returns))
 
-    (value, (old, returns)), grads = jax.value_and_grad(loss, has_aux=True)(state.adapter)
+    part = batch, algorithm.weights(mask)
+    value, grads, _, (old, returns) = accumulate.value_and_grad(loss, state.adapter, part, num_microbatches, rng)
     metrics = {
         'loss/value': value,
         'value/explained': 1 - masked.mean((returns - old) ** 2, mask) / _variance(returns, mask),
@@ -136,19 +141,19 @@ def policy_step(
     old_values: Float[Array, 'B K R'] | None,
     beta: Float[Array, ''],
     rng: jax.Array,
+    num_microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One step of the policy. Pure; the anchor is only asked where the whole KL is in the loss."""
-    mask, rngs = batch.targets_mask, {'dropout': jax.random.fold_in(rng, state.step)}
-    advantage = algorithm.advantages(batch.rewards, old_values, mask)
-    anchor = lora.bind(*anchor)
+    rng, anchor = jax.random.fold_in(rng, state.step), lora.bind(*anchor)
 
-    def loss(adapter: lora.Adapter) -> tuple[jax.Array, Metrics]:
-        variables = lora.bind(base, adapter, train=True)
-        hidden = logprobs.response_hidden(network, variables, batch, rngs=rngs)
+    def loss(adapter: lora.Adapter, part: Any, rng: jax.Array) -> tuple[jax.Array, Any]:
+        batch, advantage, weights, share = part
+        variables, mask = lora.bind(base, adapter, train=True), batch.targets_mask
+        hidden = logprobs.response_hidden(network, variables, batch, rngs={'dropout': rng})
         targets, metrics = batch.targets, {}
         if entropy_bonus:
             now, entropy = logprobs.token_logprobs_entropy(network, variables, hidden, targets, temperature)
-            metrics['entropy/exact'] = masked.mean(entropy, mask)
+            metrics['entropy/exact'] = masked.weighted(entropy, share)
         else:
             now = logprobs.token_logprobs(network, variables, hidden, targets, temperature)
         now = jnp.where(mask, now, 0)  # as the old ones: no ratio and no gradient at the padding
@@ -160,13 +165,15 @@ def policy_step(
             total += beta * logprobs.token_kl(network, variables, hidden, anchor, held, temperature)
         elif kl_config.in_loss:
             total += beta * kl.ESTIMATORS[kl_config.estimator](now, batch.anchor_logprobs)
-        metrics['kl/update'] = masked.mean(batch.logprobs - now, mask)
+        metrics['kl/update'] = masked.weighted(batch.logprobs - now, share)
         if algorithm.clip is not None:
             outside = jnp.abs(jnp.exp(now - batch.logprobs) - 1) > algorithm.clip
-            metrics['ratio/clipped'] = masked.mean(outside, mask)
-        return algorithm.reduce(total, mask), metrics
+            metrics['ratio/clipped'] = masked.weighted(outside, share)
+        return masked.weighted(total, weights), (metrics, ())
 
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.adapter)
+    mask = batch.targets_mask
+    part = batch, algorithm.advantages(batch.rewards, old_values, mask), algorithm.weights(mask), masked.share(mask)
+    value, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, part, num_microbatches, rng)
     metrics |= {'loss/policy': value, 'grad_norm/policy': optax.global_norm(grads)}
     return train_state.update(state, grads, tx), metrics
 

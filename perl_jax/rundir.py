@@ -3,6 +3,8 @@
 run.json        phase, tuning, base, sizes, memory, times    metrics.jsonl   one object a logged step
 config.gin      the operative configuration              samples.jsonl   one object a sampled answer
 checkpoints/    see checkpoints.py                        events.*        the metrics for TensorBoard
+
+It may lie in a bucket (gs://...). All processes of a job see the same folder; the first alone writes here.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from perl_jax import memory
 from perl_jax.errors import UserError
@@ -31,30 +34,41 @@ class RunDir:
     """One run's folder, progress bar and clock. Metrics of a step are read while the next one already runs."""
 
     def __init__(
-        self, model_dir: str, about: dict[str, Any], first: int, total: int, log_period: int, config: str
+        self,
+        model_dir: str,
+        about: dict[str, Any],
+        first: int,
+        total: int,
+        log_period: int,
+        config: str,
+        window: Sequence[dict[str, float]] = (),
     ) -> None:
         """Open the folder to log from step `first` on; what was logged beyond it (before a kill) is cut off.
 
-        `about` becomes run.json; `config` is the text for config.gin. Call `check` first: this one writes.
+        `about` becomes run.json; `config` is the text for config.gin; `window` is what `settle` gave at step `first`.
+        Call `check` first: this one writes.
         """
         from clu import metric_writers
         from tqdm import tqdm
 
         self.folder, self.total, self.period = model_dir, total, log_period
-        os.makedirs(model_dir, exist_ok=True)
-        for name in ('metrics.jsonl', 'samples.jsonl'):
-            _cut(os.path.join(model_dir, name), first or -1)
-        replace(os.path.join(model_dir, 'config.gin'), config)
+        self.writes = jax.process_index() == 0
         before = read(model_dir) or {}
         self.about = {'started': _now()} | {k: before[k] for k in KEPT if k in before} | about
+        if self.writes:
+            epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
+            for name in ('metrics.jsonl', 'samples.jsonl'):
+                _cut(os.path.join(model_dir, name), first or -1)
+            replace(os.path.join(model_dir, 'config.gin'), config)
+            self.events = metric_writers.SummaryWriter(model_dir)
         self._save_about(finished=None)
         self.bar = tqdm(
-            total=total, initial=first, desc=about['phase'], unit='step', dynamic_ncols=True, mininterval=0.5
-        )
-        self.events = metric_writers.SummaryWriter(model_dir)
+            total=total, initial=first, desc=about['phase'], unit='step', dynamic_ncols=True, mininterval=0.5,
+            disable=not self.writes,
+        )  # fmt: skip
         self.phase, self.first = about['phase'], first
         self.pending: tuple[int, Metrics, int, int] | None = None
-        self.window: list[dict[str, float]] = []
+        self.window = list(window)  # the metrics of steps that are not written yet
         self.step_seconds: list[float] = []  # of each window
         self.programs = memory.programs()
         self.examples = self.tokens = 0
@@ -70,17 +84,16 @@ class RunDir:
         self.pending = (step, metrics, batch_size, step % self.period == 0 or step == self.total)
         self.bar.update()
 
-    def flush(self) -> None:
-        """Read what is pending and write the window out: call it before a checkpoint, so that windows end there."""
-        self._settle(force=True)
+    def settle(self, flush: bool) -> list[dict[str, float]]:
+        """Read what is pending; with `flush` write it out, as where a run evaluates. What is left is to be saved."""
+        self._settle(force=flush)
+        return self.window
 
     def evaluated(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None) -> None:
         """Write evaluation metrics (their names get 'eval/') and sampled answers of a step."""
         self._write_metrics(step, self.finite(step, {f'eval/{k}': v for k, v in metrics.items()}))
         self.bar.set_postfix({k: f'{v:.3g}' for k, v in metrics.items()}, refresh=False)
-        with open(os.path.join(self.folder, 'samples.jsonl'), 'a') as file:
-            for row in samples or []:
-                file.write(json.dumps({'step': step, 'phase': self.phase} | row, ensure_ascii=False) + '\n')
+        self._append('samples.jsonl', [{'step': step, 'phase': self.phase} | row for row in samples or []])
         self.clock, self.examples, self.tokens = time.perf_counter(), 0, 0
 
     def finite(self, step: int, values: Metrics) -> dict[str, float]:
@@ -97,7 +110,8 @@ class RunDir:
     def close(self, finished: bool) -> None:
         """Bring run.json up to date; a run that is not finished can go on later."""
         self.bar.close()
-        self.events.close()
+        if self.writes:
+            self.events.close()
         self._save_about(finished=_now() if finished else None)
 
     def _settle(self, force: bool = False) -> None:
@@ -126,14 +140,20 @@ class RunDir:
             self.window, self.examples, self.tokens, self.clock = [], 0, 0, time.perf_counter()
 
     def _write_metrics(self, step: int, values: dict[str, float]) -> None:
-        with open(os.path.join(self.folder, 'metrics.jsonl'), 'a') as file:
-            file.write(json.dumps({'step': step, 'phase': self.phase} | values) + '\n')
-        self.events.write_scalars(step, values)
+        self._append('metrics.jsonl', [{'step': step, 'phase': self.phase} | values])
+        if self.writes:
+            self.events.write_scalars(step, values)
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        if self.writes and rows:
+            with epath.Path(self.folder, name).open('a') as file:
+                file.write(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
 
     def _save_about(self, finished: str | None) -> None:
         seconds = self.about.get('seconds', 0) + (time.perf_counter() - self.opened if hasattr(self, 'opened') else 0)
         about = self.about | {'finished': finished, 'seconds': round(seconds, 1)}
-        replace(os.path.join(self.folder, 'run.json'), json.dumps(about, indent=2) + '\n')
+        if self.writes:
+            replace(os.path.join(self.folder, 'run.json'), json.dumps(about, indent=2) + '\n')
 
 
 def imported(model_dir: str, about: dict[str, Any], source: str, config: str) -> None:
@@ -164,12 +184,11 @@ def whole(path: str) -> Iterator[str]:
 
 def read(model_dir: str) -> dict[str, Any] | None:
     """run.json of a run's folder; None if there is none."""
-    path = os.path.join(model_dir, 'run.json')
-    if not os.path.exists(path):
+    path = epath.Path(model_dir, 'run.json')
+    if not path.exists():
         return None
     try:
-        with open(path) as file:
-            about = json.load(file)
+        about = json.loads(path.read_text())
         if 'phase' not in about:
             raise ValueError('it names no phase')
     except (ValueError, TypeError) as error:
@@ -180,8 +199,8 @@ def read(model_dir: str) -> dict[str, Any] | None:
 def check(model_dir: str, about: dict[str, Any]) -> None:
     """Refuse a MODEL_DIR that another run, or the same one on another base, has written; nothing is written here."""
     before = read(model_dir)
-    folder = os.path.join(model_dir, 'checkpoints')  # empty if a run was killed while it started
-    if before is None and os.path.isdir(folder) and os.listdir(folder):
+    folder = epath.Path(model_dir, 'checkpoints')  # empty if a run was killed while it started
+    if before is None and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"MODEL_DIR '{model_dir}' has checkpoints but no run.json; name another folder")
     for key in ('phase', 'tuning', 'base', 'trainable_parameters'):
         if before is not None and _same(before.get(key)) != _same(about[key]):
@@ -202,21 +221,17 @@ def _short(value: Any) -> str:
 
 def _cut(path: str, step: int) -> None:
     """Keep the whole lines up to `step`: an unbroken run would have written just these."""
-    if not os.path.exists(path):
+    if not epath.Path(path).exists():
         return
-    kept = []
-    with open(path) as file:
-        for line in file:
-            if line.endswith('\n') and json.loads(line)['step'] <= step:
-                kept.append(line)
-    replace(path, ''.join(kept))
+    whole = epath.Path(path).read_text().split('\n')[:-1]  # a line that a killed process broke off has no end
+    replace(path, ''.join(line + '\n' for line in whole if json.loads(line)['step'] <= step))
 
 
 def replace(path: str, text: str) -> None:
     """All or nothing: a killed process leaves the old file."""
-    with open(path + '.tmp', 'w') as file:
-        file.write(text)
-    os.replace(path + '.tmp', path)
+    draft = epath.Path(path + '.tmp')
+    draft.write_text(text)
+    draft.replace(path)
 
 
 def _now() -> str:

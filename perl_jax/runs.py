@@ -16,7 +16,8 @@ from perl_jax import base as bases
 from perl_jax import lora, rundir
 from perl_jax.base import Base
 from perl_jax.checkpoints import Checkpoints
-from perl_jax.errors import UserError
+from perl_jax.distributed import preemption
+from perl_jax.errors import Preempted, UserError
 from perl_jax.types import TrainState
 
 
@@ -53,17 +54,15 @@ class Run:
         checkpoints: Checkpoints,
         states: dict[str, Any],
         name: dict,
+        preempted: Callable[[int], bool],
     ) -> None:
         self.states = states
         self._config, self._folder, self._checkpoints, self._name = config, folder, checkpoints, name
+        self._preempted = preempted
         if folder is None:  # a finished run: nothing to do, nothing to write
             self.steps = lambda: iter(())
         else:
             self.log, self.steps, self.evaluated = folder.log, folder.steps, folder.evaluated
-
-    def is_due(self, step: int) -> bool:
-        """Whether to evaluate and save after `step` steps."""
-        return step % self._config.eval_period == 0 or step == self._config.total_steps
 
     def checkpoint(
         self,
@@ -71,14 +70,26 @@ class Run:
         states: dict[str, Any],
         measure: Callable[[], tuple[dict[str, float], list[dict[str, Any]]]],
     ) -> None:
-        """Evaluate and save. Nothing is saved of a step whose metrics or adapters are not finite."""
-        self._folder.flush()
-        learned = _learned(states)
+        """After `step` steps: where it is due, evaluate and save; where the job is being preempted, save and stop.
+
+        Nothing is saved of a step whose metrics or adapters are not finite.
+
+        Raises:
+          Preempted: the state is saved.
+        """
+        leave = self._preempted(step)
+        due = step % self._config.eval_period == 0 or step == self._config.total_steps
+        if not (due or leave):
+            return
+        metrics, window, learned = None, self._folder.settle(flush=due), _learned(states)
         self._folder.finite(step, {f'norm/{role}': optax.global_norm(adapter) for role, adapter in learned.items()})
-        metrics, samples = measure()
-        self._folder.evaluated(step, metrics, samples)
+        if due:
+            metrics, samples = measure()
+            self._folder.evaluated(step, metrics, samples)
         adapters = {role: {'scale': x.scale, 'dropout': x.dropout} for role, x in learned.items()}
-        self._checkpoints.save(step, states, self._name | {'adapters': adapters}, metrics)
+        self._checkpoints.save(step, states, self._name | {'adapters': adapters, 'window': window}, metrics)
+        if leave and step < self._config.total_steps:
+            raise Preempted(f'saved at step {step} of {self._config.total_steps}')
 
 
 @contextlib.contextmanager
@@ -120,12 +131,16 @@ def start(
             f"{phase}: '{config.model_dir}' is finished ({first} of {config.total_steps} steps); "
             'for more raise TRAIN_STEPS'
         )
-        yield Run(config, None, checkpoints, states, name)
+        yield Run(config, None, checkpoints, states, name, lambda step: False)
         return
-    folder = rundir.RunDir(config.model_dir, about, first, config.total_steps, config.log_period, config.config_text())
+    window = checkpoints.about(first).get('window', []) if first else []
+    folder = rundir.RunDir(
+        config.model_dir, about, first, config.total_steps, config.log_period, config.config_text(), window
+    )
     finished = False
     try:
-        yield Run(config, folder, checkpoints, states, name)
+        with preemption() as preempted:
+            yield Run(config, folder, checkpoints, states, name, preempted)
         finished = True
     finally:
         checkpoints.close()

@@ -49,6 +49,7 @@ def train(
     anchor_ema: float = 0.0,
     shared_base: bool = True,
     metric_fns: Mapping[str, TextFunction] | None = None,
+    num_microbatches: int = 1,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Train a policy, or go on with it, in `run.model_dir`.
@@ -65,13 +66,15 @@ def train(
       anchor_ema: how far the anchor follows the policy each step (WARP's mu); 0 leaves it at the base.
       shared_base: False gives policy, value, anchor and learned reward a copy of the base each, as the paper did.
       metric_fns: {name: function(prompt, response, example)} that judge evaluation answers; training never sees them.
+      num_microbatches: the learning steps take their (mini)batch in so many parts, one after the other.
     """
     judges = rewards.functions(metric_fns)
     network, key, width = base.network, jax.random.key(run.random_seed), base.network.config.emb_dim
     _check(spec, sampling, algorithm, dataset.batch_size, shared_base)
     with partitioner.scope():
-        partitioner.check_batch('BATCH_SIZE / minibatches', dataset.batch_size // algorithm.minibatches)
-        stream = data.stream(dataset, 'prompts', run.random_seed)
+        minibatch = dataset.batch_size // algorithm.minibatches
+        partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
+        stream = data.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
         heldout = data.load(eval_dataset, 'prompts')
         data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
@@ -88,9 +91,15 @@ def train(
                 network, lora.bind(params, adapter), prompts, rng, stream.eos_id, config
             ),
             static_argnums=4,
+            out_shardings=partitioner.sharding('batch'),
         )
-        experience_fn = jax.jit(functools.partial(rl.experience, network, kl, shaping, stream.eos_id, sampling))
-        learn = _learner(network, algorithm, kl, entropy_bonus, sampling.temperature, txs, shardings)
+        experience_fn = jax.jit(
+            functools.partial(rl.experience, network, kl, shaping, stream.eos_id, sampling),
+            out_shardings=(partitioner.sharding('batch'), None),
+        )
+        learn = _learner(
+            network, algorithm, kl, entropy_bonus, sampling.temperature, txs, num_microbatches, shardings
+        )
         follow = jax.jit(anchors.follow, donate_argnums=0, out_shardings=shardings.anchor)
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
@@ -127,8 +136,7 @@ def train(
                     metrics['kl/beta'] = state.beta
                     state = state.replace(beta=kl.adapt(state.beta, metrics['kl/anchor'], scores.size))
                 log.log(step + 1, metrics, scores.size)
-                if log.is_due(step + 1):
-                    log.checkpoint(step + 1, _kept(state), functools.partial(measure, state.policy.adapter))
+                log.checkpoint(step + 1, _kept(state), functools.partial(measure, state.policy.adapter))
 
 
 def _create(
@@ -169,17 +177,21 @@ def _learner(
     entropy_bonus: float,
     temperature: float,
     txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    num_microbatches: int,
     shardings: PolicyState,
 ) -> Callable[..., tuple[PolicyState, Metrics]]:
     """Step 5, compiled: all that is learned from one rollout. The metrics are those of its last update."""
     values_fn = jax.jit(functools.partial(rl.values, network))
     value_step = jax.jit(
-        functools.partial(rl.value_step, network, algorithm, txs[1]),
+        functools.partial(rl.value_step, network, algorithm, txs[1], num_microbatches=num_microbatches),
         donate_argnums=1,
         out_shardings=(shardings.value, None, None),
     )
     policy_step = jax.jit(
-        functools.partial(rl.policy_step, network, algorithm, kl, entropy_bonus, temperature, txs[0]),
+        functools.partial(
+            rl.policy_step, network, algorithm, kl, entropy_bonus, temperature, txs[0],
+            num_microbatches=num_microbatches,
+        ),  # fmt: skip
         donate_argnums=2,
         out_shardings=(shardings.policy, None),
     )

@@ -17,8 +17,8 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from perl_jax import accumulate, data, ensembles, evaluate, lora, losses, runs, train_state
 from perl_jax import base as bases
-from perl_jax import data, ensembles, evaluate, lora, losses, runs, train_state
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.lora import FullSpec, LoraSpec
@@ -35,23 +35,24 @@ def reward_step(
     state: TrainState,
     batches: Sequence[Responses],
     rng: jax.Array,
+    num_microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One step on the sum of the batches' losses: `Thumbs` are classified, other `Responses` are pairs. Pure."""
-    rngs = {'dropout': jax.random.fold_in(rng, state.step)}
+    """One step on the sum of the batches' mean losses: `Thumbs` are classified, other `Responses` are pairs. Pure."""
 
-    def loss(adapter: lora.Adapter) -> tuple[jax.Array, Metrics]:
-        total, metrics, variables = 0.0, {}, lora.bind(base, adapter, train=True)
-        for batch in batches:
-            rewards = score(network, variables, batch, rngs=rngs)
+    def loss(adapter: lora.Adapter, parts: Sequence[Responses], rng: jax.Array) -> tuple[jax.Array, Any]:
+        total, hits, variables = 0.0, {}, lora.bind(base, adapter, train=True)
+        for part, batch in zip(parts, batches):
+            rewards = score(network, variables, part, rngs={'dropout': rng})
             if isinstance(batch, Thumbs):
-                total += losses.pointwise(rewards, batch.labels)
-                metrics['accuracy/pointwise'] = ((rewards > 0) == (batch.labels == 1)).mean()
+                total += losses.pointwise(rewards, part.labels).sum() / batch.labels.size
+                hits['accuracy/pointwise'] = ((rewards > 0) == (part.labels == 1)).sum() / batch.labels.size
             else:
-                total += losses.pairwise(rewards)
-                metrics['accuracy/pairwise'] = (rewards[:, 0] > rewards[:, 1]).mean()
-        return total, metrics
+                total += losses.pairwise(rewards).sum() / len(batch.inputs)
+                hits['accuracy/pairwise'] = (rewards[:, 0] > rewards[:, 1]).sum() / len(batch.inputs)
+        return total, (hits, ())
 
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.adapter)
+    rng = jax.random.fold_in(rng, state.step)
+    value, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, batches, num_microbatches, rng)
     metrics |= {'loss/reward': value, 'grad_norm': optax.global_norm(grads)}
     metrics['tokens'] = sum(batch.inputs_mask.sum() + batch.targets_mask.sum() for batch in batches)
     return train_state.update(state, grads, tx), metrics
@@ -64,11 +65,12 @@ def ensemble_step(
     states: Mapping[str, TrainState],
     batches: Mapping[str, Sequence[Responses]],
     rngs: Mapping[str, jax.Array],
+    num_microbatches: int = 1,
 ) -> tuple[dict[str, TrainState], Metrics]:
     """`reward_step` of each member, on its own batches: one program, one base. The metrics are the members' means."""
     after, metrics = {}, []
     for role, state in states.items():
-        after[role], found = reward_step(network, tx, base, state, batches[role], rngs[role])
+        after[role], found = reward_step(network, tx, base, state, batches[role], rngs[role], num_microbatches)
         metrics.append(found)
     tokens = sum(found.pop('tokens') for found in metrics)
     return after, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) | {'tokens': tokens}
@@ -83,6 +85,7 @@ def train(
     optimizer: optax.GradientTransformation,
     best_metric: str | None = None,
     head_seed: int | None = None,
+    num_microbatches: int = 1,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Train a reward, or go on with it, in `run.model_dir`; the best checkpoint is kept beside the latest.
@@ -97,6 +100,7 @@ def train(
         pairs (as in the paper), else 'auc'.
       head_seed: where heads start; None takes each member's own seed. Rewards that are to be averaged as in WARM have
         to start from one head, here and in other runs: give them the same number.
+      num_microbatches: a batch is learned from in so many parts, one after the other.
     """
     network, specs = base.network, list(spec) if isinstance(spec, Sequence) else [spec]
     roles = ['reward'] if len(specs) == 1 else [f'reward_{i}' for i in range(len(specs))]
@@ -105,9 +109,10 @@ def train(
     kinds = [data.reward_kind(config.mixture_or_task_name) for config in dataset.each()]
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
-        partitioner.check_batch('BATCH_SIZE', dataset.batch_size)
+        partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
+        rows = partitioner.rows(dataset.batch_size)
         streams = {
-            role: [data.stream(config, kind, seed) for config, kind in zip(dataset.each(), kinds)]
+            role: [data.stream(config, kind, seed, rows) for config, kind in zip(dataset.each(), kinds)]
             for role, seed in zip(roles, seeds)
         }
         heldout = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in eval_dataset.each()]
@@ -125,7 +130,9 @@ def train(
         shardings = {role: partitioner.state(state, frozen.axes, optimizer) for role, state in shapes.items()}
         states = jax.jit(create, out_shardings=shardings)(keys, frozen.params)
         step_fn = jax.jit(
-            functools.partial(ensemble_step, network, optimizer), donate_argnums=1, out_shardings=(shardings, None)
+            functools.partial(ensemble_step, network, optimizer, num_microbatches=num_microbatches),
+            donate_argnums=1,
+            out_shardings=(shardings, None),
         )
         score_fn = jax.jit(functools.partial(member_scores, network))
 
@@ -142,6 +149,5 @@ def train(
                 }
                 states, metrics = step_fn(frozen.params, states, batches, keys)  # 2, 3
                 log.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
-                if log.is_due(step + 1):
-                    adapters = [state.adapter for state in states.values()]
-                    log.checkpoint(step + 1, states, functools.partial(measure, adapters))
+                adapters = [state.adapter for state in states.values()]
+                log.checkpoint(step + 1, states, functools.partial(measure, adapters))

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from perl_jax import accumulate, data, evaluate, lora, masked, rewards, runs, train_state
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, losses, masked, rewards, runs, train_state
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.logprobs import response_logprobs
@@ -34,15 +33,21 @@ def sft_step(
     state: TrainState,
     batch: Responses,
     rng: jax.Array,
+    num_microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One step of SFT. Pure; `rng` is for dropout and the same at every step of a run."""
-    rngs = {'dropout': jax.random.fold_in(rng, state.step)}
+    """One step of SFT: the mean over the target tokens of -log p.
 
-    def loss(adapter: lora.Adapter) -> jax.Array:
+    Pure; `rng` is for dropout and the same at every step of a run.
+    """
+
+    def loss(adapter: lora.Adapter, part: Any, rng: jax.Array) -> tuple[jax.Array, Any]:
+        batch, weights = part
         variables = lora.bind(base, adapter, train=True)
-        return losses.nll(response_logprobs(network, variables, batch, rngs=rngs), batch.targets_mask)
+        logprobs = response_logprobs(network, variables, batch, rngs={'dropout': rng})
+        return -masked.weighted(logprobs, weights), ({}, ())
 
-    value, grads = jax.value_and_grad(loss)(state.adapter)
+    rng, part = jax.random.fold_in(rng, state.step), (batch, masked.share(batch.targets_mask))
+    value, grads, _, _ = accumulate.value_and_grad(loss, state.adapter, part, num_microbatches, rng)
     metrics = {'loss/nll': value, 'grad_norm': optax.global_norm(grads), 'tokens': batch.targets_mask.sum()}
     return train_state.update(state, grads, tx), metrics
 
@@ -57,6 +62,7 @@ def train(
     prompts_dataset: DatasetConfig | None = None,
     sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
     metric_fns: Mapping[str, TextFunction] | None = None,
+    num_microbatches: int = 1,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Run SFT, or go on with it, in `run.model_dir`.
@@ -66,12 +72,13 @@ def train(
       spec: LoRA or full tuning.
       prompts_dataset: evaluation samples an answer to each of these prompts; None samples none.
       metric_fns: {name: function(prompt, response, example)} that judge the answers.
+      num_microbatches: a batch is learned from in so many parts, one after the other.
     """
     network, key = base.network, jax.random.key(run.random_seed)
     judges = rewards.functions(metric_fns)
     with partitioner.scope():
-        partitioner.check_batch('BATCH_SIZE', dataset.batch_size)
-        stream = data.stream(dataset, 'sft', run.random_seed)
+        partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
+        stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size))
         heldout = data.load(eval_dataset, 'sft')
         data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
         prompts = data.load(prompts_dataset, 'prompts') if prompts_dataset else None
@@ -81,24 +88,24 @@ def train(
         shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, optimizer)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
         step_fn = jax.jit(
-            functools.partial(sft_step, network, optimizer), donate_argnums=1, out_shardings=(shardings, None)
+            functools.partial(sft_step, network, optimizer, num_microbatches=num_microbatches),
+            donate_argnums=1,
+            out_shardings=(shardings, None),
         )
 
         @jax.jit
-        def nll_fn(params: PyTree, adapter: lora.Adapter, batch: Responses) -> tuple[jax.Array, jax.Array]:
-            logprobs = response_logprobs(network, lora.bind(params, adapter), batch)
-            return masked.total(logprobs, batch.targets_mask), batch.targets_mask.sum(-1)
+        def logprob_fn(params: PyTree, adapter: lora.Adapter, batch: Responses) -> jax.Array:
+            return masked.total(response_logprobs(network, lora.bind(params, adapter), batch), batch.targets_mask)
 
         @jax.jit
         def sample_fn(params: PyTree, adapter: lora.Adapter, batch: Any, rng: jax.Array) -> Any:
             return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_id, sampling)
 
         def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
-            total, tokens = 0.0, 0
-            for batch, _, real in heldout.batches(dataset.batch_size):
-                logprobs, counts = nll_fn(frozen.params, adapter, partitioner.batch(batch))
-                total, tokens = total + np.asarray(logprobs)[:real].sum(), tokens + np.asarray(counts)[:real].sum()
-            metrics, rows = {'nll': float(-total / tokens)}, []
+            one = functools.partial(logprob_fn, frozen.params, adapter)
+            (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, one)  # [N, 1]
+            tokens = heldout.arrays['targets_mask'].sum()
+            metrics, rows = {'nll': float(-total.sum() / tokens)}, []
             if prompts is not None:
                 respond = lambda batch, _, i: (  # noqa: E731
                     sample_fn(frozen.params, adapter, batch, jax.random.fold_in(key, i)), {})  # fmt: skip
@@ -112,5 +119,4 @@ def train(
                 batch, _ = stream(step)  # 1
                 state, metrics = step_fn(frozen.params, state, partitioner.batch(batch), key)  # 2, 3
                 log.log(step + 1, metrics, dataset.batch_size)
-                if log.is_due(step + 1):
-                    log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))
+                log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))

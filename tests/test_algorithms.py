@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from perl_jax import advantages as adv
+from perl_jax import masked
 from perl_jax.algorithms.grpo import GRPO
 from perl_jax.algorithms.ppo import PPO
 from perl_jax.algorithms.reinforce import Reinforce
@@ -24,12 +25,12 @@ LENGTHS = MASK.sum(-1)
 def policy_loss(algorithm, new=NEW, mask=MASK):
     values = VALUES if algorithm.has_value else None
     advantages = algorithm.advantages(REWARDS, values, mask)
-    return float(algorithm.reduce(algorithm.policy_loss(new, OLD, advantages), mask))
+    return float(masked.weighted(algorithm.policy_loss(new, OLD, advantages), algorithm.weights(mask)))
 
 
 def value_loss(algorithm):
     returns = algorithm.returns(REWARDS, VALUES, MASK)
-    return float(algorithm.reduce(algorithm.value_loss(NEW_VALUES, VALUES, returns), MASK))
+    return float(masked.weighted(algorithm.value_loss(NEW_VALUES, VALUES, returns), algorithm.weights(MASK)))
 
 
 def to_go(b, k, t):
@@ -116,5 +117,5 @@ def test_padding_does_not_matter(algorithm):
     got = []
     for new, old, value in zip((NEW, garbage(NEW)), (OLD, garbage(OLD)), values):
         advantages = algorithm.advantages(REWARDS, value, MASK)
-        got.append(float(algorithm.reduce(algorithm.policy_loss(new, old, advantages), MASK)))
+        got.append(float(masked.weighted(algorithm.policy_loss(new, old, advantages), algorithm.weights(MASK))))
     assert got[0] == got[1]

@@ -159,6 +159,14 @@ def test_batches_hold_every_row_once_and_are_filled_up():
     assert real == 1 and batch.inputs[:, :3].tolist() == [ids('006')] * 3
 
 
+def test_processes_read_their_own_rows_of_the_same_batches():
+    dataset = load('sft', sft(7))
+    for (whole, _, n), *parts in zip(dataset.batches(4), *(dataset.batches(4, np.array(r)) for r in ([0, 3], [1, 2]))):
+        assert [part[2] for part in parts] == [n, n]
+        mine = np.concatenate([part[0].inputs for part in parts])
+        np.testing.assert_array_equal(mine, whole.inputs[[0, 3, 1, 2]])
+
+
 def test_decode_leaves_out_eos_and_padding():
     (batch, *_), *_ = load('pairs', [{'inputs': 'ab', 'chosen': 'c', 'rejected': 'def'}]).batches(1)
     batch.targets[0, 0, 2:] = ids('xy')  # padding may be anything
@@ -200,7 +208,7 @@ def test_several_names():
 
 def stream(rows, batch_size=5, seed=0):
     dataset = load('sft', sft(rows) if isinstance(rows, int) else rows)
-    return data.Stream([dataset], [1.0], batch_size, seed)
+    return data.Stream([dataset], [1.0], batch_size, seed, np.arange(batch_size))
 
 
 def names(stream, steps):
@@ -211,6 +219,17 @@ def names(stream, steps):
         assert [row[:3].tolist() for row in batch.inputs] == [ids(e['inputs_pretokenized']) for e in examples]
         out += [e['inputs_pretokenized'] for e in examples]
     return out
+
+
+def test_a_stream_gives_each_process_its_own_rows():
+    whole = stream(37)
+    first, second = (dataclasses.replace(whole, rows=np.array(rows)) for rows in ([0, 1, 4], [2, 3]))
+    for n in (0, 7, 20):
+        batch, examples = whole(n)
+        for part, rows in (first, [0, 1, 4]), (second, [2, 3]):
+            mine, theirs = part(n)
+            np.testing.assert_array_equal(mine.targets, batch.targets[rows])
+            assert theirs == [examples[i] for i in rows]
 
 
 def test_an_epoch_visits_each_row_once_and_the_next_in_another_order():

@@ -14,18 +14,14 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-np.float64(x)))
 
 
-def test_nll_is_the_mean_over_tokens():
-    assert losses.nll(X, MASK) == pytest.approx(-X[MASK].sum() / 14, rel=1e-6)
-
-
 def test_pairwise_is_bradley_terry():
     rewards = RNG.standard_normal((5, 2)).astype(np.float32)
-    want = np.mean([-np.log(sigmoid(chosen - rejected)) for chosen, rejected in rewards])
+    want = [-np.log(sigmoid(chosen - rejected)) for chosen, rejected in rewards]
     assert losses.pairwise(rewards) == pytest.approx(want, rel=1e-6)
 
 
 def test_pairwise_prefers_the_first():
-    gradient = jax.grad(losses.pairwise)(jnp.zeros((1, 2)))
+    gradient = jax.grad(lambda r: losses.pairwise(r).sum())(jnp.zeros((1, 2)))
     assert gradient.tolist() == [[-0.5, 0.5]]
 
 
@@ -33,7 +29,7 @@ def test_pointwise_is_cross_entropy_on_the_logit():
     rewards = RNG.standard_normal((5, 1)).astype(np.float32)
     labels = np.array([[0.0], [1.0], [1.0], [0.0], [0.25]], np.float32)
     p = sigmoid(rewards)
-    want = np.mean(-labels * np.log(p) - (1 - labels) * np.log(1 - p))
+    want = -labels * np.log(p) - (1 - labels) * np.log(1 - p)
     assert losses.pointwise(rewards, labels) == pytest.approx(want, rel=1e-6)
 
 
@@ -41,8 +37,8 @@ def test_pointwise_is_cross_entropy_on_the_logit():
 def test_losses_of_a_reward_stay_finite_far_out(size):
     wrong = np.array([[-size, size]], np.float32)
     assert losses.pairwise(wrong) == pytest.approx(2 * size)
-    assert losses.pointwise(wrong, np.array([[1.0, 0.0]], np.float32)) == pytest.approx(size)
-    assert np.isfinite(jax.grad(losses.pairwise)(wrong)).all()
+    assert losses.pointwise(wrong, np.array([[1.0, 0.0]], np.float32)).tolist() == [[size, size]]
+    assert np.isfinite(jax.grad(lambda r: losses.pairwise(r).sum())(wrong)).all()
 
 
 def every(f, *arrays):
@@ -94,7 +90,3 @@ def test_advantages_and_returns_are_constants():
         assert jax.grad(total, argnums=1)(loss, X, Y).all()
     assert not jax.grad(total, argnums=3)(losses.clipped, X, Y, Z, 0.2).any()
     assert not jax.grad(total, argnums=3)(losses.clipped_value, X, Y, Z, 0.2).any()
-
-
-def test_nll_does_not_look_at_the_padding():
-    assert losses.nll(X, MASK) == losses.nll(np.where(MASK, X, np.nan), MASK)

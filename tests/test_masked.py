@@ -33,3 +33,11 @@ def test_what_stands_at_the_padding_may_be_anything():
 def test_at_last_puts_it_on_the_last_real_token():
     got = masked.at_last(np.array([[0.25, 0.5], [0.75, 1.5]], np.float32), MASK)
     assert got.tolist() == [[[0, 0.25, 0], [0, 0, 0]], [[0, 0, 0.75], [1.5, 0, 0]]]
+
+
+def test_shares_make_a_mean_of_a_weighted_sum():
+    share = masked.share(MASK)
+    assert share.shape == MASK.shape and float(share.sum()) == 1
+    assert masked.weighted(X, share) == masked.mean(X, MASK)
+    assert masked.weighted(np.where(MASK, X, np.nan), share) == masked.mean(X, MASK)
+    assert masked.weighted(X, masked.share(np.zeros_like(MASK))) == 0

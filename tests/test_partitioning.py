@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from perl_jax import lora, partitioning, train_state
+from perl_jax import lora, partitioning, topology, train_state
 from perl_jax.errors import UserError
 from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.partitioning import Partitioner
@@ -104,15 +104,32 @@ def test_factored_moments_are_copies():
 
 
 def test_rules_can_be_changed():
-    rules = (('embed', 'data'), *partitioning.STANDARD_RULES)
+    rules = partitioning.standard_logical_axis_rules(additional_rules=[('layers', 'data')])
     _, axes = partitioning.abstract(tiny.NETWORK)
     got = specs(Partitioner(logical_axis_rules=rules).tree(axes))
+    assert got[f'{ATTENTION}/query/kernel'] == ('data', None, 'model')
+
+
+def test_fsdp_splits_parameters_over_data_and_activations_by_batch_alone():
+    rules = partitioning.standard_logical_axis_rules(parameter_partitioning_dims=2)
+    partitioner, (_, axes) = Partitioner(logical_axis_rules=rules), partitioning.abstract(tiny.UNTIED)
+    got = specs(partitioner.tree(axes))
     assert got[f'{ATTENTION}/query/kernel'] == (None, 'data', 'model')
+    assert got[f'{ATTENTION}/out/kernel'] == (None, 'model', 'data')
+    assert got['token_embedder/embedding'] == ('model', 'data')
+    assert spec(partitioner.sharding('batch', 'length', 'embed')) == (('replica', 'data'),)
+
+
+def test_activations_between_layers_can_lie_on_model():
+    rules = partitioning.standard_logical_axis_rules(2, 2)
+    partitioner, (_, axes) = Partitioner(logical_axis_rules=rules), partitioning.abstract(tiny.UNTIED)
+    assert spec(partitioner.sharding('batch', 'length', 'embed')) == (('replica', 'data'), None, 'model')
+    assert specs(partitioner.tree(axes))[f'{MLP}/wi_0/kernel'] == (None, 'data', 'model')
 
 
 def test_a_batch_is_split_over_data():
     placed = Partitioner().batch(tiny.responses())
-    assert all(spec(x.sharding) == ('data',) for x in jax.tree.leaves(placed))
+    assert all(spec(x.sharding) == (('replica', 'data'),) for x in jax.tree.leaves(placed))
     assert tiny.same(placed, tiny.responses())
 
 
@@ -121,9 +138,30 @@ def test_partitions_must_divide_the_devices():
         _ = Partitioner(num_partitions=3).mesh
 
 
-def test_the_mesh_is_data_by_model():
-    assert Partitioner().mesh.axis_names == ('data', 'model')
-    assert Partitioner().mesh.shape == {'data': jax.device_count(), 'model': 1}
+def test_the_mesh_is_replica_by_data_by_model():
+    assert Partitioner().mesh.axis_names == ('replica', 'data', 'model')
+    assert Partitioner().mesh.shape == {'replica': 1, 'data': jax.device_count(), 'model': 1}
+
+
+def test_a_run_on_other_devices_than_its_layout_is_for_stops():
+    with pytest.raises(UserError, match="'v5e:4x4' is 16 x TPU v5 lite, and here are .* x cpu; give the mesh/ file"):
+        _ = Partitioner(topology='v5e:4x4').mesh
+
+
+def test_a_parameter_that_does_not_divide_is_named():
+    devices = topology.devices('v5e:4x4')
+    shapes, axes = partitioning.abstract(tiny.UNTIED)
+    Partitioner(num_partitions=4, devices=devices).check_params(shapes, axes)
+    with pytest.raises(UserError, match=r"/kernel: its axis '\w+' of \d+ does not divide over the 16 devices along"):
+        Partitioner(num_partitions=16, devices=devices).check_params(shapes, axes)
+
+
+def test_a_process_alone_has_every_row():
+    partitioner = Partitioner()
+    assert partitioner.rows(6).tolist() == [0, 1, 2, 3, 4, 5]
+    batch = tiny.responses()
+    assert tiny.same(partitioner.local(partitioner.batch(batch)), batch)
+    assert tiny.same(partitioning.gather(partitioner.batch(batch)), batch)
 
 
 def test_abstract_and_unbox():

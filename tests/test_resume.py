@@ -1,8 +1,10 @@
 """Killed at any time, a run that is started again is the run that nothing happened to, bit for bit."""
 
 import functools
+import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -44,17 +46,18 @@ def unbroken(toys, tmp_path_factory):
     return get
 
 
-def kill(argv, ready):
-    """Starts a command in a process of its own and kills it as soon as `ready()`."""
+def kill(argv, ready, how=signal.SIGKILL):
+    """Starts a command in a process of its own and sends it a signal as soon as `ready()`; what it said."""
     env = os.environ | ENVIRONMENT
     process = subprocess.Popen(
         [sys.executable, '-m', 'perl_jax', *argv], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
     )
     while process.poll() is None and not ready():
         time.sleep(0.001)
-    process.kill()
+    process.send_signal(how)
     _, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f'it ended before it was killed: {err}'
+    assert process.returncode == (-how if how == signal.SIGKILL else 75), f'it ended before it was killed: {err}'
+    return err
 
 
 def logged(folder, count):
@@ -98,6 +101,19 @@ def test_a_run_that_was_killed_is_the_unbroken_run(toys, unbroken, phase, moment
     for moment in moments:
         kill(argv, functools.partial(MOMENTS[moment], folder))
     assert 3 <= steps(folder)[-1] < 30
+    ran(*argv)
+    assert_same_run(folder, whole)
+
+
+@each_phase
+def test_a_run_that_is_preempted_saves_at_once_and_is_the_unbroken_run(toys, unbroken, phase, tmp_path):
+    """In the middle of a window of the log too. SIGTERM is the notice that a machine will be taken away."""
+    folder, whole = tmp_path / phase, unbroken(phase)
+    argv = command(toys, phase, folder)
+    err = kill(argv, functools.partial(logged, folder, 4), signal.SIGTERM)
+    saved = re.search(r'perl_jax: preempted; saved at step (\d+) of 30; the same command goes on', err)
+    assert saved and steps(folder)[-1] == int(saved[1])
+    assert json.loads((folder / 'run.json').read_text())['finished'] is None
     ran(*argv)
     assert_same_run(folder, whole)
 

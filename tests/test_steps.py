@@ -103,7 +103,7 @@ def test_metrics_are_of_the_state_before_the_step(spec):
     run = trained('reward', spec)
     pairs, thumbs = (np.asarray(judge(run.base, run.before.adapter, batch)) for batch in (PAIRS, THUMBS))
     metrics = run.metrics[0]
-    want = losses.pairwise(pairs) + losses.pointwise(thumbs, THUMBS.labels)
+    want = losses.pairwise(pairs).mean() + losses.pointwise(thumbs, THUMBS.labels).mean()
     assert metrics['loss/reward'] == pytest.approx(float(want), rel=1e-5)
     assert metrics['accuracy/pairwise'] == np.mean(pairs[:, 0] > pairs[:, 1])
     assert metrics['accuracy/pointwise'] == np.mean((thumbs > 0) == (THUMBS.labels > 0.5))

@@ -43,5 +43,5 @@ class Algorithm(Protocol):
     def value_loss(self, values: Tokens, old_values: Tokens, returns: Tokens) -> Tokens:
         """Of each token; `old_values` are those before the rollout was learned from."""
 
-    def reduce(self, losses: Tokens, mask: Mask) -> Float[Array, '']:
-        """From losses of tokens to one: the policy's, the value's, and a KL or an entropy beside them."""
+    def weights(self, mask: Mask) -> Tokens:
+        """What each token counts in the loss, which is a weighted sum: the policy's, the value's, a KL, an entropy."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from perl_jax import advantages as adv
 from perl_jax import losses, masked
@@ -37,6 +36,7 @@ class GRPO:
         """PPO's surrogate."""
         return losses.clipped(logprobs, old_logprobs, advantages, self.clip)
 
-    def reduce(self, losses: Tokens, mask: Mask) -> Float[Array, '']:
+    def weights(self, mask: Mask) -> Tokens:
         """The mean over a response, then over responses: long ones count no more than short ones."""
-        return (masked.total(losses, mask) / jnp.maximum(masked.lengths(mask), 1)).mean()
+        B, K, _ = mask.shape
+        return mask / (B * K * jnp.maximum(masked.lengths(mask), 1)[..., None])

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxtyping import Array, Float
-
 from perl_jax import advantages as adv
 from perl_jax import losses, masked
 from perl_jax.algorithms import Mask, Tokens
@@ -46,6 +44,6 @@ class PPO:
         """The clipped squared error."""
         return losses.clipped_value(values, old_values, returns, self.value_clip)
 
-    def reduce(self, losses: Tokens, mask: Mask) -> Float[Array, '']:
+    def weights(self, mask: Mask) -> Tokens:
         """The mean over all tokens."""
-        return masked.mean(losses, mask)
+        return masked.share(mask)

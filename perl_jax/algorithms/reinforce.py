@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxtyping import Array, Float
-
 from perl_jax import advantages as adv
-from perl_jax import losses, masked
+from perl_jax import losses
 from perl_jax.algorithms import Mask, Tokens
 
 
@@ -42,6 +40,7 @@ class Reinforce:
         """(Z_t - V_t)^2."""
         return losses.value(values, returns)
 
-    def reduce(self, losses: Tokens, mask: Mask) -> Float[Array, '']:
+    def weights(self, mask: Mask) -> Tokens:
         """The sum over a response, the mean over responses."""
-        return masked.total(losses, mask).mean()
+        B, K, _ = mask.shape
+        return mask / (B * K)

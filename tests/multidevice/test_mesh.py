@@ -32,8 +32,15 @@ BATCHES = {
     'reward': (tiny.responses(B, K),),
     'policy': tiny.experience(B, K),
 }
-MESHES = {'8x1': Partitioner(1), '4x2': Partitioner(2), '2x4': Partitioner(4)}
-CASES = [(kind, LORA, mesh) for kind in BATCHES for mesh in MESHES] + [('policy', FULL, '2x4')]
+FSDP = partitioning.standard_logical_axis_rules(parameter_partitioning_dims=2)
+MESHES = {
+    '8x1': Partitioner(1),
+    '4x2': Partitioner(2),
+    '2x4': Partitioner(4),
+    'fsdp': Partitioner(1, logical_axis_rules=FSDP),
+    'all': Partitioner(2, 2, FSDP),  # 2 replicas of 2 x 2
+}
+CASES = [(kind, LORA, mesh) for kind in BATCHES for mesh in MESHES if mesh != '4x2'] + [('policy', FULL, '2x4')]
 cases = pytest.mark.parametrize(('kind', 'spec', 'mesh'), CASES, ids=[f'{k}-{s.tuning}-{m}' for k, s, m in CASES])
 meshes = pytest.mark.parametrize('mesh', MESHES)
 
@@ -99,7 +106,11 @@ def on_eight(kind, spec, mesh):
 def test_there_are_eight_devices():
     assert jax.device_count() == 8
     assert {name: dict(p.mesh.shape) for name, p in MESHES.items()} == {
-        '8x1': {'data': 8, 'model': 1}, '4x2': {'data': 4, 'model': 2}, '2x4': {'data': 2, 'model': 4}
+        '8x1': {'replica': 1, 'data': 8, 'model': 1},
+        '4x2': {'replica': 1, 'data': 4, 'model': 2},
+        '2x4': {'replica': 1, 'data': 2, 'model': 4},
+        'fsdp': {'replica': 1, 'data': 8, 'model': 1},
+        'all': {'replica': 2, 'data': 2, 'model': 2},
     }  # fmt: skip
 
 
@@ -185,7 +196,8 @@ def test_the_base_is_the_same_on_every_mesh(mesh):
     assert fingerprint(placed) == fingerprint(tiny.base())
     assert base.fingerprint == load_base(BaseConfig(NETWORK), MESHES['8x1'], 0).fingerprint
     split = base.params['decoder']['layers']['mlp']['wo']['kernel']
-    assert split.sharding.shard_shape(split.shape) == (2, 48 // partitioner.num_partitions, D)
+    width = D // partitioner.mesh.shape['data'] if partitioner.logical_axis_rules == FSDP else D
+    assert split.sharding.shard_shape(split.shape) == (2, 48 // partitioner.num_partitions, width)
 
 
 def _saved(state):

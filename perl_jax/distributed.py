@@ -1,0 +1,98 @@
+"""Several processes that train as one: how they find each other, and what happens when the job is told to go.
+
+Every process runs the same command. Each reads its own rows of every batch (Partitioner.rows); all of them write a
+checkpoint; the first alone writes metrics and samples. If one dies, the others stop within `HEARTBEAT` seconds: the
+step that they wait in could never end. The same command on as many processes, or more or fewer, goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from perl_jax.errors import UserError
+
+HEARTBEAT = 60  # seconds of silence after which a process is taken for dead
+JOIN = 300  # seconds that the processes wait for each other at the start
+
+# T5X's flags. On a TPU pod, under Slurm or on GKE --distributed alone: JAX asks the machine who is who.
+FLAGS: dict[str, dict[str, Any]] = {
+    '--distributed': {'action': 'store_true', 'help': 'one process of several; the machine says which'},
+    '--coordinator_address': {'metavar': 'HOST:PORT', 'help': 'of process 0, where the machine does not say it'},
+    '--process_count': {'type': int, 'help': 'how many there are'},
+    '--process_index': {'type': int, 'help': 'which this is, from 0'},
+}
+
+
+def join(
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    process_count: int | None = None,
+    process_index: int | None = None,
+) -> None:
+    """Make this process one of a job, before anything else asks JAX for its devices. Without arguments: do nothing.
+
+    Raises:
+      UserError: only some of the three that belong together are given, or the processes do not find each other.
+    """
+    given = [x is not None for x in (coordinator_address, process_count, process_index)]
+    if any(given) != all(given):
+        raise UserError('--coordinator_address, --process_count and --process_index: give all three or none')
+    if not (distributed or any(given)):
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator_address, process_count, process_index,
+            initialization_timeout=JOIN, heartbeat_timeout_seconds=HEARTBEAT,
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        said = ' '.join(str(error).split())
+        raise UserError(
+            f'--distributed: {said}; where the machine does not say who is who, give --coordinator_address, '
+            '--process_count and --process_index'
+        ) from error
+    names = roll_call()
+    if jax.process_index() == 0:
+        listed = ', '.join(f'{i} {name}' for i, name in enumerate(names))
+        logging.getLogger('perl_jax').info(f'{len(names)} processes: {listed}')
+
+
+def roll_call() -> list[str]:
+    """The host name of every process: messages speak of 'task 3', and someone has to find that machine."""
+    client, n = jax._src.distributed.global_state.client, jax.process_count()
+    client.key_value_set(f'perl_jax/host/{jax.process_index()}', socket.gethostname())
+    return [client.blocking_key_value_get(f'perl_jax/host/{i}', JOIN * 1000) for i in range(n)]
+
+
+def whoami() -> str:
+    """What messages of one process among several begin with."""
+    return f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}'
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[int], bool]]:
+    """A function of the step that says whether to save and stop there: this job was sent SIGTERM.
+
+    Where there are several processes one notice is enough: all of them hear of it, and agree on the step. Each has to
+    ask after every step.
+    """
+    noticed = threading.Event()
+    if jax.process_count() > 1 and jax._src.distributed.global_state.client is not None:
+        yield multihost_utils.reached_preemption_sync_point  # JAX took SIGTERM over when the processes joined
+        return
+    if threading.current_thread() is not threading.main_thread():  # Python gives signals to the main thread alone
+        yield lambda step: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+    try:
+        yield lambda step: noticed.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,115 @@
+"""TPUs by name: 'v5e:4x4' is a slice of 16 chips, '2xv5e:4x4' are two such slices.
+
+Its devices can be had without the hardware: JAX lowers for them and libtpu compiles, on any machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from perl_jax.errors import UserError
+from perl_jax.stderr import silenced
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, which is one device of JAX.
+
+    device_kind: as JAX has it.   hbm: bytes that a program may have, as the compiler says (a little is its own).
+    peak_flops: bf16, a second; clock: cycles a second that give this peak (cloud.google.com/tpu/docs).
+    per_host: chips of a whole host, along each dimension.
+    """
+
+    device_kind: str
+    hbm: int
+    peak_flops: float
+    clock: float
+    megacore: bool
+    per_host: tuple[int, ...]
+
+
+CHIPS = {
+    'v4': Chip('TPU v4', int(30.75 * 2**30), 275e12, 1.05e9, True, (2, 2, 1)),
+    'v5e': Chip('TPU v5 lite', int(15.75 * 2**30), 197e12, 1.5e9, False, (2, 2)),
+    'v5p': Chip('TPU v5', int(95.73 * 2**30), 459e12, 1.75e9, True, (2, 2, 1)),
+    'v6e': Chip('TPU v6 lite', int(31.24 * 2**30), 918e12, 1.75e9, False, (2, 2)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Slices of one shape."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int
+
+    @property
+    def num_devices(self) -> int:
+        """Chips in all."""
+        return self.slices * math.prod(self.shape)
+
+
+def parse(name: str) -> Topology:
+    """The topology of a name.
+
+    Raises:
+      UserError: a kind of TPU or a form that is not known.
+    """
+    found = re.fullmatch(r'(?:(\d+)x)?(v\d\w*):(\d+(?:x\d+)+)', name)
+    if found is None or found[2] not in CHIPS:
+        raise UserError(f"topology '{name}': write KIND:SHAPE as in v5e:4x4 or 2xv5e:4x4; kinds: {', '.join(CHIPS)}")
+    chip, shape = CHIPS[found[2]], tuple(map(int, found[3].split('x')))
+    if len(shape) != len(chip.per_host):
+        raise UserError(f"topology '{name}': a slice of {found[2]} has {len(chip.per_host)} dimensions")
+    for size, host in zip(shape, chip.per_host):
+        if size < 1 or size % host and math.prod(shape) != 1:
+            raise UserError(f"topology '{name}': a host of {found[2]} has {'x'.join(map(str, chip.per_host))} chips")
+    return Topology(name, chip, shape, int(found[1] or 1))
+
+
+def check(name: str, devices: Sequence[Any]) -> None:
+    """The devices of this job must be those of the name."""
+    want, kinds = parse(name), sorted({device.device_kind for device in devices})
+    if len(devices) != want.num_devices or kinds != [want.chip.device_kind]:
+        raise UserError(
+            f"Partitioner.topology = '{name}' is {want.num_devices} x {want.chip.device_kind}, and here are "
+            f'{len(devices)} x {", ".join(kinds)}; give the mesh/ file of these devices'
+        )
+
+
+def devices(name: str) -> tuple[Any, ...]:
+    """Devices that can be compiled for and nothing else.
+
+    Raises:
+      UserError: libtpu is not installed, or knows no slice of this shape.
+    """
+    from jax.experimental import topologies
+
+    wanted = parse(name)
+    options: dict[str, Any] = {'num_slices': wanted.slices} if wanted.slices > 1 else {}
+    if wanted.chip.megacore:
+        options['chip_config_name'] = 'megacore'
+    if math.prod(wanted.shape) == 1:
+        options['chips_per_host_bounds'] = (1,) * 3
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # ask no TPU machine's metadata server
+    if jax.config.jax_platforms is None:
+        jax.config.update('jax_platforms', 'cpu')
+    plain = re.sub(r'^\d+x', '', name)
+    try:
+        with silenced():  # libtpu writes that it found no TPU
+            found = topologies.get_topology_desc(platform='tpu', topology_name=plain, **options).devices
+    except Exception as error:
+        said = ' '.join(str(error).split())
+        if 'libtpu' in said.lower() or 'plugin' in said.lower():
+            said = "libtpu is not installed: pip install 'perl_jax[plan]'"
+        raise UserError(f"topology '{name}': {said}") from error
+    return tuple(found)

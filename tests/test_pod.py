@@ -1,0 +1,133 @@
+"""Several real processes train as one does, and what becomes of them when one is lost or the machine is taken away."""
+
+import functools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from toy_runs import ENVIRONMENT, quoted, rows, steps, toy, toys  # noqa: F401
+
+# ruff: noqa: F811 (a fixture is shared by importing it)
+
+ROOT = pathlib.Path(__file__).parents[1]
+PHASES = ('sft', 'reward', 'policy')
+EVERY = '--gin.runs.RunConfig.log_period=2'
+SHARDED = '--gin.partitioning.Partitioner.num_partitions=2'
+FSDP = (
+    '--gin.partitioning.Partitioner.logical_axis_rules=@partitioning.standard_logical_axis_rules()',
+    '--gin.partitioning.standard_logical_axis_rules.parameter_partitioning_dims=2',
+)
+
+
+def pod(count, folder, phase, toys, *flags):
+    """Start a small run of so many processes; their output goes to `folder`.logs."""
+    sources = {'sft': (), 'reward': toys.sources[:1], 'policy': toys.sources}[phase]
+    argv = toy(phase, folder, *sources, *flags)
+    env = os.environ | ENVIRONMENT | {'LOGS': f'{folder}.logs', 'GRACE': '1'}
+    launch = [ROOT / 'launch/local_pod.sh', str(count), '--', 'perl_jax', *argv]
+    return subprocess.Popen(launch, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    """Its exit code and what it wrote to stderr."""
+    _, err = process.communicate(timeout=600)
+    return process.returncode, err
+
+
+def assert_close(folder, other):
+    """The same metrics to 1e-5 (in float32 a sum over processes is taken in another order)."""
+    got, want = rows(folder), rows(other)
+    assert [(r['step'], r.keys()) for r in got] == [(r['step'], r.keys()) for r in want]
+    for mine, theirs in zip(got, want):
+        numbers = [k for k in theirs if k != 'phase']
+        np.testing.assert_allclose([mine[k] for k in numbers], [theirs[k] for k in numbers], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def alone(toys, tmp_path_factory):
+    """The run of one process, for each phase."""
+
+    @functools.cache
+    def get(phase):
+        folder = tmp_path_factory.mktemp('alone') / phase
+        code, err = finish(pod(1, folder, phase, toys, EVERY))
+        assert code == 0, err
+        return folder
+
+    return get
+
+
+@pytest.mark.parametrize(('phase', 'count', 'flags'), [
+    ('sft', 2, ()), ('reward', 2, FSDP), ('policy', 2, ()),
+    ('sft', 4, (*FSDP, SHARDED)), ('reward', 4, ()), ('policy', 4, (SHARDED,)),
+], ids=lambda x: str(x) if isinstance(x, str | int) else '')  # fmt: skip
+def test_several_processes_train_as_one(toys, alone, phase, count, flags, tmp_path):
+    folder = tmp_path / phase
+    code, err = finish(pod(count, folder, phase, toys, EVERY, *flags))
+    assert code == 0, err
+    assert_close(folder, alone(phase))
+    assert (folder / 'samples.jsonl').read_text() == (alone(phase) / 'samples.jsonl').read_text()
+    names = {path.name for path in folder.iterdir() if not path.name.startswith('events.')}
+    assert names == {'run.json', 'config.gin', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def has_logged(folder, count):
+    path = folder / 'metrics.jsonl'
+    return path.exists() and path.read_bytes().count(b'\n') >= count
+
+
+def find(folder, index):
+    """The process number `index` of the run in `folder`."""
+    for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            words = path.read_bytes().decode().split('\0')
+        except OSError:
+            continue
+        wanted = {quoted('MODEL_DIR', folder), f'--process_index={index}'}
+        if wanted <= {*words} and not words[0].endswith('bash'):
+            return int(path.parent.name)
+    raise LookupError(index)
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc').is_dir(), reason='finds the process in /proc')
+def test_a_process_that_dies_takes_the_job_down_and_fewer_go_on(toys, alone, tmp_path):
+    folder = tmp_path / 'policy'
+    process = pod(2, folder, 'policy', toys, EVERY)
+    wait_for(lambda: steps_there(folder) and has_logged(folder, 4), process)
+    os.kill(find(folder, 1), signal.SIGKILL)
+    start = time.monotonic()
+    code, err = finish(process)
+    assert time.monotonic() - start < 60
+    assert code == 137 and 'process 1 of 2 ended with exit code 137' in err
+    code, err = finish(pod(1, folder, 'policy', toys, EVERY))
+    assert code == 0, err
+    assert_close(folder, alone('policy'))
+
+
+def steps_there(folder):
+    return (folder / 'checkpoints').is_dir() and bool(steps(folder))
+
+
+def test_a_preempted_job_saves_and_goes_on(toys, alone, tmp_path):
+    folder = tmp_path / 'policy'
+    process = pod(2, folder, 'policy', toys, EVERY)
+    wait_for(lambda: has_logged(folder, 1), process)  # the anchor's evaluation, before the first step
+    process.send_signal(signal.SIGTERM)
+    code, err = finish(process)
+    assert code == 75, err
+    saved = re.search(r'process 0 of 2 on .*: preempted; saved at step (\d+) of 6; the same command goes on', err)
+    assert saved and steps(folder)[-1] == int(saved[1])
+    code, err = finish(pod(2, folder, 'policy', toys, EVERY))
+    assert code == 0, err
+    assert_close(folder, alone('policy'))
