@@ -49,6 +49,10 @@ class Base:
     path: str
     fingerprint: str
 
+    def released(self) -> Base:
+        """Without the parameters, of which only the shapes stay: full tuning has copied them and reads them no more."""
+        return dataclasses.replace(self, params=jax.eval_shape(lambda x: x, self.params))
+
     @property
     def name(self) -> dict[str, str]:
         """How checkpoints refer to this base."""

@@ -50,19 +50,9 @@ def flags(command: str, argv: list[str]) -> tuple[list[str], list[str], list[str
 
 def configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
     """The configurable `name` after the gin files and bindings are read."""
-    load_tensorflow()
     import gin
 
-    _register()
-    gin.clear_config()  # of an earlier call in this process
-    here = os.path.dirname(__file__)
-    t5x = importlib.util.find_spec('t5x')  # its gin files include each other from where it is installed
-    theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
-    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
-    # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
-    with _one_line():
-        gin.parse_config_files_and_bindings(files, [], finalize_config=False)
+    _read(files, paths)
     macros = set(_MACRO.findall(gin.config_str()))
     for binding in bindings:
         with _one_line(binding):
@@ -84,6 +74,32 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
             raise
 
     return checked
+
+
+def _read(files: list[str], paths: list[str]) -> None:
+    """gin's configuration is what these files say."""
+    load_tensorflow()
+    import gin
+
+    _register()
+    gin.clear_config()  # of an earlier call in this process
+    here = os.path.dirname(__file__)
+    t5x = importlib.util.find_spec('t5x')  # its gin files include each other from where it is installed
+    theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
+    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
+    # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
+    with _one_line():
+        gin.parse_config_files_and_bindings(files, [], finalize_config=False)
+
+
+def phase(files: list[str], paths: list[str]) -> str:
+    """Which run these gin files are of: sft, reward or policy."""
+    _read(files, paths)
+    for name, module in RUNS.items():
+        if f'{module}.train.' in text():
+            return name
+    raise UserError(f"gin: '{files[0]}' is no recipe of sft, reward or policy")
 
 
 _MACRO = re.compile(r'^(\w+) = ', re.MULTILINE)
@@ -121,6 +137,7 @@ def _register() -> None:
     from perl_jax.interop import hf, tokenizers
     from perl_jax.judging import models
     from perl_jax.networks import decoder, t5
+    from perl_jax.plan import programs
 
     ours = [
         base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
@@ -137,6 +154,8 @@ def _register() -> None:
     ]  # fmt: skip
     for thing in ours:
         gin.external_configurable(thing, module=thing.__module__)
+    for thing in (programs.sft, programs.reward, programs.policy):
+        gin.external_configurable(thing, module='perl_jax.plan.programs')
     for thing in (sweep.run, sweep.Stage):
         gin.external_configurable(thing, module='perl_jax.sweep')
     for thing in theirs:

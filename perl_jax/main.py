@@ -27,6 +27,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, tables, plots
   perl_jax average  --model_dirs=runs/a,runs/b --model_dir=runs/ab   one reward of several (WARM)
+  perl_jax plan     --gin_file=recipes/toy_policy.gin --topology=v5e:4x4   memory and time on a TPU, without one
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x
   perl_jax import   --format=peft --input=DIR --model_dir=runs/theirs --gin_file=models/llama3_2_1b.gin
@@ -247,6 +248,30 @@ def _sweep(argv: list[str]) -> None:
     configure.configured('sweep.run', files, bindings, paths)(**args, search_paths=paths)
 
 
+def _plan(argv: list[str]) -> None:
+    files, bindings, paths, rest = configure.flags('plan', argv)
+    parser = configure.Parser(prog='perl_jax plan')
+    parser.add_argument('--topology', help="such as v5e:4x4, or 2xv5e:4x4 of two slices; default: the mesh file's")
+    parser.add_argument('--topologies', help='several, with commas between them')
+    parser.add_argument('--compare', help='tuning/NAME.gin to stand beside the run: full, lora_unshared')
+    parser.add_argument('--fit', choices=['batch'], help='search the largest batch that fits')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    args = parser.parse_args(rest)
+    if not files:
+        raise UserError('plan: give a recipe, such as --gin_file=recipes/toy_policy.gin')
+    from perl_jax import plan
+
+    phase = configure.phase(files, paths)
+
+    def make(extra: list[str]) -> Callable[..., Any]:
+        return configure.configured(f'programs.{phase}', [*files, *extra, f'runs/plan_{phase}.gin'], bindings, paths)
+
+    variants = {'': []} | ({args.compare: [f'tuning/{args.compare}.gin']} if args.compare else {})
+    makes = ((name or 'as configured', make(extra)) for name, extra in variants.items())
+    topologies = (args.topologies or args.topology or '').split(',')
+    plan.run(makes, [name or None for name in topologies], args.fit, args.json)
+
+
 def _inspect(argv: list[str]) -> None:
     configure.load_tensorflow()
     from perl_jax import inspect_task
@@ -270,6 +295,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     'report': _report,
     'sweep': _sweep,
     'average': _average,
+    'plan': _plan,
     'inspect': _inspect,
     'export': _export,
     'import': _import,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,6 +36,25 @@ def member_scores(
 ) -> Float[Array, 'M B K']:
     """The scores of several rewards on one base: one program, whatever the members' ranks, targets or tuning."""
     return jnp.stack([score(network, lora.bind(base, adapter), batch) for adapter in adapters])
+
+
+def frozen(adapter: lora.Adapter, base: PyTree) -> lora.Adapter:
+    """A reward that is not trained any more: of full tuning, its weights in the base's dtype."""
+    if adapter.params is None:
+        return adapter
+    return adapter.replace(params=jax.tree.map(lambda x, like: x.astype(like.dtype), adapter.params, base))
+
+
+def compiled(
+    network: nn.Module, aggregate: Callable[[Float[Array, 'M B K']], Float[Array, 'B K']], partitioner: Partitioner
+) -> Callable[[PyTree, Sequence[lora.Adapter], Responses], tuple[jax.Array, Metrics]]:
+    """The learned reward as the loop compiles it: (base, members, rollout) -> scores [B, K], disagreement."""
+
+    def judge(base: PyTree, members: Sequence[lora.Adapter], batch: Responses) -> tuple[jax.Array, Metrics]:
+        scores = member_scores(network, base, members, batch)
+        return aggregate(scores), ensembles.disagreement(scores)
+
+    return jax.jit(judge, out_shardings=(partitioner.sharding('batch'), None))
 
 
 TextFunction = Callable[[str, str, Mapping[str, Any]], float] | str  # or its dotted name, 'my_module.my_function'
@@ -90,15 +108,11 @@ class LearnedReward:
                         'the members of an ensemble share one'
                     )
                 own = bases.named(network, about['base'], partitioner)
-            members += adapters.values()
+            members += [frozen(adapter, own.params) for adapter in adapters.values()]
         axes = [partitioner.tree(partitioning.adapter_axes(member, base.axes)) for member in members]
         members = [partitioning.place(*pair) for pair in zip(members, axes)]
 
-        @functools.partial(jax.jit, out_shardings=(partitioner.sharding('batch'), None))
-        def judge(params: PyTree, members: Sequence[lora.Adapter], batch: Responses) -> tuple[jax.Array, Metrics]:
-            scores = member_scores(network, params, members, batch)
-            return self.aggregate(scores), ensembles.disagreement(scores)
-
+        judge = compiled(network, self.aggregate, partitioner)
         return lambda rollout, examples: judge(own.params, members, rollout)
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
-from jaxtyping import PyTree
 
-from perl_jax import anchors, data, evaluate, lora, partitioning, rewards, rl, runs, train_state
 from perl_jax import base as bases
+from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs
 from perl_jax.algorithms import Algorithm
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -28,8 +26,8 @@ from perl_jax.kl import KLConfig
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import LearnedReward, TextFunction, TextReward
 from perl_jax.runs import RunConfig
-from perl_jax.sampling import SamplingConfig, sample
-from perl_jax.types import Experience, Metrics, PolicyState, Rollout
+from perl_jax.sampling import SamplingConfig
+from perl_jax.types import PolicyState, Rollout
 
 
 def train(
@@ -69,7 +67,7 @@ def train(
       num_microbatches: the learning steps take their (mini)batch in so many parts, one after the other.
     """
     judges = rewards.functions(metric_fns)
-    network, key, width = base.network, jax.random.key(run.random_seed), base.network.config.emb_dim
+    network, key = base.network, jax.random.key(run.random_seed)
     _check(spec, sampling, algorithm, dataset.batch_size, shared_base)
     with partitioner.scope():
         minibatch = dataset.batch_size // algorithm.minibatches
@@ -78,34 +76,25 @@ def train(
         heldout = data.load(eval_dataset, 'prompts')
         data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
-        of = {role: frozen.params for role in ('policy', 'value', 'anchor', 'reward')}
+        of = dict.fromkeys(rl_programs.ROLES, frozen.params)
         if not shared_base:
             of |= {role: jax.tree.map(jnp.copy, frozen.params) for role in ('value', 'anchor', 'reward')}
         judge = dataclasses.replace(frozen, params=of['reward'])
         score_fn = rewards.scorer(reward, network, judge, partitioner, heldout.vocabulary)
 
         txs = optimizer, value_optimizer
-        state, shardings = _create(key, width, spec, txs, algorithm, kl, anchor_ema, frozen, partitioner)
-        sample_fn = jax.jit(
-            lambda params, adapter, prompts, rng, config: sample(
-                network, lora.bind(params, adapter), prompts, rng, stream.eos_id, config
-            ),
-            static_argnums=4,
-            out_shardings=partitioner.sharding('batch'),
-        )
-        experience_fn = jax.jit(
-            functools.partial(rl.experience, network, kl, shaping, stream.eos_id, sampling),
-            out_shardings=(partitioner.sharding('batch'), None),
-        )
-        learn = _learner(
-            network, algorithm, kl, entropy_bonus, sampling.temperature, txs, num_microbatches, shardings
-        )
-        follow = jax.jit(anchors.follow, donate_argnums=0, out_shardings=shardings.anchor)
+        create = functools.partial(rl_programs.initial, spec, txs, algorithm, kl, anchor_ema, network.config.emb_dim)
+        shardings = rl_programs.layout(jax.eval_shape(create, key, frozen.params), txs, frozen.axes, partitioner)
+        state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
+        programs = rl_programs.compiled(
+            network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, stream.eos_id, shardings,
+            partitioner,
+        )  # fmt: skip
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
             def respond(prompts: Any, examples: Any, i: int) -> tuple[Rollout, dict[str, Any]]:
                 one = dataclasses.replace(sampling, num_samples=1)
-                rollout = sample_fn(frozen.params, adapter, prompts, jax.random.fold_in(key, i), one)
+                rollout = programs.sample(frozen.params, adapter, prompts, jax.random.fold_in(key, i), one)
                 return rollout, {'score': score_fn(rollout, examples)[0]}
 
             return evaluate.answers(heldout, dataset.batch_size, partitioner, respond, judges)
@@ -125,92 +114,18 @@ def train(
                 prompts, examples = stream(step)  # 1
                 rng = jax.random.fold_in(jax.random.fold_in(key, 2), step)
                 policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], state.anchor)
-                rollout = sample_fn(*policy, partitioner.batch(prompts), rng, sampling)  # 2
+                rollout = programs.sample(*policy, partitioner.batch(prompts), rng, sampling)  # 2
                 scores, judged = score_fn(rollout, examples)  # 3
-                experience, metrics = experience_fn(policy, anchor, rollout, scores, state.beta)  # 4
-                state, more = learn(of, state, anchor, experience, key)  # 5
+                experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)  # 4
+                state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, key)  # 5
                 metrics |= judged | more
                 if anchor_ema:
-                    state = state.replace(anchor=follow(state.anchor, state.policy.adapter, anchor_ema))
+                    state = state.replace(anchor=programs.follow(state.anchor, state.policy.adapter, anchor_ema))
                 if kl.target is not None:
                     metrics['kl/beta'] = state.beta
                     state = state.replace(beta=kl.adapt(state.beta, metrics['kl/anchor'], scores.size))
                 log.log(step + 1, metrics, scores.size)
                 log.checkpoint(step + 1, _kept(state), functools.partial(measure, state.policy.adapter))
-
-
-def _create(
-    key: jax.Array,
-    width: int,
-    spec: lora.LoraSpec | lora.FullSpec,
-    txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
-    algorithm: Algorithm,
-    kl: KLConfig,
-    anchor_ema: float,
-    base: bases.Base,
-    partitioner: Partitioner,
-) -> tuple[PolicyState, PolicyState]:
-    """The state at step 0, on the mesh, and its shardings."""
-
-    def create(key: jax.Array, params: PyTree) -> PolicyState:
-        policy, value, anchor = train_state.create(key, params, spec, txs[0]), None, None
-        if algorithm.has_value:
-            value = train_state.create(jax.random.fold_in(key, 1), params, spec, txs[1], (width, 0))
-        if anchor_ema:
-            anchor = spec.init(jax.random.fold_in(key, 3), params)
-        return PolicyState(policy, jnp.float32(kl.beta), value, anchor)
-
-    shapes = jax.eval_shape(create, key, base.params)
-    shardings = PolicyState(
-        policy=partitioner.state(shapes.policy, base.axes, txs[0]),
-        beta=partitioner.sharding(),
-        value=shapes.value and partitioner.state(shapes.value, base.axes, txs[1]),
-        anchor=shapes.anchor and partitioner.tree(partitioning.adapter_axes(shapes.anchor, base.axes)),
-    )
-    return jax.jit(create, out_shardings=shardings)(key, base.params), shardings
-
-
-def _learner(
-    network: nn.Module,
-    algorithm: Algorithm,
-    kl: KLConfig,
-    entropy_bonus: float,
-    temperature: float,
-    txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
-    num_microbatches: int,
-    shardings: PolicyState,
-) -> Callable[..., tuple[PolicyState, Metrics]]:
-    """Step 5, compiled: all that is learned from one rollout. The metrics are those of its last update."""
-    values_fn = jax.jit(functools.partial(rl.values, network))
-    value_step = jax.jit(
-        functools.partial(rl.value_step, network, algorithm, txs[1], num_microbatches=num_microbatches),
-        donate_argnums=1,
-        out_shardings=(shardings.value, None, None),
-    )
-    policy_step = jax.jit(
-        functools.partial(
-            rl.policy_step, network, algorithm, kl, entropy_bonus, temperature, txs[0],
-            num_microbatches=num_microbatches,
-        ),  # fmt: skip
-        donate_argnums=2,
-        out_shardings=(shardings.policy, None),
-    )
-
-    def learn(
-        of: Mapping[str, PyTree], state: PolicyState, anchor: rl.Role, experience: Experience, key: jax.Array
-    ) -> tuple[PolicyState, Metrics]:
-        values, metrics = None, {}
-        if algorithm.has_value and algorithm.epochs * algorithm.minibatches > 1:
-            experience = experience.replace(values=values_fn(of['value'], state.value.adapter, experience))
-        for batch in rl.updates(experience, algorithm.epochs, algorithm.minibatches):
-            if algorithm.has_value:
-                value, values, more = value_step(of['value'], state.value, batch, key)
-                state, metrics = state.replace(value=value), metrics | more
-            policy, more = policy_step(of['policy'], anchor, state.policy, batch, values, state.beta, key)
-            state, metrics = state.replace(policy=policy), metrics | more
-        return state, metrics
-
-    return learn
 
 
 def _kept(state: PolicyState) -> dict[str, Any]:

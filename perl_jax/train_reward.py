@@ -9,7 +9,7 @@ Several adapters may be trained side by side on the one base, an ensemble.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,32 @@ def ensemble_step(
     return after, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) | {'tokens': tokens}
 
 
+def initial(
+    specs: Sequence[LoraSpec | FullSpec],
+    tx: optax.GradientTransformation,
+    width: int,
+    head_seed: int | None,
+    keys: Mapping[str, jax.Array],
+    base: PyTree,
+) -> dict[str, TrainState]:
+    """Each role of `keys` at step 0, by its own spec; `width` is D."""
+    head, states = None if head_seed is None else jax.random.key(head_seed), {}
+    for (role, key), spec in zip(keys.items(), specs, strict=True):
+        states[role] = train_state.create(key, base, spec, tx, (width, (width + 1) ** -0.5), head)
+    return states
+
+
+def compiled(
+    network: nn.Module,
+    tx: optax.GradientTransformation,
+    num_microbatches: int,
+    shardings: Mapping[str, TrainState],
+) -> Callable[..., tuple[dict[str, TrainState], Metrics]]:
+    """`ensemble_step` as a run compiles it: the states are donated, and the next lie where they lay."""
+    step = functools.partial(ensemble_step, network, tx, num_microbatches=num_microbatches)
+    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
+
+
 def train(
     run: RunConfig,
     base: BaseConfig,
@@ -119,25 +145,18 @@ def train(
         data.check_vocabulary(heldout[0].vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 
-        def create(keys: Mapping[str, jax.Array], params: PyTree) -> dict[str, TrainState]:
-            width, made = network.config.emb_dim, {}
-            for role, one in zip(roles, specs):
-                head = None if head_seed is None else jax.random.key(head_seed)
-                made[role] = train_state.create(keys[role], params, one, optimizer, (width, (width + 1) ** -0.5), head)
-            return made
-
+        create = functools.partial(initial, specs, optimizer, network.config.emb_dim, head_seed)
         shapes = jax.eval_shape(create, keys, frozen.params)
         shardings = {role: partitioner.state(state, frozen.axes, optimizer) for role, state in shapes.items()}
         states = jax.jit(create, out_shardings=shardings)(keys, frozen.params)
-        step_fn = jax.jit(
-            functools.partial(ensemble_step, network, optimizer, num_microbatches=num_microbatches),
-            donate_argnums=1,
-            out_shardings=(shardings, None),
-        )
+        held = frozen.params
+        if all(one.tuning == 'full' for one in specs):
+            held, frozen = None, frozen.released()
+        step_fn = compiled(network, optimizer, num_microbatches, shardings)
         score_fn = jax.jit(functools.partial(member_scores, network))
 
         def measure(adapters: Sequence[lora.Adapter]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-            one = lambda batch: ensembles.mean(score_fn(frozen.params, adapters, batch))  # noqa: E731
+            one = lambda batch: ensembles.mean(score_fn(held, adapters, batch))  # noqa: E731
             return evaluate.reward_metrics(heldout, evaluate.scores(heldout, dataset.batch_size, partitioner, one)), []
 
         tuning = ' and '.join(sorted({one.tuning for one in specs}))
@@ -147,7 +166,7 @@ def train(
                 batches = {  # 1
                     role: [partitioner.batch(stream(step)[0]) for stream in each] for role, each in streams.items()
                 }
-                states, metrics = step_fn(frozen.params, states, batches, keys)  # 2, 3
+                states, metrics = step_fn(held, states, batches, keys)  # 2, 3
                 log.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
                 adapters = [state.adapter for state in states.values()]
                 log.checkpoint(step + 1, states, functools.partial(measure, adapters))

@@ -6,7 +6,7 @@ Each step:  1. a batch of prompts and demonstrations   2. log-probs of the demon
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +52,14 @@ def sft_step(
     return train_state.update(state, grads, tx), metrics
 
 
+def compiled(
+    network: nn.Module, tx: optax.GradientTransformation, num_microbatches: int, shardings: TrainState
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`sft_step` as a run compiles it: the state is donated, and the next lies where it lay."""
+    step = functools.partial(sft_step, network, tx, num_microbatches=num_microbatches)
+    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
+
+
 def train(
     run: RunConfig,
     base: BaseConfig,
@@ -87,11 +95,10 @@ def train(
         create = functools.partial(train_state.create, spec=spec, tx=optimizer)
         shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, optimizer)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
-        step_fn = jax.jit(
-            functools.partial(sft_step, network, optimizer, num_microbatches=num_microbatches),
-            donate_argnums=1,
-            out_shardings=(shardings, None),
-        )
+        held = frozen.params
+        if spec.tuning == 'full':
+            held, frozen = None, frozen.released()
+        step_fn = compiled(network, optimizer, num_microbatches, shardings)
 
         @jax.jit
         def logprob_fn(params: PyTree, adapter: lora.Adapter, batch: Responses) -> jax.Array:
@@ -102,13 +109,13 @@ def train(
             return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_id, sampling)
 
         def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
-            one = functools.partial(logprob_fn, frozen.params, adapter)
+            one = functools.partial(logprob_fn, held, adapter)
             (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, one)  # [N, 1]
             tokens = heldout.arrays['targets_mask'].sum()
             metrics, rows = {'nll': float(-total.sum() / tokens)}, []
             if prompts is not None:
                 respond = lambda batch, _, i: (  # noqa: E731
-                    sample_fn(frozen.params, adapter, batch, jax.random.fold_in(key, i)), {})  # fmt: skip
+                    sample_fn(held, adapter, batch, jax.random.fold_in(key, i)), {})  # fmt: skip
                 rows = evaluate.answers(prompts, dataset.batch_size, partitioner, respond, judges)
                 metrics |= evaluate.means(rows)
             return metrics, rows
@@ -117,6 +124,6 @@ def train(
             state = log.states['policy']
             for step in log.steps():
                 batch, _ = stream(step)  # 1
-                state, metrics = step_fn(frozen.params, state, partitioner.batch(batch), key)  # 2, 3
+                state, metrics = step_fn(held, state, partitioner.batch(batch), key)  # 2, 3
                 log.log(step + 1, metrics, dataset.batch_size)
                 log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))

@@ -13,8 +13,11 @@ MAX_LINES = 350
 
 # A module imports from the floors below its own. One that is named nowhere here fails the test: give it a floor.
 FLOORS = [
-    {'', 'errors', 'types', 'masked', 'memory'},
-    {'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'logprobs'},
+    {'', 'errors', 'types', 'masked', 'memory', 'stderr'},
+    {
+        'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'logprobs',
+        'accumulate', 'topology', 'distributed',
+    },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
         'algorithms', 'algorithms.*',
@@ -22,14 +25,15 @@ FLOORS = [
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'rl', 'anchors', 'texts'},
     {
-        'rewards', 'evaluate', 'calibration', 'runs',
+        'rewards', 'evaluate', 'calibration', 'runs', 'rl_programs',
         'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
     },
     {
         'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'average', 'inspect_task', 'report',
-        'report.*', 'plan',
+        'report.*',
         'judging.models', 'judging.judge', 'sweep', 'sweep.*',
     },
+    {'plan', 'plan.*'},
     {'configure'},
     {'main', '__main__'},
 ]  # fmt: skip
@@ -42,6 +46,7 @@ SAME_FLOOR = {
     ('evaluate', 'rewards'): 'a metric of the text is the same function as a reward of the text',
     ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
     ('sweep*', 'sweep.*'): 'the grid, the queue that runs it, the tables and plots of what came out',
+    ('plan*', 'plan.*'): 'the programs, the compiler, the table',
     ('judging.models', 'infer'): 'a judge is a finished run too',
     ('report*', 'report.*'): 'one page, written by several files',
     ('__main__', 'main'): 'python -m perl_jax is the command line',
