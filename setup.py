@@ -11,6 +11,7 @@ README = HERE / 'README.md'
 
 HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0']
 # Tasks from the hub, from Parquet files and from TFDS, which needs importlib_resources and does not say so.
+TPU = ['jax[tpu]']  # libtpu: on a TPU it runs programs, elsewhere it compiles them
 DATASETS = ['datasets>=3', 'pyarrow', 'importlib_resources']
 
 setup(
@@ -32,6 +33,7 @@ setup(
     install_requires=[
         'absl-py>=2.1',
         'clu>=0.0.12',
+        'etils>=1.9',  # paths in a bucket; Orbax asks for its epath
         'flax>=0.12',
         'gin-config>=0.5',
         'jax>=0.10',
@@ -45,19 +47,21 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'tpu': ['jax[tpu]'],
-        'plan': ['libtpu'],  # compiles for a TPU on a machine that has none
+        'tpu': TPU,
+        'plan': TPU,
         'hf': HF,
         'datasets': DATASETS,
         # Optional: only for running inside T5X. Reading and writing its checkpoints does not need it.
         't5x': ['t5x @ git+https://github.com/google-research/t5x'],
         'test': [
             *HF,
+            *TPU,
             'beartype',
             'importlib_resources',
             'pyarrow',
             'pytest>=8',
             'pytest-xdist',
+            'pyyaml',
             'ruff',
             'scikit-learn',
             'setuptools>=70.1',  # tests/test_wheel.py builds a wheel offline

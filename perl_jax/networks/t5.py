@@ -219,7 +219,8 @@ class T5(nn.Module):
         """
         c, B = self.config, inputs.shape[0]
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
-        rooms = [jnp.zeros((B, K, 1 + R, c.num_heads, c.head_dim), c.dtype)] * 2
+        room = jnp.zeros((B, K, 1 + R, c.num_heads, c.head_dim), c.dtype)
+        rooms = [layers.split(room, 'batch', None, 'length', 'heads', 'kv')] * 2
         cache = Cache(None, inputs_mask, (tuple(rooms),) * c.num_decoder_layers)
         start = self.token_embedder(jnp.zeros((B, K, 1), jnp.int32))
         hidden, cache = self.decoder(start, cache, encoded=encoded)

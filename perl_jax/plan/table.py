@@ -89,7 +89,7 @@ def _compared(plans: Sequence[dict[str, Any]]) -> str:
 
 
 def _gib(size: float | None) -> str:
-    return '' if size is None else f'{size / GIB:.2f}'
+    return '' if size is None else f'{size / GIB:{".2f" if size > GIB / 10 else ".1g"}}'
 
 
 def _number(value: float | None, form: str) -> str:
