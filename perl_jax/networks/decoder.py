@@ -198,7 +198,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         c = self.config
         embed = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
-        self.token_embedder = nn.Embed(c.vocab_size, c.emb_dim, embedding_init=embed, dtype=c.dtype)
+        self.token_embedder = layers.Embed(c.vocab_size, c.emb_dim, embedding_init=embed, dtype=c.dtype)
         self.decoder = _Stack(c)
 
     def __call__(self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array) -> jax.Array:

@@ -194,7 +194,7 @@ class T5(nn.Module):
     def setup(self) -> None:
         c = self.config
         embed = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
-        self.token_embedder = nn.Embed(c.vocab_size, c.emb_dim, embedding_init=embed, dtype=c.dtype)
+        self.token_embedder = layers.Embed(c.vocab_size, c.emb_dim, embedding_init=embed, dtype=c.dtype)
         self.encoder = _Encoder(c)
         self.decoder = _Decoder(c)
 
