@@ -232,3 +232,16 @@ def test_a_batch_must_divide_over_the_data_axis():
 def test_a_batch_is_split_over_data_alone(mesh):
     rows = MESHES[mesh].batch(np.arange(B))
     assert rows.sharding.shard_shape((B,)) == (MESHES[mesh].num_partitions,)
+
+
+def test_under_fsdp_the_rows_of_the_embedding_move_and_not_the_table():
+    """A step reads all of the table's columns for few of its rows."""
+    partitioner = MESHES['fsdp']
+    with partitioner.scope():
+        base, batch = place_base(partitioner), partitioner.batch(BATCHES['sft'])
+        state = partitioning.place(start('sft', LORA), declared('sft', start('sft', LORA), partitioner))
+        text = jax.jit(tiny.stepper('sft', TX)).lower(base, state, batch, KEY).compile().as_text()
+    gathers = [line.split(' all-gather(')[0] for line in text.splitlines() if ' all-gather(' in line]
+    table = f'[{tiny.V},{D}]'
+    reads = [line for line in gathers if table in line]
+    assert gathers and len(reads) <= 1, reads  # the logits of a tied model read it whole, once
