@@ -33,6 +33,7 @@ class Checkpoints:
 
     def __init__(self, model_dir: str, best_metric: str | None = None, *, read_only: bool = False) -> None:
         """`best_metric` is a name of the metrics handed to `save`, larger is better; None keeps only the latest."""
+        model_dir = os.fspath(model_dir)
         self.folder = os.path.join(model_dir if '://' in model_dir else os.path.abspath(model_dir), 'checkpoints')
         self.noted = {} if best_metric is None else {'best_metric': best_metric}  # in `about`, for those who only read
         keep: list[Any] = [checkpoint_managers.LatestN(1)]

@@ -27,7 +27,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, tables, plots
   perl_jax average  --model_dirs=runs/a,runs/b --model_dir=runs/ab   one reward of several (WARM)
-  perl_jax plan     --gin_file=recipes/toy_policy.gin --topology=v5e:4x4   memory and time on a TPU, without one
+  perl_jax plan     --gin_file=recipes/toy_policy.gin --topology=v5e:4x4   what a TPU would take, without one
   perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x
   perl_jax import   --format=peft --input=DIR --model_dir=runs/theirs --gin_file=models/llama3_2_1b.gin
@@ -69,7 +69,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
     except UserError as error:  # gin and TensorFlow write around it where it passed
         code, said = 2, str(error).rpartition('UserError: ')[2].strip().partition('\n')[0]
     except Preempted as error:
-        code, said = PREEMPTED, f'preempted; {error}; the same command goes on'
+        said = str(error).partition('\n')[0]
+        code, said = PREEMPTED, f'preempted; {said}; the same command goes on'
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -267,6 +268,8 @@ def _plan(argv: list[str]) -> None:
         return configure.configured(f'programs.{phase}', [*files, *extra, f'runs/plan_{phase}.gin'], bindings, paths)
 
     variants = {'': []} | ({args.compare: [f'tuning/{args.compare}.gin']} if args.compare else {})
+    for extra in variants.values():  # all is read before the first is compiled
+        make(extra)
     makes = ((name or 'as configured', make(extra)) for name, extra in variants.items())
     topologies = (args.topologies or args.topology or '').split(',')
     plan.run(makes, [name or None for name in topologies], args.fit, args.json)

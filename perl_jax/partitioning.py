@@ -219,8 +219,12 @@ def place(tree: PyTree, shardings: PyTree) -> Any:
 
 def gather(tree: PyTree) -> PyTree:
     """Whole arrays on the host, in every process."""
-    fetch = lambda x: multihost_utils.process_allgather(x, tiled=True)  # noqa: E731
-    return jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else fetch(x), tree)
+
+    def fetch(x: jax.Array | np.ndarray) -> np.ndarray:
+        elsewhere = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return multihost_utils.process_allgather(x, tiled=True) if elsewhere else np.asarray(x)
+
+    return jax.tree.map(fetch, tree)
 
 
 def _mesh_axes(over: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -145,7 +145,7 @@ class RunDir:
             self.events.write_scalars(step, values)
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        if self.writes and rows:
+        if self.writes:
             with epath.Path(self.folder, name).open('a') as file:
                 file.write(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
 

@@ -6,6 +6,7 @@ Its devices can be had without the hardware: JAX lowers for them and libtpu comp
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -100,7 +101,10 @@ def devices(name: str) -> tuple[Any, ...]:
         options['chip_config_name'] = 'megacore'
     if math.prod(wanted.shape) == 1:
         options['chips_per_host_bounds'] = (1,) * 3
+    if importlib.util.find_spec('libtpu') is None:
+        raise UserError(f"topology '{name}': libtpu is not installed: pip install 'perl_jax[plan]'")
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # ask no TPU machine's metadata server
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # a compiler may run twice on a machine, unlike a chip
     if jax.config.jax_platforms is None:
         jax.config.update('jax_platforms', 'cpu')
     plain = re.sub(r'^\d+x', '', name)
@@ -108,8 +112,5 @@ def devices(name: str) -> tuple[Any, ...]:
         with silenced():  # libtpu writes that it found no TPU
             found = topologies.get_topology_desc(platform='tpu', topology_name=plain, **options).devices
     except Exception as error:
-        said = ' '.join(str(error).split())
-        if 'libtpu' in said.lower() or 'plugin' in said.lower():
-            said = "libtpu is not installed: pip install 'perl_jax[plan]'"
-        raise UserError(f"topology '{name}': {said}") from error
+        raise UserError(f"topology '{name}': {' '.join(str(error).split())}") from error
     return tuple(found)

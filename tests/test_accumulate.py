@@ -83,8 +83,12 @@ def test_reward(n):
     assert_same_step(step, 'reward', n)
 
 
-@pytest.mark.parametrize('algorithm', [Reinforce(), RLOO(), GRPO(), PPO()], ids=lambda a: type(a).__name__)
-@pytest.mark.parametrize('kl', [KLConfig(), KLConfig(estimator='full', place='loss')], ids=['', 'full'])
+FULL = KLConfig(estimator='full', place='loss')
+
+
+@pytest.mark.parametrize(('algorithm', 'kl'), [
+    (Reinforce(), KLConfig()), (RLOO(), FULL), (GRPO(), KLConfig()), (PPO(), KLConfig()),
+], ids=lambda x: type(x).__name__)  # fmt: skip
 def test_policy(algorithm, kl):
     batch = EXPERIENCE.replace(targets_mask=ragged(EXPERIENCE.targets_mask))
     values = 0.3 * batch.rewards[:, ::-1] if algorithm.has_value else None
@@ -97,8 +101,7 @@ def test_policy(algorithm, kl):
     assert_same_step(step, 'sft', 4)
 
 
-@pytest.mark.parametrize('algorithm', [Reinforce(), PPO()], ids=lambda a: type(a).__name__)
-@pytest.mark.parametrize('known', [False, True])
+@pytest.mark.parametrize(('algorithm', 'known'), [(Reinforce(), False), (PPO(), True)], ids=['Reinforce', 'PPO'])
 def test_value(algorithm, known):
     batch = EXPERIENCE.replace(targets_mask=ragged(EXPERIENCE.targets_mask))
     if known:

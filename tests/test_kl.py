@@ -78,8 +78,8 @@ class Weighted:
     def policy_loss(self, logprobs, old_logprobs, advantages):
         return -logprobs * advantages
 
-    def reduce(self, losses, mask):
-        return (jnp.exp(total(logprobs(POLICY, BATCH), MASK)) * total(losses, mask)).sum()
+    def weights(self, mask):
+        return jnp.exp(total(logprobs(POLICY, BATCH), MASK))[..., None] * mask
 
 
 class Descend:

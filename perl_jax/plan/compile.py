@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
 from perl_jax import topology
@@ -108,7 +109,7 @@ def count_flops(jaxpr: Any, turns: int) -> float:
             left = eqn.invars[0].aval.shape
             total += 2.0 * np.prod(eqn.outvars[0].aval.shape) * np.prod([left[i] for i in contract])
         times = {'scan': eqn.params.get('length', 1), 'while': turns}.get(eqn.primitive.name, 1)
-        total += times * sum(count_flops(inner, turns) for inner in jax.core.jaxprs_in_params(eqn.params))
+        total += times * sum(count_flops(inner, turns) for inner in jaxprs_in_params(eqn.params))
     return total
 
 
@@ -121,5 +122,5 @@ def _cache(jaxpr: Any) -> int:
                 int(np.prod(v.aval.shape)) * v.aval.dtype.itemsize for v in eqn.invars if len(v.aval.shape) >= 5
             )
         elif eqn.primitive.name in ('jit', 'pjit'):
-            total += sum(map(_cache, jax.core.jaxprs_in_params(eqn.params)))
+            total += sum(map(_cache, jaxprs_in_params(eqn.params)))
     return total
