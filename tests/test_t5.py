@@ -75,7 +75,7 @@ def test_names_shapes_and_axes_are_t5x(network):
     axes = traverse_util.flatten_dict(axes, sep='/')
     names = {D: 'embed', 24: 'joined_kv', 48: 'mlp', V: 'vocab', 4: 'heads', 8: 'relpos_buckets'}
     assert axes == {path: tuple(names[n] for n in shape) for path, shape in want.items()}
-    rules = {name for name, _ in partitioning.STANDARD_RULES}
+    rules = {name for name, _ in partitioning.standard_logical_axis_rules()}
     assert set(names.values()) <= rules
 
 
