@@ -38,7 +38,7 @@ def train(run, stop=None):
     for step in run.steps():
         run.log(step + 1, metrics(step + 1), 8)
         if (step + 1) % 3 == 0:
-            run.flush()
+            run.settle(flush=True)
             run.evaluated(step + 1, {'auc': step / 10}, [{'prompt': 'é', 'response': f'{step}'}])
         if step + 1 == stop:
             return
@@ -141,7 +141,7 @@ def test_nothing_is_saved_of_a_step_that_is_no_number(tmp_path):
     run = start(tmp_path)
     run.log(1, metrics(1, grad_norm=jnp.float32(math.nan)), 8)
     with pytest.raises(UserError, match='grad_norm is nan at step 1'):
-        run.flush()
+        run.settle(flush=True)
 
 
 def test_an_evaluation_that_is_no_number_stops_the_run(tmp_path):
