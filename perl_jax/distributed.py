@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from perl_jax.errors import UserError
@@ -67,9 +68,9 @@ def join(
 
 def roll_call() -> list[str]:
     """The host name of every process: messages speak of 'task 3', and someone has to find that machine."""
-    client, n = jax._src.distributed.global_state.client, jax.process_count()
-    client.key_value_set(f'perl_jax/host/{jax.process_index()}', socket.gethostname())
-    return [client.blocking_key_value_get(f'perl_jax/host/{i}', JOIN * 1000) for i in range(n)]
+    mine = np.frombuffer(socket.gethostname().encode()[:64].ljust(64), np.uint8)
+    names = multihost_utils.process_allgather(mine).reshape(-1, 64)
+    return [name.tobytes().decode().strip() for name in names]
 
 
 def whoami() -> str:
@@ -85,7 +86,7 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     ask after every step.
     """
     noticed = threading.Event()
-    if jax.process_count() > 1 and jax._src.distributed.global_state.client is not None:
+    if jax.process_count() > 1 and jax.distributed.is_initialized():
         yield multihost_utils.reached_preemption_sync_point  # JAX took SIGTERM over when the processes joined
         return
     if threading.current_thread() is not threading.main_thread():  # Python gives signals to the main thread alone

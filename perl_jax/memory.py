@@ -26,16 +26,19 @@ def held() -> int:
     return sum(buffers.values())
 
 
+def added(stats: Any) -> int:
+    """Bytes that a program adds to its arguments: temporaries, and outputs that do not take the place of an input."""
+    return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+
+
 def measure(before: set[Any]) -> dict[str, int]:
     """Bytes on the first device: 'held' now, and the 'peak' while the largest of the programs since `before` runs.
 
-    A program adds its temporaries, and of its outputs those that do not take the place of an input (the donated state).
     Where the device counts for itself, also its own 'device_peak' since the process began.
     """
     now, adds = held(), [0]
     for program in programs() - before:
-        stats = program.get_compiled_memory_stats()
-        adds.append(stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes)
+        adds.append(added(program.get_compiled_memory_stats()))
     found = {'held': now, 'peak': now + max(adds)}
     counted = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in counted:

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -162,18 +163,15 @@ def test_errors(flags, said):
 
 
 def test_the_largest_batch(monkeypatch):
-    """Without a compiler: a batch fits up to 40, and comes in eights."""
-    tried = []
+    """Without a compiler: a batch fits up to so many units."""
+    tried, Report = [], collections.namedtuple('Report', 'fits')
 
-    def make(topology, batch_size):
-        if batch_size % 8:
-            raise UserError('BATCH_SIZE does not divide; make it a multiple of 8')
-        return batch_size
-
-    def compiled(make, name, batch_size):
-        tried.append(batch_size)
-        return batch_size, [collections.namedtuple('Report', 'fits')(batch_size <= 40)]
+    def compiled(make, name, units):
+        tried.append(units)
+        return types.SimpleNamespace(batch_size=8 * units), [Report(units <= make)]
 
     monkeypatch.setattr(planning, 'compiled', compiled)
-    assert planning.largest(make, 'v5e:4x4')[0] == 40
-    assert tried == [8, 16, 32, 64, 48, 40]
+    assert planning.largest(5, 'v5e:4x4')[0].batch_size == 40
+    assert tried == [1, 2, 4, 8, 6, 5]
+    with pytest.raises(UserError, match='not even BATCH_SIZE = 8 fits on v5e:4x4'):
+        planning.largest(0, 'v5e:4x4')

@@ -14,7 +14,7 @@ from perl_jax.plan import table
 from perl_jax.plan.compile import Report, report
 from perl_jax.plan.programs import Plan
 
-Make = Callable[..., Plan]  # programs.sft, .reward or .policy, configured: (topology, batch_size) -> Plan
+Make = Callable[..., Plan]  # programs.sft, .reward or .policy, configured: (topology, units) -> Plan
 
 
 def run(
@@ -39,11 +39,11 @@ def run(
     return plans
 
 
-def compiled(make: Make, name: str | None, batch_size: int | None = None) -> tuple[Plan, list[Report]]:
+def compiled(make: Make, name: str | None, units: int | None = None) -> tuple[Plan, list[Report]]:
     """Every program of a run, compiled."""
     from tqdm import tqdm
 
-    plan, reports = make(topology=name, batch_size=batch_size), []
+    plan, reports = make(topology=name, units=units), []
     with tqdm(plan.programs, unit='program', dynamic_ncols=True) as bar:
         for program in bar:
             bar.set_description(f'{plan.phase} on {plan.partitioner.topology or "this machine"}: {program.name}')
@@ -52,32 +52,17 @@ def compiled(make: Make, name: str | None, batch_size: int | None = None) -> tup
 
 
 def largest(make: Make, name: str | None) -> tuple[Plan, list[Report]]:
-    """The largest batch of which every program fits: doubled until one does not, then by halves.
-
-    It grows in steps of the least batch that divides over the mesh, its microbatches and minibatches.
-    """
-    fits, unit, high = None, _unit(make, name), None
-    low, size = 0, 1
+    """The largest batch of which every program fits, in units (programs.py): doubled until one fails, then halved."""
+    fits, low, high, units = None, 0, None, 1
     while high is None or high - low > 1:
-        plan, reports = compiled(make, name, size * unit)
+        plan, reports = compiled(make, name, units)
         if all(one.fits for one in reports):
-            fits, low = (plan, reports), size
+            fits, low = (plan, reports), units
         else:
-            high = size
-        size = 2 * low if high is None else (low + high) // 2
+            high = units
+        units = 2 * low if high is None else (low + high) // 2
     if fits is None:
-        raise UserError(f'plan: not even BATCH_SIZE = {unit} fits on {name}; more chips, or num_partitions, or remat')
+        raise UserError(
+            f'plan: not even BATCH_SIZE = {plan.batch_size} fits on {name}; more chips, or num_partitions, or remat'
+        )
     return fits
-
-
-def _unit(make: Make, name: str | None) -> int:
-    """The least batch size that the run takes."""
-    size = 1
-    while True:
-        try:
-            make(topology=name, batch_size=size)
-            return size
-        except UserError as error:
-            if 'make it a multiple of' not in str(error):
-                raise
-            size += 1

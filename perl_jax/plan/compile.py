@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
-from perl_jax import topology
+from perl_jax import memory, topology
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
 from perl_jax.plan import hlo
@@ -75,8 +75,7 @@ def report(program: Program, on: Partitioner) -> Report:
             **common, temporaries=None, peak=None, needs=f'{said[1]}iB' if said else 'more', fits=False, cycles=None,
             seconds=None, utilisation=None, collectives={}, compile_seconds=time.perf_counter() - start,
         )  # fmt: skip
-    memory = compiled.memory_analysis()
-    temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = memory.added(compiled.memory_analysis())
     peak = sum(held.values()) + temporaries
     cost = hlo.cost(compiled.as_text(), list(on.mesh.shape.items()), program.turns)
     seconds = cost.cycles / chip.clock if chip else None

@@ -64,11 +64,14 @@ def sft(
     num_microbatches: int,
     partitioner: Partitioner,
     topology: str | None = None,
-    batch_size: int | None = None,
+    units: int | None = None,
 ) -> Plan:
-    """SFT: one program a step. `batch_size` takes the place of the run's own."""
-    on, size = _on(partitioner, topology), batch_size or dataset.batch_size
-    on.check_batch('BATCH_SIZE', size, num_microbatches)
+    """SFT: one program a step.
+
+    A batch of `units`, each the least that divides over mesh and microbatches, takes the place of the run's own.
+    """
+    on = _on(partitioner, topology)
+    size = _batch_size(on, dataset, units, num_microbatches)
     params, axes = _base(base, on)
     state, shardings = _state(functools.partial(states.create, spec=spec, tx=optimizer), params, axes, optimizer, on)
     batch = _responses(on, size, 1, dataset.task_feature_lengths)
@@ -86,11 +89,11 @@ def reward(
     num_microbatches: int,
     partitioner: Partitioner,
     topology: str | None = None,
-    batch_size: int | None = None,
+    units: int | None = None,
 ) -> Plan:
     """A reward, or an ensemble: one program a step."""
-    on, size = _on(partitioner, topology), batch_size or dataset.batch_size
-    on.check_batch('BATCH_SIZE', size, num_microbatches)
+    on = _on(partitioner, topology)
+    size = _batch_size(on, dataset, units, num_microbatches)
     params, axes = _base(base, on)
     specs = list(spec) if isinstance(spec, Sequence) else [spec]
     keys = {f'reward_{i}': _key() for i in range(len(specs))}
@@ -133,11 +136,11 @@ def policy(
     num_microbatches: int,
     partitioner: Partitioner,
     topology: str | None = None,
-    batch_size: int | None = None,
+    units: int | None = None,
 ) -> Plan:
     """The RL of a policy: each program of a step. A learned reward is taken to be tuned as the policy is."""
-    on, size = _on(partitioner, topology), batch_size or dataset.batch_size
-    on.check_batch('BATCH_SIZE / minibatches', size // algorithm.minibatches, num_microbatches)
+    on = _on(partitioner, topology)
+    size = _batch_size(on, dataset, units, num_microbatches, algorithm.minibatches)
     params, axes = _base(base, on)
     of = {role: params if shared_base else _copy(params) for role in rl_programs.ROLES}
     txs, network, width = (optimizer, value_optimizer), base.network, base.network.config.emb_dim
@@ -204,6 +207,15 @@ def _on(partitioner: Partitioner, name: str | None) -> Partitioner:
     return partitioner if name is None else dataclasses.replace(
         partitioner, topology=name, devices=topology.devices(name)
     )  # fmt: skip
+
+
+def _batch_size(
+    on: Partitioner, dataset: DatasetConfig, units: int | None, num_microbatches: int, minibatches: int = 1
+) -> int:
+    if units is not None:
+        return units * on.data_parallelism * num_microbatches * minibatches
+    on.check_batch('BATCH_SIZE / minibatches', dataset.batch_size // minibatches, num_microbatches)
+    return dataset.batch_size
 
 
 def _base(config: BaseConfig, on: Partitioner) -> tuple[PyTree, PyTree]:
