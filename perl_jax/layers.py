@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import PartitionSpec
+
+from perl_jax import sharded
 
 MASKED = -1e30  # finite, so that a row which may see nothing gives a uniform softmax instead of NaN
 
@@ -38,15 +39,15 @@ class Dense(nn.Module):
         init = nn.with_logical_partitioning(lecun, self.axes)
         kernel = self.param('kernel', init, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
-        y = x @ gathered(kernel.astype(self.dtype), self.axes)
+        y = sharded.matmul(x, kernel.astype(self.dtype), self.axes)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias = self.param('bias', init, (self.features,)).astype(self.dtype)
             y += jnp.expand_dims(bias, range(y.ndim - 1))
         if self.has_variable('lora', 'a'):
-            a = gathered(self.get_variable('lora', 'a').astype(self.dtype), (self.axes[0], None))
-            b = gathered(self.get_variable('lora', 'b').astype(self.dtype), (None, self.axes[1]))
-            y += (self._drop(x) @ a) @ b
+            a, b = (self.get_variable('lora', name).astype(self.dtype) for name in 'ab')
+            low = sharded.matmul(self._drop(x), a, (self.axes[0], None))
+            y += sharded.matmul(low, b, (None, self.axes[1]))
         return y
 
     def _drop(self, x: jax.Array) -> jax.Array:
@@ -57,30 +58,6 @@ class Dense(nn.Module):
         return jnp.where(jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape), x / keep.astype(x.dtype), 0)
 
 
-def gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """A kernel as it is multiplied with: what FSDP spreads out ('embed' over 'data') is gathered, the rest stays split.
-
-    Left to itself XLA multiplies a slice at a time and sends the slices round the ring; for LoRA's thin matrices, and
-    for a few thousand tokens a chip, that takes half as long again (found by the plan: docs/tpu.md).
-    """
-    return nn.with_logical_constraint(kernel, tuple(None if axis == 'embed' else axis for axis in axes))
-
-
-def split(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` split along its logical axes where they divide (there may be fewer key/value heads than partitions)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    spec = nn.logical_to_mesh_axes(axes)
-    for i, over in enumerate(spec):
-        parts = 1
-        for axis in () if over is None else (over,) if isinstance(over, str) else over:
-            parts *= mesh.shape[axis]
-        if x.shape[i] % parts:
-            spec = PartitionSpec(*spec[:i], None, *spec[i + 1 :])
-    return jax.lax.with_sharding_constraint(x, spec)
-
-
 class Embed(nn.Embed):
     """The table's rows of tokens: int [...] -> [..., D].
 
@@ -89,13 +66,17 @@ class Embed(nn.Embed):
     """
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        spread = nn.logical_to_mesh_axes(('embed',))
-        if spread is None or spread[0] is None or jax.sharding.get_abstract_mesh().empty:
+        if sharded.partitions('embed') == 1:
             return super().__call__(inputs)
         rest = (None,) * (inputs.ndim - 1)
         x = super().__call__(nn.with_logical_constraint(inputs, (None, *rest)))
         x = nn.with_logical_constraint(x, (None, *rest, 'embed'))
         return nn.with_logical_constraint(x, ('batch', *rest, None))
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        """The table as output layer: [..., D] -> [..., V]."""
+        query, table = self.promote_dtype(query, self.embedding, dtype=self.dtype)
+        return sharded.matmul(query, table.T, ('embed', 'vocab'))
 
 
 class RMSNorm(nn.Module):

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
+from perl_jax import sharded
 from perl_jax.types import Responses, Variables
 
-MAX_LOGITS = 2**24  # floats held at once: 64 MiB, and as much again in the backward pass
+MAX_LOGITS = 2**24  # floats a device holds at once: 64 MiB, and as much again in the backward pass
 
 
 def token_logprobs(
@@ -92,7 +93,7 @@ def _pick(logits: Float[Array, 'B K T V'], targets: Int[Array, 'B K T']) -> Floa
 def _by_chunk(one: Callable[..., PyTree], vocab_size: int, *arrays: jax.Array) -> PyTree:
     """`one` of arrays [B, K, R, ...], a chunk of the positions R at a time; its outputs are [B, K, R]."""
     B, K, R = arrays[0].shape[:3]
-    size = max(1, min(R, MAX_LOGITS // (B * K * vocab_size)))
+    size = max(1, min(R, MAX_LOGITS * sharded.partitions('batch') // (B * K * vocab_size)))
     chunks = -(-R // size)
     one = jax.checkpoint(one)
     if chunks == 1:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from perl_jax import layers, masked
+from perl_jax import layers, masked, sharded
 from perl_jax.layers import Dense, Mlp, RMSNorm, Segment
 
 
@@ -224,9 +224,9 @@ class Decoder(nn.Module):
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
         x, kept = self._run(inputs, positions, inputs_mask, None, P=P, K=0, keep=True)
-        kept = jax.tree.map(lambda y: layers.split(y, 'layers', 'batch', 'length', 'kv_heads', 'kv'), kept)
+        kept = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'length', 'kv_heads', 'kv'), kept)
         room = jnp.zeros((c.num_layers, B, K, R, c.num_kv_heads, c.head_dim), c.dtype)
-        room = layers.split(room, 'layers', 'batch', None, 'length', 'kv_heads', 'kv')
+        room = sharded.split(room, 'layers', 'batch', None, 'length', 'kv_heads', 'kv')
         return _last(x, masked.lengths(inputs_mask)), Cache(kept, inputs_mask, (room, room))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:

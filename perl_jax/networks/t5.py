@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from perl_jax import layers
+from perl_jax import layers, sharded
 from perl_jax.layers import Dense, Mlp, RelativeBias, RMSNorm, Segment
 
 
@@ -220,7 +220,7 @@ class T5(nn.Module):
         c, B = self.config, inputs.shape[0]
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
         room = jnp.zeros((B, K, 1 + R, c.num_heads, c.head_dim), c.dtype)
-        rooms = [layers.split(room, 'batch', None, 'length', 'heads', 'kv')] * 2
+        rooms = [sharded.split(room, 'batch', None, 'length', 'heads', 'kv')] * 2
         cache = Cache(None, inputs_mask, (tuple(rooms),) * c.num_decoder_layers)
         start = self.token_embedder(jnp.zeros((B, K, 1), jnp.int32))
         hidden, cache = self.decoder(start, cache, encoded=encoded)

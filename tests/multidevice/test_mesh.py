@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -149,36 +150,58 @@ def test_the_state_is_donated_and_the_base_is_not(kind, spec, mesh):
 
 
 def roll(base, adapter, prompts, scores):
-    drawn = sample(NETWORK, lora.bind(base, adapter), prompts, KEY, EOS, SAMPLING)
+    sampling = dataclasses.replace(SAMPLING, num_samples=scores.shape[1])
+    drawn = sample(NETWORK, lora.bind(base, adapter), prompts, KEY, EOS, sampling)
     roles = (base, adapter), (base, None)
-    return drawn, experience(NETWORK, KLConfig(), (), EOS, SAMPLING, *roles, drawn, scores, 0.1)
+    return drawn, experience(NETWORK, KLConfig(), (), EOS, sampling, *roles, drawn, scores, 0.1)
 
 
-def rollout_inputs():
+def rollout_inputs(K):
     adapter = tiny.adapter(LORA, tiny.base(), head=False)
     return adapter, tiny.prompts(BATCHES['sft']), np.random.default_rng(0).standard_normal((B, K)).astype(np.float32)
 
 
 @functools.cache
-def rollout_on_one():
-    return jax.device_get(jax.jit(roll)(tiny.base(), *rollout_inputs()))
+def rollout_on_one(K):
+    return jax.device_get(jax.jit(roll)(tiny.base(), *rollout_inputs(K)))
 
 
-@meshes
-def test_samples_and_their_experience_equal(mesh):
-    want, (want_experience, want_metrics) = rollout_on_one()
-    partitioner, (adapter, prompts, scores) = MESHES[mesh], rollout_inputs()
+def placed_rollout_inputs(partitioner, K):
+    base, (adapter, prompts, scores) = place_base(partitioner), rollout_inputs(K)
+    axes = partitioning.adapter_axes(adapter, partitioning.abstract(NETWORK)[1])
+    adapter = partitioning.place(adapter, partitioner.tree(axes))
+    return base, adapter, partitioner.batch(prompts), partitioner.batch(scores)
+
+
+@pytest.mark.parametrize(('mesh', 'K'), [*((mesh, K) for mesh in MESHES), ('fsdp', 1), ('all', 1)])
+def test_samples_and_their_experience_equal(mesh, K):
+    """With one response a prompt the tokens of a turn are few enough to go to FSDP's kernels."""
+    want, (want_experience, want_metrics) = rollout_on_one(K)
+    partitioner = MESHES[mesh]
     with partitioner.scope():
-        base = place_base(partitioner)
-        axes = partitioning.adapter_axes(adapter, partitioning.abstract(NETWORK)[1])
-        adapter = partitioning.place(adapter, partitioner.tree(axes))
-        got, (judged, metrics) = jax.jit(roll)(base, adapter, partitioner.batch(prompts), partitioner.batch(scores))
+        got, (judged, metrics) = jax.jit(roll)(*placed_rollout_inputs(partitioner, K))
     np.testing.assert_array_equal(got.targets, want.targets)
     np.testing.assert_array_equal(got.targets_mask, want.targets_mask)
     assert len(np.unique(want.targets[want.targets_mask])) > 10
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
     np.testing.assert_allclose(judged.rewards, want_experience.rewards, atol=1e-4)
     tiny.assert_close(jax.device_get(metrics), want_metrics, atol=1e-4)
+
+
+@pytest.mark.parametrize('K', [1, K])
+def test_under_fsdp_few_tokens_go_to_the_kernels_and_many_let_them_come(K):
+    """The sampler's turns gather no kernel where a turn has at most D / 4 tokens."""
+    partitioner = MESHES['fsdp']
+    with partitioner.scope():
+        base, adapter, prompts, _ = placed_rollout_inputs(partitioner, K)
+        sampling = dataclasses.replace(SAMPLING, num_samples=K)
+        draw = jax.jit(lambda *x: sample(NETWORK, lora.bind(*x[:2]), x[2], KEY, EOS, sampling))
+        text = draw.lower(base, adapter, prompts).compile().as_text()
+    gathers = [line for line in text.splitlines() if ' all-gather(' in line]
+    turns = [line for line in gathers if re.search(r'Decoder\.(decode|logits)', line)]
+    moved = [{int(n) for n in re.search(r'\[([\d,]+)\]', line)[1].split(',')} - {1} for line in turns]
+    gathered = [shape for shape in moved if len(shape) == 2 and D in shape and B not in shape]
+    assert bool(gathered) == (K > 1), gathered
 
 
 # What surrounds the steps.
@@ -235,13 +258,12 @@ def test_a_batch_is_split_over_data_alone(mesh):
 
 
 def test_under_fsdp_the_rows_of_the_embedding_move_and_not_the_table():
-    """A step reads all of the table's columns for few of its rows."""
+    """A step reads all of the table's columns for few of its rows; only a tied model's logits read it whole."""
     partitioner = MESHES['fsdp']
     with partitioner.scope():
         base, batch = place_base(partitioner), partitioner.batch(BATCHES['sft'])
         state = partitioning.place(start('sft', LORA), declared('sft', start('sft', LORA), partitioner))
         text = jax.jit(tiny.stepper('sft', TX)).lower(base, state, batch, KEY).compile().as_text()
-    gathers = [line.split(' all-gather(')[0] for line in text.splitlines() if ' all-gather(' in line]
-    table = f'[{tiny.V},{D}]'
-    reads = [line for line in gathers if table in line]
-    assert gathers and len(reads) <= 1, reads  # the logits of a tied model read it whole, once
+    table, gathers = f'[{tiny.V},{D}]', [line for line in text.splitlines() if ' all-gather(' in line]
+    reads = [line for line in gathers if table in line.split(' all-gather(')[0]]
+    assert reads and all('token_embedder.attend' in line for line in reads), reads
