@@ -117,7 +117,7 @@ def plot(plans: dict, path: pathlib.Path) -> None:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.25 * axis.get_xlim()[1])
     axis.set_xlabel('GiB a chip at the peak (v5e:4x4, 15.75 there are)')
-    axis.legend(loc='lower right', fontsize=8)
+    axis.legend(loc='upper right', fontsize=8)
     figure.savefig(path, dpi=120)
 
 
