@@ -17,13 +17,13 @@ def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None])
     LoRA's thin matrices.) Few tokens, as the sampler has at each turn, go to the kernel: every chip multiplies all rows
     by the part that it holds, and the products change places. Both found by the plan: docs/tpu.md.
     """
-    rest, last = (None,) * (x.ndim - 2), [None if axis == 'embed' else axis for axis in axes]
-    tokens = x.size // x.shape[-1]
+    rest, tokens = (None,) * (x.ndim - 2), x.size // x.shape[-1]
+    whole = tuple(None if axis == 'embed' else axis for axis in axes)
     if 'embed' not in axes or partitions('embed') == 1 or 4 * tokens > kernel.shape[axes.index('embed')]:
-        return x @ nn.with_logical_constraint(kernel, tuple(last))
+        return x @ nn.with_logical_constraint(kernel, whole)
     y = nn.with_logical_constraint(x, (None, *rest, axes[0])) @ kernel
     y = nn.with_logical_constraint(y, (None, *rest, axes[1]))
-    return nn.with_logical_constraint(y, ('batch', *rest, last[1]))
+    return nn.with_logical_constraint(y, ('batch', *rest, whole[1]))
 
 
 def partitions(axis: str) -> int:

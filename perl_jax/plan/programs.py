@@ -140,7 +140,8 @@ def policy(
 ) -> Plan:
     """The RL of a policy: each program of a step. A learned reward is taken to be tuned as the policy is."""
     on = _on(partitioner, topology)
-    size = _batch_size(on, dataset, units, num_microbatches, algorithm.minibatches)
+    split = algorithm.minibatches, 'BATCH_SIZE / minibatches'
+    size = _batch_size(on, dataset, units, num_microbatches, *split)
     params, axes = _base(base, on)
     of = {role: params if shared_base else _copy(params) for role in rl_programs.ROLES}
     txs, network, width = (optimizer, value_optimizer), base.network, base.network.config.emb_dim
@@ -210,11 +211,16 @@ def _on(partitioner: Partitioner, name: str | None) -> Partitioner:
 
 
 def _batch_size(
-    on: Partitioner, dataset: DatasetConfig, units: int | None, num_microbatches: int, minibatches: int = 1
+    on: Partitioner,
+    dataset: DatasetConfig,
+    units: int | None,
+    num_microbatches: int,
+    minibatches: int = 1,
+    name: str = 'BATCH_SIZE',
 ) -> int:
     if units is not None:
         return units * on.data_parallelism * num_microbatches * minibatches
-    on.check_batch('BATCH_SIZE / minibatches', dataset.batch_size // minibatches, num_microbatches)
+    on.check_batch(name, dataset.batch_size // minibatches, num_microbatches)
     return dataset.batch_size
 
 

@@ -267,3 +267,4 @@ def test_under_fsdp_the_rows_of_the_embedding_move_and_not_the_table():
     table, gathers = f'[{tiny.V},{D}]', [line for line in text.splitlines() if ' all-gather(' in line]
     reads = [line for line in gathers if table in line.split(' all-gather(')[0]]
     assert reads and all('token_embedder.attend' in line for line in reads), reads
+    assert len(reads) <= 2, reads  # forward, and once more where the backward pass makes the logits again
