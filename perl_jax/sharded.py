@@ -32,6 +32,12 @@ def partitions(axis: str) -> int:
     return 1 if over is None or mesh.empty else _count(mesh, over[0])
 
 
+def on_tpu() -> bool:
+    """Are the devices of the current mesh TPUs? They need not be there: `plan` compiles for those of a topology."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.device_kind.startswith('TPU')
+
+
 def split(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` split along its logical axes where they divide (there may be fewer key/value heads than partitions)."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -16,7 +16,7 @@ FLOORS = [
     {'', 'errors', 'types', 'masked', 'memory', 'stderr', 'sharded'},
     {
         'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'logprobs',
-        'accumulate', 'topology', 'distributed',
+        'accumulate', 'topology', 'distributed', 'flash',
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',

@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from toy_runs import perl
 
+from perl_jax import flash, topology
 from perl_jax import plan as planning
-from perl_jax import topology
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
-from perl_jax.plan import hlo
-from perl_jax.plan.compile import count_flops, report, size
+from perl_jax.plan import flops, hlo
+from perl_jax.plan.compile import KERNELS, report, size
 from perl_jax.plan.programs import Program
 
 MESH = [('replica', 1), ('data', 2), ('model', 4)]
@@ -79,10 +79,10 @@ def test_flops_count_products_as_often_as_they_are_made():
         return jax.lax.while_loop(lambda s: s[1] < s[0].sum(), lambda s: (s[0] @ w[0], s[1] + 1), (x, 0))
 
     jaxpr = jax.make_jaxpr(f)(jnp.ones((4, 8)), jnp.ones((3, 8, 8))).jaxpr
-    assert count_flops(jaxpr, turns=1) == 4 * 2 * 4 * 8 * 8
-    assert count_flops(jaxpr, turns=10) == 13 * 2 * 4 * 8 * 8
+    assert flops.count(jaxpr, turns=1).total == 4 * 2 * 4 * 8 * 8
+    assert flops.count(jaxpr, turns=10).total == 13 * 2 * 4 * 8 * 8
     gradient = jax.make_jaxpr(jax.grad(lambda x, w: (x @ w).sum(), argnums=(0, 1)))(jnp.ones((4, 8)), jnp.ones((8, 8)))
-    assert count_flops(gradient.jaxpr, 1) == 3 * 2 * 4 * 8 * 8
+    assert flops.count(gradient.jaxpr, 1) == (3 * 2 * 4 * 8 * 8, 0)
 
 
 def product(name='v5e:2x2', n=4096):
@@ -106,6 +106,24 @@ def test_a_product_on_each_chip(name):
     assert found.temporaries >= 2 * n * n // 4  # what comes out
     assert 0.4 < found.utilisation < 1
     assert not found.collectives
+
+
+def test_attention_on_a_tpu_is_one_kernel():
+    """Its products count for every block of every chip, at a share of the peak; the scores lie nowhere."""
+    B, T, H, N, E = 8, 256, 4, 2, 128
+    on = Partitioner(2, topology='v5e:2x2', devices=topology.devices('v5e:2x2'))
+    like = lambda heads: jax.ShapeDtypeStruct((B, T, heads, E), jnp.bfloat16, sharding=on.sharding('batch'))  # noqa: E731
+    mask = jax.ShapeDtypeStruct((B, T), jnp.bool_, sharding=on.sharding('batch'))
+
+    def attend(query, key, value, mask):
+        assert flash.usable(query, key) and not flash.usable(query[:3], key) and not flash.usable(query, key[:, :, :1])
+        return flash.attend(query, key, value, mask, 0)
+
+    alive = {'base': (), 'adapters': (), 'optimizer': (), 'data': mask}
+    found = report(Program('attention', jax.jit(attend), (like(H), like(N), like(N), mask), alive), on)
+    assert found.flops == B * H * 2 * 2 * T * T * E / 4
+    assert found.cycles > found.flops / (KERNELS * topology.CHIPS['v5e'].peak_flops) * topology.CHIPS['v5e'].clock
+    assert found.temporaries < B * H * T * T * 4 / 4
 
 
 def test_an_array_that_two_roles_share_is_there_once():

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from perl_jax import layers, masked, sharded
+from perl_jax import flash, layers, masked, sharded
 from perl_jax.layers import Dense, Mlp, RMSNorm, Segment
 
 
@@ -33,6 +33,7 @@ class DecoderConfig:
     attention_softcap, logits_softcap: c tanh(x / c) (Gemma 2).     rope_scaling: see RopeScaling (Llama 3.1).
     sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
     local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
+    flash: attention over whole prompts and responses in one kernel on TPUs (flash.py).
     remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
     """
 
@@ -60,6 +61,7 @@ class DecoderConfig:
     global_every: int = 1
     local_rope_theta: float | None = None
     dtype: str = 'float32'
+    flash: bool = True
     remat: str = 'none'
 
 
@@ -120,11 +122,16 @@ class _Attention(nn.Module):
             return layers.attend(query, segments, scale=c.query_scale, softcap=c.attention_softcap)
 
         outs, kept, positions = [], None, context.positions
-        if P:
+        fused = P and c.flash and flash.usable(q, k) and (local is None or c.sliding_window >= P + (T - P) // max(K, 1))
+        if fused:
+            options = {'scale': c.query_scale, 'softcap': c.attention_softcap}
+            outs.append(flash.attend(q, k, v, context.prompt_mask, K, **options))
+        if P and not fused:
             mine = positions[:, None, :P]
             outs.append(attend(q[:, None, :P], [Segment(k[:, :P], v[:, :P], _causal(P) & near(mine, mine))])[:, 0])
-        if K:
-            own, mine = (branches(k), branches(v)), branches(positions)
+        own = (branches(k), branches(v)) if K else None
+        if K and not fused:
+            mine = branches(positions)
             prompt = (k[:, :P], v[:, :P]) if P else cache[0]
             before = jnp.arange(prompt[0].shape[1])[None, None]
             segments = [

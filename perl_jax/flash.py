@@ -1,0 +1,94 @@
+"""Attention in one kernel on TPUs: the scores of prompts and branches stay in the chip's fast memory.
+
+The kernel is JAX's splash attention (jax.experimental.pallas.ops.tpu), the blocked softmax of FlashAttention (Dao 2023,
+arXiv 2307.08691) that skips the blocks in which nothing is seen. Here are the mask of one prompt with its branches and
+the layout on the mesh. What the plan says it gains: docs/tpu.md.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from perl_jax import sharded
+
+LANES = 128  # a block of the kernel is a multiple of it
+MAX_BLOCK = 640  # larger ones take fewer bundles a score, up to what the chip's memory holds (docs/tpu.md)
+
+
+def usable(query: jax.Array, key: jax.Array) -> bool:
+    """Is this a TPU, and do batch and heads divide over its mesh? query [B, T, H, E], key [B, T, N, E]."""
+    batch, heads = sharded.partitions('batch'), sharded.partitions('kv_heads')
+    return sharded.on_tpu() and query.shape[0] % batch == 0 and key.shape[2] % heads == 0
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    prompt_mask: jax.Array,
+    K: int,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Softmax attention of a packed run of P + K R tokens: a prompt sees itself, a branch the prompt and itself.
+
+    Equal to `layers.attend` at every real token; what stands at a prompt's padding differs, and nobody reads it.
+
+    Args:
+      query: [B, T = P + K R, H, E]. H is a multiple of N (grouped queries).
+      key, value: [B, T, N, E].
+      prompt_mask: bool [B, P], a run of ones from the left.
+      K: branches, of equal length; 0 for prompts alone.
+      scale, softcap: as in `layers.attend`.
+      interpret: run the kernel's operations one by one on any machine, for tests.
+
+    Returns:
+      [B, T, H * E] in the query's dtype; the softmax is float32.
+    """
+    B, T, H, E = query.shape
+    P, room = prompt_mask.shape[1], -T % LANES
+    real = jnp.pad(prompt_mask, ((0, 0), (0, T - P)), constant_values=True)
+    query = query * (E**-0.5 if scale is None else scale)
+    args = [jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))).swapaxes(1, 2) for x in (query, key, value)]
+    args.append(jnp.pad(real, ((0, 0), (0, room))).astype(jnp.int32))
+    heads, rows = nn.logical_to_mesh_axes(('batch', 'kv_heads', None, None)), nn.logical_to_mesh_axes(('batch', None))
+    run = functools.partial(_kernel, sees=_sees(P, K, T, room), softcap=softcap, interpret=interpret)
+    if not jax.sharding.get_abstract_mesh().empty:
+        run = jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return run(*args).swapaxes(1, 2)[:, :T].reshape(B, T, H * E)
+
+
+def _kernel(
+    query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array, *, sees: np.ndarray, softcap, interpret
+) -> jax.Array:
+    """One chip's part: [B, H, T, E], [B, N, T, E] twice, int [B, T] -> [B, H, T, E]. Padding sees only padding."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
+    T = len(sees)
+    block = max(n for n in range(LANES, MAX_BLOCK + 1, LANES) if T % n == 0)
+    names = 'q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq'
+    kernel = splash.make_splash_mha_single_device(
+        splash_attention_mask.MultiHeadMask([splash_attention_mask.NumpyMask(sees)] * query.shape[1]),
+        block_sizes=splash.BlockSizes(**{f'block_{name}': block for name in names}),
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+    )
+    return jax.vmap(lambda q, k, v, r: kernel(q, k, v, splash.SegmentIds(r, r)))(query, key, value, real)
+
+
+def _sees(P: int, K: int, T: int, room: int) -> np.ndarray:
+    """Which token may see which, bool [T + room, T + room]; tokens of the room see themselves."""
+    ids = np.arange(T + room)
+    branch = np.where(ids < P, 0, 1 + (ids - P) // max((T - P) // max(K, 1), 1))
+    branch = np.where(ids < T, branch, K + 1)
+    causal = ids[:, None] >= ids[None]
+    prompt = (branch[:, None] <= K) & (branch[None] == 0)
+    return causal & (prompt | (branch[:, None] == branch[None]))
