@@ -1,0 +1,107 @@
+"""One RL step of a policy on random prompts, timed: sample, score, KL to the anchor, learn. One line of JSON.
+
+    python benchmarks/policy_step.py                         size S, REINFORCE with a value baseline, 2 answers a prompt
+    python benchmarks/policy_step.py --algorithm=grpo        as the peers' group baseline
+    python benchmarks/policy_step.py --tuning=full           four models: policy, value, anchor and reward of its own each
+    python benchmarks/policy_step.py --ends                  answers end after a third of --response on average
+
+The programs are those that a run compiles (rl_programs.compiled). Without --ends no answer ends early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import jax
+import measure
+from jaxtyping import PyTree
+from measure import Passed
+
+from perl_jax import lora, rewards, rl_programs
+from perl_jax.algorithms.grpo import GRPO
+from perl_jax.algorithms.ppo import PPO
+from perl_jax.algorithms.reinforce import Reinforce
+from perl_jax.algorithms.rloo import RLOO
+from perl_jax.kl import KLConfig
+from perl_jax.networks.decoder import Decoder
+from perl_jax.partitioning import Partitioner
+from perl_jax.plan import flops
+from perl_jax.sampling import SamplingConfig
+from perl_jax.types import PolicyState, Prompts
+
+ALGORITHMS = {'reinforce': Reinforce(), 'rloo': RLOO(), 'grpo': GRPO(), 'ppo': PPO()}
+KL = dict.fromkeys(ALGORITHMS, KLConfig()) | {'grpo': KLConfig(estimator='k3', place='loss')}
+EOS, KEY = 1, jax.random.key(0)
+
+
+def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, shardings: PolicyState, on: Partitioner):
+    """step(state, prompts, rng, passed) -> state, metrics, as the loop of a run dispatches it.
+
+    `passed(part, arrays)` is called after each of its three parts.
+    """
+    algorithm, txs = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer())
+    sampling = SamplingConfig(num_samples=args.responses, max_decode_length=args.response)
+    eos = EOS if args.ends else args.vocab  # which is no token
+    programs = rl_programs.compiled(
+        model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, eos, shardings, on
+    )
+    score, of = rewards.compiled(model, lambda scores: scores[0], on), dict.fromkeys(rl_programs.ROLES, params)
+    judge = lora.with_head(measure.spec(args).init(KEY, params), KEY, args.d_model, 1.0)
+
+    def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
+        policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], None)
+        rollout = programs.sample(*policy, prompts, rng, sampling)
+        passed('generation', rollout)
+        scores, _ = score(of['reward'], [judge], rollout)
+        experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)
+        passed('scoring', experience)
+        state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, KEY)
+        passed('learning', state)
+        return state, metrics | more
+
+    return step
+
+
+def main() -> None:
+    flags = measure.parser(__doc__)
+    flags.add_argument('--algorithm', choices=ALGORITHMS, default='reinforce')
+    flags.add_argument('--ends', action='store_true', help='an EOS is drawn once in R / 3 tokens')
+    args = flags.parse_args()
+    model, on = measure.network(args), Partitioner()
+    txs = measure.optimizer(), measure.optimizer()
+    with on.scope():
+        params = measure.base(args, model)
+        if args.ends:
+            params = measure.ending(params, EOS, 3 / args.response)
+        initial = rl_programs.initial(
+            measure.spec(args), txs, ALGORITHMS[args.algorithm], KL[args.algorithm], 0.0, args.d_model, KEY, params
+        )
+        shardings, prompts = jax.tree.map(lambda x: x.sharding, initial), on.batch(measure.prompts(args))
+        step = step_of(args, model, params, shardings, on)
+        plain = step_of(args, measure.network(args, remat='none'), params, shardings, on)
+        products = flops.count(jax.make_jaxpr(plain)(initial, prompts, KEY).jaxpr, args.response - 1).total
+        state, metrics = initial, {}
+
+        def once(i: int, *passed: Passed) -> Any:
+            nonlocal state, metrics
+            state, metrics = step(state, prompts, jax.random.fold_in(KEY, i), *passed)
+            return state, metrics
+
+        seconds = measure.timed(once, args.steps)
+        shares = measure.shares(once, 3)
+    episodes, length = args.batch * args.responses, float(metrics['length/mean'])
+    more = {
+        'episodes_per_second': episodes / seconds['median'],
+        'generated_per_second': episodes * length / seconds['median'],
+        'mean_length': length,
+        'grad_norm': float(metrics['grad_norm/policy']),
+        'shares': shares,
+    }
+    tokens = round(args.batch * args.prompt + episodes * length)
+    print(json.dumps(measure.result(args, seconds, tokens, products, **more)))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,50 @@
+"""One training step of a reward model on random pairs, timed: one line of JSON.
+
+    python benchmarks/reward_step.py                                       size S: 4 layers, width 256, 8 pairs of 64 + 64
+    python benchmarks/reward_step.py --layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128        size M
+    python benchmarks/reward_step.py --tuning=full
+
+The step is the one that a run compiles (train_reward.compiled): loss, gradients, AdamW, metrics.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import measure
+
+from perl_jax import train_reward
+from perl_jax.partitioning import Partitioner
+from perl_jax.plan import flops
+
+
+def main() -> None:
+    args = measure.parser(__doc__).parse_args()
+    if args.responses != 2:
+        raise SystemExit('reward_step: a pair has two responses; leave --responses at 2')
+    model, tx, on = measure.network(args), measure.optimizer(), Partitioner()
+    batch, keys = {'reward': [jax.tree.map(jax.numpy.asarray, measure.responses(args))]}, {'reward': jax.random.key(0)}
+    with on.scope():
+        params = measure.base(args, model)
+        states = train_reward.initial([measure.spec(args)], tx, args.d_model, None, keys, params)
+        held = params if args.tuning == 'lora' else None
+        step = train_reward.compiled(model, tx, args.microbatches, jax.tree.map(lambda x: x.sharding, states))
+        plain = functools.partial(train_reward.ensemble_step, measure.network(args, remat='none'), tx)
+        products = flops.count(jax.make_jaxpr(plain)(held, states, batch, keys).jaxpr, 1).total
+        metrics = {}
+
+        def once(i: int) -> object:
+            nonlocal states, metrics
+            states, metrics = step(held, states, batch, keys)
+            return states, metrics
+
+        seconds = measure.timed(once, args.steps)
+    tokens = args.batch * (args.prompt + 2 * args.response)
+    more = {'pairs_per_second': args.batch / seconds['median'], 'grad_norm': float(metrics['grad_norm'])}
+    print(json.dumps(measure.result(args, seconds, tokens, products, **more)))
+
+
+if __name__ == '__main__':
+    main()
