@@ -101,7 +101,7 @@ def responses(args: argparse.Namespace) -> types.Responses:
 
 
 def timed(step: Callable[[int], Any], steps: int) -> dict[str, float]:
-    """Seconds of a step that ends with its results on the device: 'first' (compiles), 'median', 'minimum' of `steps`."""
+    """Seconds of a step until its results are there: 'first' (compiles), 'median', 'minimum' of `steps`."""
     seconds = []
     for i in range(steps + 2):
         start = time.perf_counter()

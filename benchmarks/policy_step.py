@@ -2,7 +2,7 @@
 
     python benchmarks/policy_step.py                         size S, REINFORCE with a value baseline, 2 answers a prompt
     python benchmarks/policy_step.py --algorithm=grpo        as the peers' group baseline
-    python benchmarks/policy_step.py --tuning=full           four models: policy, value, anchor and reward of its own each
+    python benchmarks/policy_step.py --tuning=full           a copy each for policy, value, anchor and reward
     python benchmarks/policy_step.py --ends                  answers end after a third of --response on average
 
 The programs are those that a run compiles (rl_programs.compiled). Without --ends no answer ends early.

@@ -1,7 +1,7 @@
 """One training step of a reward model on random pairs, timed: one line of JSON.
 
-    python benchmarks/reward_step.py                                       size S: 4 layers, width 256, 8 pairs of 64 + 64
-    python benchmarks/reward_step.py --layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128        size M
+    python benchmarks/reward_step.py                                    size S: 4 layers, width 256, 8 pairs of 64 + 64
+    python benchmarks/reward_step.py --layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128     size M
     python benchmarks/reward_step.py --tuning=full
 
 The step is the one that a run compiles (train_reward.compiled): loss, gradients, AdamW, metrics.

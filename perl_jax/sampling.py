@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +52,12 @@ def sample(
 
     def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = truncate(network.apply(variables, hidden, method='logits'), config)
+        logprobs = jax.nn.log_softmax(logits)
         if config.temperature == 0:
-            token = jnp.argmax(logits, axis=-1)
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
-            token = jax.random.categorical(jax.random.fold_in(rng, t), logits)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], axis=-1)[..., 0]
-        return token.astype(jnp.int32), logprob
+            token = categorical(jax.random.fold_in(rng, t), jnp.exp(logprobs))
+        return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
 
     def write(
         t: jax.Array, tokens: jax.Array, logprobs: jax.Array, mask: jax.Array, hidden: jax.Array, alive: jax.Array
@@ -81,6 +82,29 @@ def sample(
     start = (jnp.int32(1), *write(jnp.int32(0), *empty, first, jnp.ones((B, K), bool)), cache)
     _, tokens, logprobs, mask, _, _ = jax.lax.while_loop(lambda s: (s[0] < R) & s[4].any(), body, start)
     return Rollout(prompts.inputs, prompts.inputs_mask, tokens, mask, logprobs)
+
+
+def categorical(rng: jax.Array, probs: jax.Array) -> jax.Array:
+    """A token of each distribution [..., V], int32 [...]; never one of probability 0.
+
+    First a block of about sqrt(V) tokens is drawn, then a token of the block, each from one random number: to invert a
+    cumulative sum takes two numbers a row, where Gumbel's trick (jax.random.categorical) takes V.
+    """
+    V = probs.shape[-1]
+    size = math.isqrt(V - 1) + 1
+    blocks = jnp.pad(probs, [(0, 0)] * (probs.ndim - 1) + [(0, size * size - V)])
+    blocks = blocks.reshape(*probs.shape[:-1], size, size)
+    first, second = jax.random.split(rng)
+    block = _invert(first, blocks.sum(-1))
+    chosen = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    return block * size + _invert(second, chosen)
+
+
+def _invert(rng: jax.Array, weights: jax.Array) -> jax.Array:
+    """An index of the last axis in proportion to its weight: the first whose cumulative sum exceeds a random part."""
+    total, there = jnp.cumsum(weights, axis=-1), weights > 0
+    part = jax.random.uniform(rng, weights.shape[:-1]) * jnp.where(there, total, 0).max(-1)
+    return jnp.argmax(there & (total > part[..., None]), axis=-1).astype(jnp.int32)
 
 
 def truncate(logits: jax.Array, config: SamplingConfig) -> jax.Array:

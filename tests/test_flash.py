@@ -43,7 +43,10 @@ def sees_slowly(P, K, R, room):
     return seen
 
 
-@pytest.mark.parametrize(('P', 'K', 'R', 'room'), [(5, 0, 0, 0), (5, 0, 0, 3), (4, 1, 3, 2), (4, 3, 2, 1), (1, 2, 1, 0)])
+SHAPES = [(5, 0, 0, 0), (5, 0, 0, 3), (4, 1, 3, 2), (4, 3, 2, 1), (1, 2, 1, 0)]
+
+
+@pytest.mark.parametrize(('P', 'K', 'R', 'room'), SHAPES)
 def test_who_sees_whom(P, K, R, room):
     np.testing.assert_array_equal(flash._sees(P, K, P + K * R, room), sees_slowly(P, K, R, room))
 

@@ -11,7 +11,7 @@ from tiny import EOS, NETWORK, R
 
 from perl_jax import lora, types
 from perl_jax.logprobs import response_logprobs
-from perl_jax.sampling import SamplingConfig, sample, truncate
+from perl_jax.sampling import SamplingConfig, categorical, sample, truncate
 
 K = 3
 BATCH = tiny.responses(B=3, K=K)
@@ -152,6 +152,22 @@ def test_frequencies_match_the_probabilities(config):
             assert stats.chisquare(counts[before][seen], n * p[seen]).pvalue > 1e-4
     drawn = np.log([probabilities(LOGITS[x], config)[y] for x, y in zip(tokens[:, :-1].ravel(), tokens[:, 1:].ravel())])
     np.testing.assert_allclose(rollout.logprobs.ravel(), drawn, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 10, 16, 17, 1000])
+def test_categorical_draws_what_the_probabilities_say(size):
+    """Vocabularies that fill their blocks and that do not; every third token impossible, the last one too."""
+    rng = np.random.default_rng(size)
+    p = rng.dirichlet(np.ones(size)) * (np.arange(size)[::-1] % 3 > 0) if size > 2 else rng.dirichlet(np.ones(size))
+    p = (p / p.sum()).astype(np.float32)
+    tokens = np.asarray(jax.jit(lambda key: categorical(key, jnp.broadcast_to(p, (50, 400, size))))(KEY))
+    counts = np.bincount(tokens.ravel(), minlength=size)
+    assert tokens.shape == (50, 400) and len(counts) == size
+    assert not counts[p == 0].any()
+    expected = np.float64(p) / np.float64(p).sum() * tokens.size
+    seen = expected > 0
+    if seen.sum() > 1:
+        assert stats.chisquare(counts[seen], expected[seen]).pvalue > 1e-4
 
 
 # top-k and top-p.

@@ -16,7 +16,7 @@ from perl_jax.partitioning import Partitioner
 from perl_jax.plan import flops, hlo
 from perl_jax.plan.programs import Program
 
-KERNELS = 0.5  # of the MXU's peak in fused kernels: no compiler says, and their bundles come to 0.5 to 0.8 (docs/tpu.md)
+KERNELS = 0.5  # of the MXU's peak in fused kernels, of which the compiler says nothing (docs/tpu.md)
 
 
 @dataclasses.dataclass(frozen=True)
