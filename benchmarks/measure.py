@@ -65,8 +65,8 @@ def base(args: argparse.Namespace, model: Decoder) -> Any:
 def ending(params: Any, eos: int, chance: float) -> Any:
     """The base changed so that its next token is `eos` with about this chance, whatever it has read.
 
-    One number of every embedding outweighs the rest, so that the last norm finds sqrt(D) there; one weight of the output
-    layer makes the logit out of it that has this chance beside V - 1 logits near 0.
+    One number of every embedding outweighs the rest, so that the last norm finds sqrt(D) there; one weight of the
+    output layer makes the logit out of it that has this chance beside V - 1 logits near 0.
     """
     table, kernel = params['token_embedder']['embedding'], params['decoder']['logits_dense']['kernel']
     D, V = kernel.shape

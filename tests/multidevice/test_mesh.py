@@ -5,13 +5,14 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
 from tiny import EOS, NETWORK, D
 
-from perl_jax import lora, partitioning, types
+from perl_jax import flash, lora, partitioning, types
 from perl_jax.base import BaseConfig
 from perl_jax.base import load as load_base
 from perl_jax.checkpoints import Checkpoints, fingerprint
@@ -268,3 +269,25 @@ def test_under_fsdp_the_rows_of_the_embedding_move_and_not_the_table():
     reads = [line for line in gathers if table in line.split(' all-gather(')[0]]
     assert reads and all('token_embedder.attend' in line for line in reads), reads
     assert len(reads) <= 2, reads  # forward, and once more where the backward pass makes the logits again
+
+
+@meshes
+def test_the_fused_kernel_on_a_mesh(mesh):
+    """Each chip attends within its own rows and heads: values and gradients as on one device."""
+    rng, on, K = np.random.default_rng(0), MESHES[mesh], 2
+    query, key, value = (rng.standard_normal((B, 20, heads, 8)).astype(np.float32) for heads in (8, 4, 4))
+    mask = np.arange(12) < rng.integers(1, 13, (B, 1))
+    real = np.concatenate([mask, np.ones((B, 8), bool)], axis=1)[..., None]
+
+    def attend(*qkv):
+        out = flash.attend(*qkv, mask, K, interpret=True)
+        return (jnp.where(real, out, 0) ** 2).sum(), jnp.where(real, out, 0)
+
+    run = jax.jit(jax.value_and_grad(attend, argnums=(0, 1, 2), has_aux=True))
+    (_, want), gradients = run(query, key, value)
+    with on.scope():
+        placed = [jax.device_put(x, on.sharding('batch', 'length', 'kv_heads')) for x in (query, key, value)]
+        (_, got), found = run(*placed)
+    assert got.sharding.shard_shape(got.shape)[0] == B // on.data_parallelism
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    tiny.assert_close(found, gradients, atol=1e-4, rtol=1e-4)
