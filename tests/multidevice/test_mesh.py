@@ -12,7 +12,8 @@ import pytest
 import tiny
 from tiny import EOS, NETWORK, D
 
-from perl_jax import flash, lora, partitioning, types
+from perl_jax import flash, lora, partitioning, rl_programs, types
+from perl_jax.algorithms.reinforce import Reinforce
 from perl_jax.base import BaseConfig
 from perl_jax.base import load as load_base
 from perl_jax.checkpoints import Checkpoints, fingerprint
@@ -187,6 +188,31 @@ def test_samples_and_their_experience_equal(mesh, K):
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
     np.testing.assert_allclose(judged.rewards, want_experience.rewards, atol=1e-4)
     tiny.assert_close(jax.device_get(metrics), want_metrics, atol=1e-4)
+
+
+@meshes
+def test_rollouts_and_the_samplers_cache_lie_split(mesh):
+    """As the run compiles them: rows over data, key/value heads over model where they divide."""
+    on = MESHES[mesh]
+    with on.scope():
+        base, adapter, prompts, scores = placed_rollout_inputs(on, K)
+        _, axes = partitioning.abstract(NETWORK)
+        state = rl_programs.initial(LORA, (TX, TX), Reinforce(), KLConfig(), 0.0, D, KEY, base)
+        layout = rl_programs.layout(state, (TX, TX), axes, on)
+        programs = rl_programs.compiled(
+            NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, EOS, layout, on
+        )
+        drawn = programs.sample(base, adapter, prompts, KEY, SAMPLING)
+        judged, _ = programs.experience((base, adapter), (base, None), drawn, scores, 0.1)
+        read = lambda *x: NETWORK.apply(lora.bind(base, adapter), *x, K, 5, method='prefill')[1]  # noqa: E731
+        cache = jax.jit(read)(prompts.inputs, prompts.inputs_mask)
+    for x in jax.tree.leaves((drawn, judged)):
+        assert x.sharding.shard_shape(x.shape) == (B // on.data_parallelism, *x.shape[1:])
+    N, model = NETWORK.config.num_kv_heads, on.mesh.shape['model']
+    for x in (*cache.prompt, *cache.responses):
+        L, rows, *rest, E = x.shape
+        want = (L, rows // on.data_parallelism, *rest[:-1], N // model if N % model == 0 else N, E)
+        assert x.sharding.shard_shape(x.shape) == want
 
 
 @pytest.mark.parametrize('K', [1, K])
