@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perl_jax import types
 from perl_jax.errors import UserError
+from perl_jax.streams import Dataset, Example, Stream
 
 KINDS = ('sft', 'pairs', 'thumbs', 'prompts')
 MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
-Example = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +34,8 @@ class DatasetConfig:
     vocabulary: the base model's, in place of the task's own, or the path of its tokenizer (interop/vocabularies.py says
       which kinds); None keeps the task's.
     limit: read at most so many examples; None reads all.
+    length_buckets: training batches take rows of like lengths, and the least of so many widths that holds them; each
+      pair of widths compiles its own step. 1 is full width, in the order drawn.
     """
 
     mixture_or_task_name: str | Sequence[str]
@@ -43,8 +44,11 @@ class DatasetConfig:
     split: str = 'train'
     vocabulary: Any = None
     limit: int | None = None
+    length_buckets: int = 1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.length_buckets, int) or self.length_buckets < 1:
+            raise UserError(f'LENGTH_BUCKETS = {self.length_buckets!r}: give a whole number of at least 1')
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise UserError(f'BATCH_SIZE = {self.batch_size!r}: give a whole number of at least 1')
 
@@ -55,113 +59,14 @@ class DatasetConfig:
         return [dataclasses.replace(self, mixture_or_task_name=name) for name in names]
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """One split of one task, in memory: arrays with N rows each, and each row's texts and other fields."""
-
-    arrays: dict[str, np.ndarray]
-    examples: list[Example]
-    vocabulary: Any  # seqio.Vocabulary
-    eos_id: int
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
-        """The batch (types.py) of these rows, and their examples."""
-        kind = next(k for fields, k in _BATCHES if fields == self.arrays.keys())
-        return kind(**{k: v[index] for k, v in self.arrays.items()}), [self.examples[i] for i in index]
-
-    def take(self, index: np.ndarray) -> Dataset:
-        """These rows alone."""
-        arrays = {k: v[index] for k, v in self.arrays.items()}
-        return dataclasses.replace(self, arrays=arrays, examples=[self.examples[i] for i in index])
-
-    def batches(
-        self, batch_size: int, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[Any, list[Example], int]]:
-        """Every row once, in order: batch, examples, how many are real. The last batch is filled up with its last.
-
-        With `rows` (Partitioner.rows) only those of each batch; what is real is still said of the whole batch.
-        """
-        rows = np.arange(batch_size) if rows is None else rows
-        for start in range(0, len(self), batch_size):
-            yield *self.rows(np.minimum(start + rows, len(self) - 1)), min(batch_size, len(self) - start)
-
-
-_BATCHES = [
-    ({f.name for f in dataclasses.fields(kind)}, kind) for kind in (types.Prompts, types.Responses, types.Thumbs)
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    """Endless shuffled batches of a task, or of a mixture's tasks by their rates: `stream(n)` is batch number n.
-
-    Of each batch a process reads only its own `rows` (Partitioner.rows); which examples they are hangs on the seed, n
-    and the place in the batch alone, however many processes there are.
-    """
-
-    datasets: Sequence[Dataset]
-    rates: Sequence[float]
-    batch_size: int
-    seed: int
-    rows: np.ndarray
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a response."""
-        return self.datasets[0].eos_id
-
-    def __call__(self, step: int) -> tuple[Any, list[Example]]:
-        position = step * self.batch_size + self.rows
-        member, index = self._schedule(position)
-        parts = [self.datasets[m].rows(index[member == m]) for m in np.unique(member)]
-        order = np.argsort(np.concatenate([np.flatnonzero(member == m) for m in np.unique(member)]))
-        arrays = {
-            f.name: np.concatenate([getattr(batch, f.name) for batch, _ in parts])[order]
-            for f in dataclasses.fields(parts[0][0])
-        }
-        examples = [e for _, rows in parts for e in rows]
-        return type(parts[0][0])(**arrays), [examples[i] for i in order]
-
-    def _schedule(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which dataset, and which row of it, stands at each position of the endless stream.
-
-        Members follow a fixed shuffled cycle that holds each in proportion to its rate, so that how often a member came
-        before any position is a lookup; within a member each epoch is a permutation of its own.
-        """
-        cycle, before = _cycle(tuple(self.rates), self.seed)
-        member = cycle[position % len(cycle)]
-        count = position // len(cycle) * before[-1][member] + before[position % len(cycle), member]
-        sizes = np.array([len(d) for d in self.datasets])[member]
-        epoch, offset = np.divmod(count, sizes)
-        index = [_permutation(self.seed, int(m), int(e), int(n))[o] for m, e, n, o in zip(member, epoch, sizes, offset)]
-        return member, np.array(index)
-
-
-@functools.lru_cache(maxsize=8)
-def _cycle(rates: tuple[float, ...], seed: int, length: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Members of one cycle [n], and how many of each came before each place [n + 1, members]."""
-    share = np.array(rates) / sum(rates)
-    counts = np.maximum(1, np.round(share * length)).astype(int) if len(rates) > 1 else np.array([1])
-    cycle = np.random.default_rng([seed, 0]).permutation(np.repeat(np.arange(len(rates)), counts))
-    seen = np.cumsum(cycle[:, None] == np.arange(len(rates)), axis=0)
-    return cycle, np.concatenate([np.zeros((1, len(rates)), int), seen])
-
-
-@functools.lru_cache(maxsize=64)
-def _permutation(seed: int, member: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, 1 + member, epoch]).permutation(size)
-
-
 def stream(config: DatasetConfig, kind: str, seed: int, rows: np.ndarray | None = None) -> Stream:
     """The endless training batches of a task or mixture; `rows` of each batch, by default all."""
     rows = np.arange(config.batch_size) if rows is None else rows
     provider = find(config.mixture_or_task_name)
     tasks = members(provider)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
-    return Stream([_load(t, config, kind) for t in tasks], rates, config.batch_size, seed, rows)
+    loaded = [_load(t, config, kind) for t in tasks]
+    return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets)
 
 
 def reward_kind(name: str) -> str:

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 import seqio
+import tiny
 
-from perl_jax import data, types
+from perl_jax import data, streams, types
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.tasks import registration, toy
@@ -240,13 +241,66 @@ def test_an_epoch_visits_each_row_once_and_the_next_in_another_order():
     assert len(set(map(tuple, epochs))) == 10
 
 
+def ragged(n=200, buckets=4, batch_size=8, rows=None):
+    """A stream of rows whose prompts have 1 to 20 tokens and whose responses, the row's own number of them, 2 to 10."""
+    rng = np.random.default_rng(0)
+    (inputs, inputs_mask), (targets, targets_mask) = (
+        tiny.ragged(rng, rng.integers(low, high + 1, shape), high) for low, high, shape in ((1, 20, n), (2, 10, (n, 2)))
+    )
+    arrays = {'inputs': inputs, 'inputs_mask': inputs_mask, 'targets': targets, 'targets_mask': targets_mask}
+    rows = np.arange(batch_size) if rows is None else np.array(rows)
+    dataset = streams.Dataset(arrays, [{'row': i} for i in range(n)], None, 1)
+    return dataset, streams.Stream([dataset], [1.0], batch_size, 0, rows, buckets)
+
+
+def test_buckets_take_every_row_once_and_cut_nothing_that_is_real():
+    dataset, stream = ragged()
+    shapes, seen = set(), []
+    for step in range(25 * 16):  # 16 windows, 16 epochs
+        batch, examples = stream(step)
+        index = [e['row'] for e in examples]
+        P, R = batch.inputs.shape[-1], batch.targets.shape[-1]
+        for name in ('inputs', 'targets'):
+            whole, width = dataset.arrays[name][index], getattr(batch, name).shape[-1]
+            np.testing.assert_array_equal(getattr(batch, name), whole[..., :width])
+            mask = dataset.arrays[f'{name}_mask'][index]
+            np.testing.assert_array_equal(getattr(batch, f'{name}_mask'), mask[..., :width])
+            assert not mask[..., width:].any()
+        shapes.add((P, R))
+        seen += index
+    assert all(P in (5, 10, 15, 20) and R in (3, 6, 9, 10) for P, R in shapes)
+    assert len({P for P, _ in shapes}) > 2 and len({R for _, R in shapes}) > 1
+    assert np.bincount(seen).tolist() == [16] * 200
+    assert seen[:200] != sorted(seen[:200]) and stream(3)[1] != stream(19)[1]
+
+
+def test_buckets_pad_less():
+    padding = []
+    for buckets in (1, 4):
+        _, stream = ragged(buckets=buckets)
+        masks = [mask for step in range(32) for mask in (stream(step)[0].inputs_mask, stream(step)[0].targets_mask)]
+        padding.append(sum(mask.size for mask in masks) / sum(mask.sum() for mask in masks))
+    assert padding[1] < 0.85 * padding[0]  # responses are as long as the longer of two, whatever the order
+
+
+def test_processes_cut_their_rows_of_a_batch_alike():
+    _, whole = ragged()
+    parts = [ragged(rows=rows)[1] for rows in ([0, 1, 2, 3], [4, 5, 6, 7])]
+    for step in range(20):
+        want, examples = whole(step)
+        got = [part(step) for part in parts]
+        assert [e for _, mine in got for e in mine] == examples
+        np.testing.assert_array_equal(np.concatenate([batch.inputs for batch, _ in got]), want.inputs)
+        np.testing.assert_array_equal(np.concatenate([batch.targets for batch, _ in got]), want.targets)
+
+
 def test_a_batch_is_a_function_of_seed_and_step():
     config = DatasetConfig('toy_pairs', {'inputs': 26, 'targets': 22}, 8)
     config = dataclasses.replace(config, limit=100)
     one, two = (data.stream(config, 'pairs', 3) for _ in range(2))
     ahead = [one(step) for step in range(20)]  # one has gone all the way, the other asks for 7 at once
-    data._permutation.cache_clear()
-    data._cycle.cache_clear()
+    streams._permutation.cache_clear()
+    streams._cycle.cache_clear()
     (batch, examples), (again, same) = ahead[7], two(7)
     assert all(np.array_equal(getattr(batch, f.name), getattr(again, f.name)) for f in dataclasses.fields(batch))
     assert examples == same
@@ -260,10 +314,10 @@ def test_batches_do_not_depend_on_the_process():
     """Nor on the seed of Python's hashes, which a restart changes."""
     code = """
 import numpy as np
-from perl_jax import data
-print([data._permutation(3, 0, 2, 9).tolist(), data._cycle((3.0, 1.0), 5)[0].tolist()])
+from perl_jax import streams
+print([streams._permutation(3, 0, 2, 9).tolist(), streams._cycle((3.0, 1.0), 5)[0].tolist()])
 """
-    here = [data._permutation(3, 0, 2, 9).tolist(), data._cycle((3.0, 1.0), 5)[0].tolist()]
+    here = [streams._permutation(3, 0, 2, 9).tolist(), streams._cycle((3.0, 1.0), 5)[0].tolist()]
     environment = os.environ | {'PYTHONHASHSEED': '17'}
     there = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
     assert there.stdout.strip() == str(here)

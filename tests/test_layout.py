@@ -16,11 +16,11 @@ FLOORS = [
     {'', 'errors', 'types', 'masked', 'memory', 'stderr', 'sharded'},
     {
         'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'logprobs',
-        'accumulate', 'topology', 'distributed', 'flash',
+        'accumulate', 'topology', 'distributed', 'flash', 'bucketing',
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
-        'algorithms', 'algorithms.*',
+        'algorithms', 'algorithms.*', 'streams',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'rl', 'anchors', 'texts'},

@@ -1,0 +1,47 @@
+"""Batches of rows that are about equally long, and no wider than those need: less padding, the same gradients.
+
+    4 batches of 2, lengths of their rows      9 2   7 3   8 8   2 1     as drawn
+    sorted and dealt out                       1 2   2 3   7 8   8 9
+    in shuffled order, of widths 5 or 10       7 8   1 2   8 9   2 3
+
+What stands at the padding changes nothing (tests/test_decoder.py), so a batch's gradients are those at full width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+WINDOW = 16  # batches that are sorted together: enough for rows of like length, far less than an epoch
+
+
+def width(longest: Any, full: int, buckets: int) -> Any:
+    """The least of `buckets` widths, equally far apart up to `full`, that holds `longest` tokens; ints or arrays."""
+    step = -(-full // buckets)
+    return np.minimum(full, np.maximum(1, -(-longest // step)) * step)
+
+
+def deal(
+    longest: Mapping[str, np.ndarray], full: int, buckets: int, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """In which order batches shall take these rows, int [n]: by the width of the prompt, then the longest response.
+
+    `longest` is of the rows, {'inputs': [n], 'targets': [n]}; `full` of the prompts.
+    """
+    last = longest.get('targets', longest['inputs'])
+    order = np.lexsort([last, width(longest['inputs'], full, buckets)])  # the last key counts first
+    return rng.permutation(order.reshape(-1, batch_size)).ravel()
+
+
+def longest(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The real tokens of each row, of its longest response: {'inputs': [N], 'targets': [N]}; masks are [N, (K,) T]."""
+    counts = {name: arrays[f'{name}_mask'].sum(-1) for name in ('inputs', 'targets') if f'{name}_mask' in arrays}
+    return {name: count.reshape(len(count), -1).max(-1) for name, count in counts.items()}
+
+
+def cut(batch: Any, widths: Mapping[str, int]) -> Any:
+    """A batch (types.py) with its tokens and masks [..., T] cut to the widths of their kind."""
+    fields = {name: getattr(batch, name) for kind in widths for name in (kind, f'{kind}_mask')}
+    return batch.replace(**{name: x[..., : widths[name.removesuffix('_mask')]] for name, x in fields.items()})

@@ -1,0 +1,145 @@
+"""Rows in memory, and the endless batches of them: batch n is a function of (seed, n)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from perl_jax import bucketing, types
+
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One split of one task, in memory: arrays with N rows each, and each row's texts and other fields."""
+
+    arrays: dict[str, np.ndarray]
+    examples: list[Example]
+    vocabulary: Any  # seqio.Vocabulary
+    eos_id: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @functools.cached_property
+    def longest(self) -> dict[str, np.ndarray]:
+        """See bucketing.py: {'inputs': [N], 'targets': [N]}."""
+        return bucketing.longest(self.arrays)
+
+    def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
+        """The batch (types.py) of these rows, and their examples."""
+        kind = next(k for fields, k in _BATCHES if fields == self.arrays.keys())
+        return kind(**{k: v[index] for k, v in self.arrays.items()}), [self.examples[i] for i in index]
+
+    def take(self, index: np.ndarray) -> Dataset:
+        """These rows alone."""
+        arrays = {k: v[index] for k, v in self.arrays.items()}
+        return dataclasses.replace(self, arrays=arrays, examples=[self.examples[i] for i in index])
+
+    def batches(
+        self, batch_size: int, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[Any, list[Example], int]]:
+        """Every row once, in order: batch, examples, how many are real. The last batch is filled up with its last.
+
+        With `rows` (Partitioner.rows) only those of each batch; what is real is still said of the whole batch.
+        """
+        rows = np.arange(batch_size) if rows is None else rows
+        for start in range(0, len(self), batch_size):
+            yield *self.rows(np.minimum(start + rows, len(self) - 1)), min(batch_size, len(self) - start)
+
+
+_BATCHES = [
+    ({f.name for f in dataclasses.fields(kind)}, kind) for kind in (types.Prompts, types.Responses, types.Thumbs)
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Endless shuffled batches of a task, or of a mixture's tasks by their rates: `stream(n)` is batch number n.
+
+    Of each batch a process reads only its own `rows` (Partitioner.rows); which examples they are hangs on the seed, n
+    and the place in the batch alone, however many processes there are.
+    """
+
+    datasets: Sequence[Dataset]
+    rates: Sequence[float]
+    batch_size: int
+    seed: int
+    rows: np.ndarray
+    buckets: int = 1
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a response."""
+        return self.datasets[0].eos_id
+
+    def __call__(self, step: int) -> tuple[Any, list[Example]]:
+        position = self._positions(step)
+        member, index = self._schedule(position[self.rows])
+        parts = [self.datasets[m].rows(index[member == m]) for m in np.unique(member)]
+        order = np.argsort(np.concatenate([np.flatnonzero(member == m) for m in np.unique(member)]))
+        arrays = {
+            f.name: np.concatenate([getattr(batch, f.name) for batch, _ in parts])[order]
+            for f in dataclasses.fields(parts[0][0])
+        }
+        batch, examples = type(parts[0][0])(**arrays), [e for _, rows in parts for e in rows]
+        if self.buckets > 1:  # by the whole batch: all processes cut alike
+            batch = bucketing.cut(batch, self._widths(position))
+        return batch, [examples[i] for i in order]
+
+    def _positions(self, step: int) -> np.ndarray:
+        """Which places of the endless stream batch `step` takes, of all processes: int [batch_size]."""
+        if self.buckets == 1:
+            return step * self.batch_size + np.arange(self.batch_size)
+        window, place = divmod(step, bucketing.WINDOW)
+        size = bucketing.WINDOW * self.batch_size
+        positions = window * size + np.arange(size)
+        full, rng = self.datasets[0].arrays['inputs'].shape[-1], np.random.default_rng([self.seed, 2**31, window])
+        order = bucketing.deal(self._longest(positions), full, self.buckets, self.batch_size, rng)
+        return positions[order.reshape(-1, self.batch_size)[place]]
+
+    def _longest(self, position: np.ndarray) -> dict[str, np.ndarray]:
+        member, index = self._schedule(position)
+        pick = lambda name: np.array([self.datasets[m].longest[name][i] for m, i in zip(member, index)])  # noqa: E731
+        return {name: pick(name) for name in self.datasets[0].longest}
+
+    def _widths(self, position: np.ndarray) -> dict[str, int]:
+        arrays = self.datasets[0].arrays
+        return {
+            name: int(bucketing.width(lengths.max(), arrays[name].shape[-1], self.buckets))
+            for name, lengths in self._longest(position).items()
+        }
+
+    def _schedule(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which dataset, and which row of it, stands at each position of the endless stream.
+
+        Members follow a fixed shuffled cycle that holds each in proportion to its rate, so that how often a member came
+        before any position is a lookup; within a member each epoch is a permutation of its own.
+        """
+        cycle, before = _cycle(tuple(self.rates), self.seed)
+        member = cycle[position % len(cycle)]
+        count = position // len(cycle) * before[-1][member] + before[position % len(cycle), member]
+        sizes = np.array([len(d) for d in self.datasets])[member]
+        epoch, offset = np.divmod(count, sizes)
+        index = [_permutation(self.seed, int(m), int(e), int(n))[o] for m, e, n, o in zip(member, epoch, sizes, offset)]
+        return member, np.array(index)
+
+
+@functools.lru_cache(maxsize=8)
+def _cycle(rates: tuple[float, ...], seed: int, length: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Members of one cycle [n], and how many of each came before each place [n + 1, members]."""
+    share = np.array(rates) / sum(rates)
+    counts = np.maximum(1, np.round(share * length)).astype(int) if len(rates) > 1 else np.array([1])
+    cycle = np.random.default_rng([seed, 0]).permutation(np.repeat(np.arange(len(rates)), counts))
+    seen = np.cumsum(cycle[:, None] == np.arange(len(rates)), axis=0)
+    return cycle, np.concatenate([np.zeros((1, len(rates)), int), seen])
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(seed: int, member: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1 + member, epoch]).permutation(size)
