@@ -64,25 +64,33 @@ def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, shardings:
     return step
 
 
-def main() -> None:
-    flags = measure.parser(__doc__)
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The flags of both benchmarks, and those of a policy."""
+    flags = measure.parser(doc)
     flags.add_argument('--algorithm', choices=ALGORITHMS, default='reinforce')
     flags.add_argument('--ends', action='store_true', help='an EOS is drawn once in R / 3 tokens')
-    args = flags.parse_args()
+    return flags
+
+
+def initial(args: argparse.Namespace, params: PyTree) -> PolicyState:
+    """The state at step 0."""
+    algorithm, txs = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer())
+    return rl_programs.initial(measure.spec(args), txs, algorithm, KL[args.algorithm], 0.0, args.d_model, KEY, params)
+
+
+def main() -> None:
+    args = parser(__doc__).parse_args()
     model, on = measure.network(args), Partitioner()
-    txs = measure.optimizer(), measure.optimizer()
     with on.scope():
         params = measure.base(args, model)
         if args.ends:
             params = measure.ending(params, EOS, 3 / args.response)
-        initial = rl_programs.initial(
-            measure.spec(args), txs, ALGORITHMS[args.algorithm], KL[args.algorithm], 0.0, args.d_model, KEY, params
-        )
-        shardings, prompts = jax.tree.map(lambda x: x.sharding, initial), on.batch(measure.prompts(args))
+        state = initial(args, params)
+        shardings, prompts = jax.tree.map(lambda x: x.sharding, state), on.batch(measure.prompts(args))
         step = step_of(args, model, params, shardings, on)
         plain = step_of(args, measure.network(args, remat='none'), params, shardings, on)
-        products = flops.count(jax.make_jaxpr(plain)(initial, prompts, KEY).jaxpr, args.response - 1).total
-        state, metrics = initial, {}
+        products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
+        metrics = {}
 
         def once(i: int, *passed: Passed) -> Any:
             nonlocal state, metrics

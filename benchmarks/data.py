@@ -1,0 +1,79 @@
+"""Training steps on rows of real lengths, timed: what padding costs, what LENGTH_BUCKETS gives back. A line of JSON.
+
+    TASKMASTER_DIR=... python benchmarks/taskmaster/prepare.py --vocabulary=... --output=arrays
+    python benchmarks/data.py --arrays=arrays/coffee_pairs_train.npz   --vocab=49152 --buckets=4
+    python benchmarks/data.py --arrays=arrays/coffee_prompts_train.npz --vocab=49152 --buckets=4 --ends
+
+Pairs or thumbs train a reward, prompts a policy. The same batches are read twice: once to compile a step for each of
+their shapes, once for the clock. The flags of sizes are those of reward_step.py; P comes from the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+import measure
+import numpy as np
+import policy_step
+
+from perl_jax import streams, train_reward, types
+from perl_jax.partitioning import Partitioner
+
+
+def main() -> None:
+    flags = policy_step.parser(__doc__)
+    flags.add_argument('--arrays', required=True, help='a file of prepare.py')
+    flags.add_argument('--buckets', type=int, default=1)
+    args, on = flags.parse_args(), Partitioner()
+    arrays = {name: x for name, x in np.load(args.arrays).items() if name != 'group'}
+    dataset = streams.Dataset(arrays, [{}] * len(arrays['inputs']), None, policy_step.EOS)
+    stream = streams.Stream([dataset], [1.0], args.batch, args.seed, np.arange(args.batch), args.buckets)
+    batches = [stream(step)[0] for step in range(args.steps)]
+    model, spec, tx = measure.network(args), measure.spec(args), measure.optimizer()
+    with on.scope():
+        params = measure.base(args, model)
+        if isinstance(batches[0], types.Prompts):
+            if args.ends:
+                params = measure.ending(params, policy_step.EOS, 3 / args.response)
+            state = policy_step.initial(args, params)
+            run = policy_step.step_of(args, model, params, jax.tree.map(lambda x: x.sharding, state), on)
+        else:
+            keys = {'reward': policy_step.KEY}
+            state = train_reward.initial([spec], tx, args.d_model, None, keys, params)
+            held = params if args.tuning == 'lora' else None
+            compiled = train_reward.compiled(model, tx, 1, jax.tree.map(lambda x: x.sharding, state))
+            run = lambda state, batch, rng: compiled(held, state, {'reward': [batch]}, keys)  # noqa: E731
+
+        def once() -> tuple[float, dict[str, Any]]:
+            nonlocal state
+            start = time.perf_counter()
+            for i, batch in enumerate(batches):
+                state, metrics = run(state, on.batch(batch), jax.random.fold_in(policy_step.KEY, i))
+            jax.block_until_ready(state)
+            return time.perf_counter() - start, metrics
+
+        (compiling, _), (seconds, metrics) = once(), once()
+    places = sum(mask.size for batch in batches for mask in masks(batch))
+    real = sum(int(mask.sum()) for batch in batches for mask in masks(batch))
+    found = {
+        'seconds': seconds / args.steps,
+        'compile_seconds': compiling - seconds,
+        'rows_per_second': args.batch * args.steps / seconds,
+        'shapes': len({tuple(x.shape for x in jax.tree.leaves(batch)) for batch in batches}),
+        'real_tokens': real / places,
+        'grad_norm': float(metrics.get('grad_norm', metrics.get('grad_norm/policy', float('nan')))),
+    }
+    rounded = {key: float(f'{x:.5g}') if isinstance(x, float) else x for key, x in found.items()}
+    print(json.dumps(rounded | vars(args)))
+
+
+def masks(batch: Any) -> list[np.ndarray]:
+    return [getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name.endswith('_mask')]
+
+
+if __name__ == '__main__':
+    main()

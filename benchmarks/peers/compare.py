@@ -1,0 +1,110 @@
+"""Our steps and those of Tunix and TRL on the same shapes, alternately in processes of their own, on the CPU.
+
+    python benchmarks/peers/compare.py --tunix=TUNIX/bin/python --trl=TRL/bin/python [--rounds=3] [--only='S rl']
+
+Each peer has a virtual environment of its own (tunix_step.py and trl_step.py say how); one that is not given or fails
+is left out. Only figures of one call compare, and it should have the machine for itself. Writes docs/results/peers.json
+(medians over rounds, and every round) and prints tables in Markdown, ratios being peer / ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+STORE = HERE.parents[1] / 'docs' / 'results' / 'peers.json'
+SIZES = {
+    'S': '--layers=4 --d_model=256 --d_ff=1024 --heads=4 --vocab=8192 --batch=8',
+    'M': '--layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128 --batch=8',
+}
+WORKS = {
+    'reward 64+64': ('reward', '--prompt=64 --response=64'),
+    'reward 192+32': ('reward', '--prompt=192 --response=32'),
+    'rl 64+64': ('rl', '--prompt=64 --response=64 --responses=2'),
+    'rl 64+64 ends': ('rl', '--prompt=64 --response=64 --responses=2 --ends'),
+}
+CASES = {f'{size} {name}': (WORKS[name][0], f'{SIZES[size]} {WORKS[name][1]}') for size in SIZES for name in WORKS}
+OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
+METRICS = {'seconds': ('s a step', 1), 'compile_seconds': ('s more for the first step', 1)}
+METRICS |= {'process_peak_bytes': ('GB at the peak of the process', 1e9)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--tunix', help='the Python that has Tunix')
+    parser.add_argument('--trl', help='the Python that has TRL')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=20, help='that are timed in each process')
+    parser.add_argument('--only', default='', help=f'cases whose name has this in it: {", ".join(CASES)}')
+    parser.add_argument('--output', type=pathlib.Path, default=STORE)
+    args = parser.parse_args()
+    pythons = {'ours': sys.executable, 'tunix': args.tunix, 'trl': args.trl}
+    for who in [who for who, python in pythons.items() if not python]:
+        print(f'{who}: left out, for --{who} was not given', file=sys.stderr)
+        del pythons[who]
+    found = {}
+    for case in [case for case in CASES if args.only in case]:
+        rounds, runs = {who: [] for who in pythons}, dict(pythons)
+        for _ in range(args.rounds):
+            for who, python in list(runs.items()):
+                try:
+                    rounds[who].append(ran(who, python, case, args.steps))
+                except (OSError, ValueError) as error:
+                    print(f'{who}: left out of {case}: {error}', file=sys.stderr)
+                    del runs[who]
+        kept = {who: rounds[who] for who in runs}
+        medians = {
+            who: {key: statistics.median(line[key] for line in lines) for key in METRICS} for who, lines in kept.items()
+        }
+        found[case] = {'medians': medians, 'rounds': kept}
+        save(args.output, found)
+    for key, (unit, scale) in METRICS.items():
+        print(table(found, list(pythons), key, unit, scale))
+
+
+def ran(who: str, python: str, case: str, steps: int) -> dict:
+    """The line of one process. ValueError: its last words."""
+    work, shape = CASES[case]
+    script = [str(HERE.parent / OURS[work][0]), *OURS[work][1:]]
+    if who != 'ours':
+        script = [str(HERE / f'{who}_step.py'), f'--work={work}']
+    command, env = [python, *script, *shape.split(), f'--steps={steps}'], os.environ | {'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f'exit status {done.returncode}']
+        raise ValueError(next((line for line in reversed(words) if 'Error' in line), words[-1]))
+    line = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f'{case}, {who}: {line["seconds"]:.4g} s', file=sys.stderr)
+    return line
+
+
+def save(path: pathlib.Path, found: dict) -> None:
+    """Cases of earlier calls stay."""
+    before = json.loads(path.read_text())['cases'] if path.exists() else {}
+    cases = {case: (before | found)[case] for case in CASES if case in before | found}
+    machine = {'machine': platform.machine(), 'cpus': os.cpu_count(), 'python': platform.python_version()}
+    path.write_text(json.dumps(machine | {'cases': cases}, indent=1) + '\n')
+
+
+def table(found: dict, names: list[str], key: str, unit: str, scale: float) -> str:
+    """A row a case; of a peer its figure and, in parentheses, how many times ours it is."""
+    rows = [[unit, *names], ['---'] * (len(names) + 1)]
+    for case, of in found.items():
+        values = {who: line[key] / scale for who, line in of['medians'].items()}
+        cells = {who: f'{value:.3g}' for who, value in values.items()}
+        for who in set(cells) - {'ours'}:
+            if values.get('ours', 0) > 0:
+                cells[who] += f' ({values[who] / values["ours"]:.2f}x)'
+        rows.append([case, *(cells.get(who, '-') for who in names)])
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows) + '\n'
+
+
+if __name__ == '__main__':
+    main()
