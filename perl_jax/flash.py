@@ -66,7 +66,14 @@ def attend(
 
 
 def _kernel(
-    query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array, *, sees: np.ndarray, softcap, interpret
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    real: jax.Array,
+    *,
+    sees: np.ndarray,
+    softcap: float | None,
+    interpret: bool,
 ) -> jax.Array:
     """One chip's part: [B, H, T, E], [B, N, T, E] twice, int [B, T] -> [B, H, T, E]. Padding sees only padding."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash

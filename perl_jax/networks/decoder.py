@@ -98,6 +98,7 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
         c, (B, T, _), P, K = self.config, x.shape, context.P, context.K
+        R = (T - P) // max(K, 1)
         project = lambda name, heads: Dense(  # noqa: E731
             heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
         )(x).reshape(B, T, heads, c.head_dim)
@@ -111,7 +112,7 @@ class _Attention(nn.Module):
         q, k = layers.rotate(q, rope), layers.rotate(k, rope)
 
         def branches(y: jax.Array) -> jax.Array:  # [B, K R, ...] of the packed run -> [B, K, R, ...]
-            return y[:, P:].reshape(B, K, (T - P) // max(K, 1), *y.shape[2:])
+            return y[:, P:].reshape(B, K, R, *y.shape[2:])
 
         def near(query: jax.Array, key: jax.Array) -> jax.Array | bool:  # positions [B, K, R], [B, 1 or K, S]
             if local is None:
@@ -122,14 +123,15 @@ class _Attention(nn.Module):
             return layers.attend(query, segments, scale=c.query_scale, softcap=c.attention_softcap)
 
         outs, kept, positions = [], None, context.positions
-        fused = P and c.flash and flash.usable(q, k) and (local is None or c.sliding_window >= P + (T - P) // max(K, 1))
+        own = (branches(k), branches(v)) if K else None
+        far = local is None or c.sliding_window >= P + R  # no window hides anything
+        fused = P > 0 and far and c.flash and flash.usable(q, k)
         if fused:
-            options = {'scale': c.query_scale, 'softcap': c.attention_softcap}
-            outs.append(flash.attend(q, k, v, context.prompt_mask, K, **options))
+            mask = context.prompt_mask
+            outs.append(flash.attend(q, k, v, mask, K, scale=c.query_scale, softcap=c.attention_softcap))
         if P and not fused:
             mine = positions[:, None, :P]
             outs.append(attend(q[:, None, :P], [Segment(k[:, :P], v[:, :P], _causal(P) & near(mine, mine))])[:, 0])
-        own = (branches(k), branches(v)) if K else None
         if K and not fused:
             mine = branches(positions)
             prompt = (k[:, :P], v[:, :P]) if P else cache[0]
