@@ -200,3 +200,17 @@ def test_the_prompt_is_computed_once():
         return lowered.cost_analysis()['flops']
 
     assert flops(4) < 1.4 * flops(1)
+
+
+def test_unrolled_layers_are_the_same_layers():
+    """Tree, values and gradients; what the sampler reads is not unrolled."""
+    unrolled, params = Decoder(dataclasses.replace(CONFIG, unroll=L)), tiny.base()
+    assert partitioning.abstract(unrolled) == partitioning.abstract(NETWORK)
+
+    def total(network, params):
+        hidden = tiny.hidden(params, None, BATCH, network=network)
+        return jnp.where(read(BATCH)[..., None], hidden, 0).sum()
+
+    (one, gradients), (other, found) = (jax.value_and_grad(total, 1)(net, params) for net in (NETWORK, unrolled))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    tiny.assert_close(found, gradients, atol=1e-4)
