@@ -4,7 +4,7 @@
 
 Each peer has a virtual environment of its own (tunix_step.py and trl_step.py say how); one that is not given or fails
 is left out. Only figures of one call compare, and it should have the machine for itself. Writes docs/results/peers.json
-(medians over rounds, and every round) and prints tables in Markdown, ratios being peer / ours.
+(medians over rounds, and every round) and the tables of docs/performance.md, ratios being peer / ours.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 STORE = HERE.parents[1] / 'docs' / 'results' / 'peers.json'
+PAGE = HERE.parents[1] / 'docs' / 'performance.md'
 SIZES = {
     'S': '--layers=4 --d_model=256 --d_ff=1024 --heads=4 --vocab=8192 --batch=8',
     'M': '--layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128 --batch=8',
@@ -65,8 +67,11 @@ def main() -> None:
         }
         found[case] = {'medians': medians, 'rounds': kept}
         save(args.output, found)
-    for key, (unit, scale) in METRICS.items():
-        print(table(found, list(pythons), key, unit, scale))
+    tables = '\n'.join(table(found, list(pythons), key, unit, scale) for key, (unit, scale) in METRICS.items())
+    print(tables)
+    if args.output == STORE:
+        place = re.compile('(<!-- peers -->\n).*?(<!-- end -->)', re.DOTALL)
+        PAGE.write_text(place.sub(lambda m: m[1] + tables + m[2], PAGE.read_text()))
 
 
 def ran(who: str, python: str, case: str, steps: int) -> dict:
