@@ -66,15 +66,17 @@ def test_names_shapes_and_axes_are_t5x(network):
     want = {'token_embedder/embedding': (V, D)}
     for side, (count, parts, norms) in blocks.items():
         want |= {f'{side}/relpos_bias/rel_embedding': (4, 8), f'{side}/{side}_norm/scale': (D,)}
-        for layer in (f'{side}/layers_{i}' for i in range(count)):
-            want |= {f'{layer}/{part}/{name}/kernel': s for part, all_ in parts.items() for name, s in all_.items()}
-            want |= {f'{layer}/pre_{name}_layer_norm/scale': (D,) for name in norms}
+        layer = f'{side}/layers'
+        for part, shapes_ in parts.items():
+            want |= {f'{layer}/{part}/{name}/kernel': (count, *shape) for name, shape in shapes_.items()}
+        want |= {f'{layer}/pre_{name}_layer_norm/scale': (count, D) for name in norms}
     if network is NETWORK:
         want['decoder/logits_dense/kernel'] = (D, V)
     assert {path: x.shape for path, x in traverse_util.flatten_dict(shapes, sep='/').items()} == want
     axes = traverse_util.flatten_dict(axes, sep='/')
     names = {D: 'embed', 24: 'joined_kv', 48: 'mlp', V: 'vocab', 4: 'heads', 8: 'relpos_buckets'}
-    assert axes == {path: tuple(names[n] for n in shape) for path, shape in want.items()}
+    front = lambda path: ('layers',) if '/layers/' in path else ()  # noqa: E731
+    assert axes == {path: front(path) + tuple(names[n] for n in s[len(front(path)) :]) for path, s in want.items()}
     rules = {name for name, _ in partitioning.standard_logical_axis_rules()}
     assert set(names.values()) <= rules
 
@@ -82,7 +84,7 @@ def test_names_shapes_and_axes_are_t5x(network):
 def test_random_weights_start_as_t5x_has_them():
     one = jnp.zeros((1, 1), int)
     params = partitioning.unbox(jax.jit(NETWORK.init)(KEY, one, one == 0, one[None]))['params']
-    attention = params['decoder']['layers_1']['self_attention']
+    attention = jax.tree.map(lambda x: x[1], params['decoder']['layers']['self_attention'])
     assert np.std(params['token_embedder']['embedding']) == pytest.approx(1, rel=0.1)
     assert np.std(attention['key']['kernel']) == pytest.approx(D**-0.5, rel=0.15)
     assert np.std(attention['query']['kernel']) == pytest.approx((6 * D) ** -0.5, rel=0.15)

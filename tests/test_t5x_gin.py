@@ -92,7 +92,7 @@ def test_a_run_on_it_can_be_asked(installed, tmp_path):
     assert ran('sample', f'--model_dir={tmp_path}/run', '--num=2').out.count('"truth"') == 2
     assert perl('export', f'--model_dir={tmp_path}/run', '--format=t5x', f'--output={tmp_path}/out').code == 0
     tree = t5x.load(str(tmp_path / 'out'))
-    assert tree['encoder']['layers_0']['attention']['query']['kernel'].shape == (8, 12)
+    assert tree['encoder']['layers']['attention']['query']['kernel'].shape == (1, 8, 12)
     assert tree['token_embedder']['embedding'].shape == (128, 8)
 
 

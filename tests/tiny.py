@@ -154,6 +154,17 @@ def one_by_one(batch):
         yield b, k, np.concatenate([prompt, batch.targets[b, k][batch.targets_mask[b, k]]]), len(prompt)
 
 
+def apart(params):
+    """The leaves by their paths as T5X and transformers have them: `layers` [L, ...] is `layers_0`, `layers_1`, ..."""
+    flat = {}
+    for path, x in traverse_util.flatten_dict(params, sep='/').items():
+        if '/layers/' in path:
+            flat |= {path.replace('layers', f'layers_{i}', 1): each for i, each in enumerate(x)}
+        else:
+            flat[path] = x
+    return flat
+
+
 def arrays(fun, *args):
     """The shape of every array that a function computes, those inside loops and other functions too."""
     found = set()

@@ -1,7 +1,7 @@
 """What a tensor is called here and in Hugging Face's checkpoints: one table a network, used in both directions.
 
     decoder/layers/self_attention/query/kernel [L, D, H E]  <->  model.layers.{0..L-1}.self_attn.q_proj.weight [H E, D]
-    encoder/layers_3/mlp/wi_0/kernel [D, F]                 <->  encoder.block.3.layer.1.DenseReluDense.wi_0.weight
+    encoder/layers/mlp/wi_0/kernel [L, D, F]  <->  encoder.block.{0..L-1}.layer.1.DenseReluDense.wi_0.weight [F, D]
 """
 
 from __future__ import annotations
@@ -66,10 +66,12 @@ IGNORED = re.compile(
 
 def theirs(network: nn.Module, path: str) -> list[str]:
     """The names there of one of our leaves: one, or one for each of the stacked layers."""
+    if path in (top := _T5_TOP if isinstance(network, T5) else _TOP):
+        return [top[path]]
     if isinstance(network, T5):
-        return [_t5(path)]
-    if path in _TOP:
-        return [_TOP[path]]
+        side, c = path.split('/')[0], network.config
+        count = c.num_encoder_layers if side == 'encoder' else c.num_decoder_layers
+        return [f'{side}.block.{i}.layer.{_t5(path)}' for i in range(count)]
     leaf = path.removeprefix('decoder/layers/')
     name = (_LAYER | _POST_NORMS if network.config.post_norms else _LAYER)[leaf]
     return [f'model.layers.{i}.{name}' for i in range(network.config.num_layers)]
@@ -90,13 +92,10 @@ def layers(network: nn.Module, paths: Mapping[str, object]) -> dict[str, list[st
 
 
 def _t5(path: str) -> str:
-    if path in _T5_TOP:
-        return _T5_TOP[path]
-    side, layer, block, leaf, *_ = path.split('/')
-    prefix = f'{side}.block.{layer.removeprefix("layers_")}.layer'
+    side, _, block, leaf, *_ = path.split('/')
     for name, (number, there, norm) in _T5_BLOCKS[side].items():
         if block == f'{norm}_layer_norm':
-            return f'{prefix}.{number}.layer_norm.weight'
+            return f'{number}.layer_norm.weight'
         if block == name:
-            return f'{prefix}.{number}.{there}.{_T5_LEAVES.get(leaf, leaf)}.weight'
+            return f'{number}.{there}.{_T5_LEAVES.get(leaf, leaf)}.weight'
     raise KeyError(path)

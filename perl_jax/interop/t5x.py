@@ -3,8 +3,8 @@
     checkpoint_N/checkpoint               legacy: an index (msgpack); beside it a zarr array `target.PATH` for each leaf
     checkpoint_N/state/manifest.ocdbt     Orbax: one OCDBT database that holds those same arrays
 
-The `target` of T5X's `t5` example is the tree of networks/t5.py, name for name. The rest, above all the optimizer's
-state, is not even opened. gs:// is read by TensorStore's own driver; that was never tried out.
+The `target` of T5X's `t5` example is the tree of networks/t5.py, name for name, but for its layers (`layers_0`, ...),
+which are stacked here. The rest, above all the optimizer's state, is not even opened. gs:// is read by TensorStore's own driver; that was never tried out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from perl_jax.errors import UserError
 from perl_jax.networks.t5 import T5, T5Config
 
 _ACTIVATIONS = {('relu',): ('relu', False), ('gelu', 'linear'): ('gelu', True), ('silu', 'linear'): ('silu', True)}
+_LAYER = r'/layers_(\d+)/'
 INDEX, MANIFEST = 'checkpoint', 'state/manifest.ocdbt'
 
 
@@ -70,6 +71,8 @@ def find(path: str) -> str | None:
 def load(path: str, dtype: str = 'float32') -> PyTree:
     """The parameters of a checkpoint, host arrays in `dtype`; no more than one array is held in another type.
 
+    Layers are stacked; one that lacks something leaves a stack too short for the network, which its shape then tells.
+
     Args:
       path: a checkpoint_N folder or one that holds some (the latest is taken), local or gs://BUCKET/...
       dtype: of all arrays.
@@ -82,7 +85,14 @@ def load(path: str, dtype: str = 'float32') -> PyTree:
     leaves = _whole(found, 'its index', lambda: _leaves(found))
     if not leaves:
         raise UserError(f"'{found}' has no parameters: nothing in it is called target; save it with T5X's trainer")
-    return traverse_util.unflatten_dict({name: _read(found, name, leaf, dtype) for name, leaf in leaves.items()}, '/')
+    apart: dict[str, list[str]] = {}
+    for name in sorted(leaves, key=lambda name: [int(part) for part in re.findall(_LAYER, name)]):
+        apart.setdefault(re.sub(_LAYER, '/layers/', name), []).append(name)
+    tree = {}
+    for path, names in apart.items():
+        each = [_read(found, name, leaves[name], dtype) for name in names]
+        tree[path] = np.stack(each) if '/layers/' in path else each[0]
+    return traverse_util.unflatten_dict(tree, '/')
 
 
 def save(path: str, params: PyTree, step: int) -> None:
@@ -94,13 +104,22 @@ def save(path: str, params: PyTree, step: int) -> None:
     Raises:
       UserError: there is such a checkpoint already.
     """
-    state = {'target': params, 'state': {'step': jnp.int32(step)}}
+    state = {'target': _apart(params), 'state': {'step': jnp.int32(step)}}
     options = ocp.CheckpointManagerOptions(step_prefix='checkpoint')
     handlers = {'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
     with ocp.CheckpointManager(os.path.abspath(path), options=options, item_handlers=handlers) as manager:
         if step in manager.all_steps():
             raise UserError(f"'{path}' has a checkpoint_{step} already; delete it or name another folder")
         manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)))
+
+
+def _apart(params: PyTree) -> PyTree:
+    """The tree with its layers not stacked, as T5X has it."""
+    flat = {}
+    for path, x in traverse_util.flatten_dict(params, sep='/').items():
+        stacked = '/layers/' in path
+        flat |= {path.replace('/layers/', f'/layers_{i}/'): x[i] for i in range(len(x))} if stacked else {path: x}
+    return traverse_util.unflatten_dict(flat, '/')
 
 
 def _kvstore(path: str, inside: str = '') -> dict[str, Any]:

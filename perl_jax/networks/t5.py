@@ -4,8 +4,8 @@
     decoder   s a0 a1 a2          branch 0 sees the prompt and, from the start token s on, itself (causal)
               s b0 b1 .           branch 1 likewise: the keys and values of the prompt are theirs together
 
-The tree is that of T5X's `t5` example, layers apart (`layers_0`, ...) and kernels 2-D, so that the `target` of a
-T5X checkpoint is a base as it stands (interop/t5x.py).
+Names, shapes and axes of the parameters are those of T5X's `t5` example, its `layers_0`, `layers_1`, ... stacked on
+axis 0 as `layers` (nn.scan): the compiler sees one layer. interop/t5x.py stacks them at reading.
 """
 
 from __future__ import annotations
@@ -53,11 +53,23 @@ KeyValue = tuple[jax.Array, jax.Array]
 
 @struct.dataclass
 class Cache:
-    """What each decoder layer remembers; a part that is None is not there yet (prompt) or not wanted (responses)."""
+    """Keys and values of every decoder layer."""
 
-    prompt: tuple[KeyValue, ...] | None  # [B, P, H, E], shared by the branches
+    prompt: KeyValue  # [L, B, P, H, E], shared by the branches
     prompt_mask: jax.Array  # bool [B, P]
-    responses: tuple[KeyValue, ...] | None  # [B, K, 1 + R, H, E], the start token first
+    responses: KeyValue  # [L, B, K, 1 + R, H, E], the start token first
+
+
+@struct.dataclass
+class _Context:
+    """What every decoder layer needs to know of the tokens [B, K, T] that it reads."""
+
+    encoded: jax.Array | None  # [B, P, D]; None where the cache has what the layers make of it
+    prompt_mask: jax.Array  # bool [B, 1, 1, P]
+    bias: jax.Array  # [H, T, T], among the tokens
+    cached_bias: jax.Array | None  # [H, T, 1 + R], between them and those of the cache
+    cached: jax.Array | None  # bool [1 + R], those of the cache that are there
+    keep: bool = struct.field(pytree_node=False)  # hand back keys and values
 
 
 class _Attention(nn.Module):
@@ -76,8 +88,8 @@ class _Attention(nn.Module):
         """What others may attend to: [..., D] -> [..., H, E] twice."""
         return self._heads(self.key(x)), self._heads(self.value(x))
 
-    def __call__(self, x: jax.Array, segment: Segment) -> jax.Array:
-        return self.out(layers.attend(self._heads(self.query(x)), [segment], scale=1.0))
+    def __call__(self, x: jax.Array, segments: list[Segment]) -> jax.Array:
+        return self.out(layers.attend(self._heads(self.query(x)), segments, scale=1.0))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
@@ -97,63 +109,69 @@ class _EncoderLayer(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, bias: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
         c, attention = self.config, _Attention(self.config, name='attention')
         y = _norm(c, 'pre_attention_layer_norm')(x)
-        return _mlp(c, x + attention(y, Segment(*attention.remember(y), mask, bias)))
+        return _mlp(c, x + attention(y, [Segment(*attention.remember(y), mask, bias)])), None
 
 
 class _DecoderLayer(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, encoded: jax.Array | None, at: Any, masks: Any, bias: jax.Array, prompt: Any, room: Any
-    ) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: _Context, cache: Any) -> tuple[jax.Array, Any]:
         c, attention = self.config, _Attention(self.config, name='self_attention')
         across = _Attention(c, name='encoder_decoder_attention')
         y = _norm(c, 'pre_self_attention_layer_norm')(x)
         own = attention.remember(y)
-        if room is not None:  # written before it is read, so that XLA may do it in place
-            write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, at, axis=2)  # noqa: E731
-            own = jax.tree.map(write, room, own)
-        x += attention(y, Segment(*own, masks[0], bias))
-        if prompt is None:
-            prompt = across.remember(encoded)
-        x += across(_norm(c, 'pre_cross_attention_layer_norm')(x), Segment(*prompt, masks[1]))
-        return _mlp(c, x), None if room is None else (prompt, own)
+        segments = [Segment(*own, jnp.tri(x.shape[2], dtype=bool)[None, None], context.bias)]
+        if cache is None:
+            prompt = across.remember(context.encoded)
+        else:
+            prompt, before = cache
+            segments.append(Segment(*before, context.cached[None, None, None], context.cached_bias))
+        x += attention(y, segments)
+        x += across(_norm(c, 'pre_cross_attention_layer_norm')(x), [Segment(*prompt, context.prompt_mask)])
+        kept = None
+        if context.keep:
+            kept = (prompt, own) if cache is None else own
+        return _mlp(c, x), kept
 
 
 _REMAT = {'full': 'nothing_saveable', 'minimal': 'dots_with_no_batch_dims_saveable'}
 
 
-def _layers(c: T5Config, layer: type[nn.Module], count: int) -> list[nn.Module]:
+def _layers(c: T5Config, layer: type[nn.Module], length: int, in_axes: tuple[Any, ...]) -> nn.Module:
+    """All of one side's layers, called as one is; what each takes and gives of its own has an axis L in front."""
     if c.remat != 'none':
-        layer = nn.remat(layer, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
-    return [layer(c) for _ in range(count)]
+        layer = nn.remat(layer, prevent_cse=False, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
+    scanned = nn.scan(
+        layer,
+        length=length,
+        variable_axes={'params': 0, 'lora': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=in_axes,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return scanned(c, name='layers')
 
 
-def _positions(c: T5Config, bidirectional: bool) -> RelativeBias:
+def _positions(c: T5Config, bidirectional: bool, name: str | None = None) -> RelativeBias:
     sizes = c.relative_attention_num_buckets, c.relative_attention_max_distance
-    return RelativeBias(c.num_heads, *sizes, bidirectional=bidirectional)
+    return RelativeBias(c.num_heads, *sizes, bidirectional=bidirectional, name=name)
 
 
 class _Encoder(nn.Module):
     config: T5Config
 
-    def setup(self) -> None:
-        c = self.config
-        self.relpos_bias = _positions(c, bidirectional=True)
-        self.layers = _layers(c, _EncoderLayer, c.num_encoder_layers)
-        self.encoder_norm = _norm(c)
-
+    @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, P, D] -> [B, P, D]: one branch of attention that is not causal."""
-        x, here = x[:, None], jnp.arange(x.shape[1])
-        bias = self.relpos_bias(here, here)
-        for layer in self.layers:
-            x = layer(x, mask[:, None, None], bias)
-        return self.encoder_norm(x)[:, 0]
+        c, here = self.config, jnp.arange(x.shape[1])
+        bias = _positions(c, bidirectional=True, name='relpos_bias')(here, here)
+        run = _layers(c, _EncoderLayer, c.num_encoder_layers, (nn.broadcast, nn.broadcast))
+        x, _ = run(x[:, None], mask[:, None, None], bias)
+        return _norm(c, 'encoder_norm')(x)[:, 0]
 
 
 class _Decoder(nn.Module):
@@ -162,28 +180,35 @@ class _Decoder(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.relpos_bias = _positions(c, bidirectional=False)
-        self.layers = _layers(c, _DecoderLayer, c.num_decoder_layers)
         self.decoder_norm = _norm(c)
         if not c.logits_via_embedding:
             self.logits_dense = Dense(c.vocab_size, ('embed', 'vocab'), jnp.float32)
 
+    @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache, *, encoded: jax.Array | None = None, at: jax.Array | int = 0
-    ) -> tuple[jax.Array, Cache]:
-        """[B, K, R, D], the tokens from position `at` on -> [B, K, R, D] and the cache that has read them too."""
-        nothing = (None,) * len(self.layers)
-        room = cache.responses or nothing
-        here = at + jnp.arange(x.shape[2])
-        keys = here if cache.responses is None else jnp.arange(room[0][0].shape[2])
-        masks = (keys[None] <= here[:, None])[None, None], cache.prompt_mask[:, None, None]
-        bias, kept = self.relpos_bias(here, keys), []
-        for layer, prompt, responses in zip(self.layers, cache.prompt or nothing, room):
-            x, now = layer(x, encoded, at, masks, bias, prompt, responses)
-            kept.append(now)
-        if cache.responses is not None:
-            prompt, responses = zip(*kept)
-            cache = cache.replace(prompt=prompt, responses=responses)
-        return self.decoder_norm(x), cache
+        self,
+        x: jax.Array,
+        prompt_mask: jax.Array,
+        *,
+        encoded: jax.Array | None = None,
+        cache: Cache | None = None,
+        at: jax.Array | int = 0,
+        keep: bool = False,
+    ) -> tuple[jax.Array, Any]:
+        """[B, K, T, D], the tokens from position `at` on -> [B, K, T, D], and what each layer keeps of them.
+
+        That is keys and values [L, B, K, T, H, E] twice, behind those of the prompt where `encoded` is given.
+        """
+        c, here = self.config, at + jnp.arange(x.shape[2])
+        cached = cached_bias = None
+        if cache is not None:
+            there = jnp.arange(cache.responses[0].shape[3])
+            cached, cached_bias = there < at, self.relpos_bias(here, there)
+            cache = cache.prompt, cache.responses
+        bias = self.relpos_bias(here, here)
+        context = _Context(encoded, prompt_mask[:, None, None], bias, cached_bias, cached, keep)
+        x, kept = _layers(c, _DecoderLayer, c.num_decoder_layers, (nn.broadcast, 0))(x, context, cache)
+        return self.decoder_norm(x), kept
 
 
 class T5(nn.Module):
@@ -207,7 +232,7 @@ class T5(nn.Module):
         """
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
-        hidden, _ = self.decoder(self.token_embedder(tokens), Cache(None, inputs_mask, None), encoded=encoded)
+        hidden, _ = self.decoder(self.token_embedder(tokens), inputs_mask, encoded=encoded)
         if self.is_initializing():
             self.logits(hidden)
         return hidden
@@ -219,17 +244,21 @@ class T5(nn.Module):
         """
         c, B = self.config, inputs.shape[0]
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
-        room = jnp.zeros((B, K, 1 + R, c.num_heads, c.head_dim), c.dtype)
-        rooms = [sharded.split(room, 'batch', None, 'length', 'heads', 'kv')] * 2
-        cache = Cache(None, inputs_mask, (tuple(rooms),) * c.num_decoder_layers)
         start = self.token_embedder(jnp.zeros((B, K, 1), jnp.int32))
-        hidden, cache = self.decoder(start, cache, encoded=encoded)
-        return hidden[:, 0, 0], cache
+        hidden, (prompt, own) = self.decoder(start, inputs_mask, encoded=encoded, keep=True)
+        prompt = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'length', 'heads', 'kv'), prompt)
+        room = jnp.zeros((c.num_decoder_layers, B, K, 1 + R, c.num_heads, c.head_dim), c.dtype)
+        room = sharded.split(room, 'layers', 'batch', None, 'length', 'heads', 'kv')
+        return hidden[:, 0, 0], Cache(prompt, inputs_mask, _write((room, room), own, 0))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D]."""
-        hidden, cache = self.decoder(self.token_embedder(tokens[..., None]), cache, at=step + 1)
-        return hidden[:, :, 0], cache
+        """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D].
+
+        The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
+        """
+        x, at = self.token_embedder(tokens[..., None]), step + 1
+        hidden, own = self.decoder(x, cache.prompt_mask, cache=cache, at=at, keep=True)
+        return hidden[:, :, 0], cache.replace(responses=_write(cache.responses, own, at))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 [..., V], computed in float32 as T5X does."""
@@ -237,3 +266,8 @@ class T5(nn.Module):
             return self.decoder.logits_dense(hidden)
         embedding = self.token_embedder.embedding.astype(jnp.float32)
         return hidden.astype(jnp.float32) @ embedding.T * hidden.shape[-1] ** -0.5
+
+
+def _write(room: KeyValue, now: KeyValue, at: jax.Array | int) -> KeyValue:
+    """Put keys and values [L, B, K, 1, H, E] at position `at` of those with room [L, B, K, 1 + R, H, E]."""
+    return jax.tree.map(lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, at, axis=3), room, now)

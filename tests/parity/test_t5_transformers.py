@@ -68,7 +68,7 @@ def pair(family):
 
 def theirs(c, params):
     """Yields our parameters under transformers' names, its matrices [out, in]."""
-    flat, weights = traverse_util.flatten_dict(params, sep='/'), {}
+    flat, weights = tiny.apart(params), {}
     weights['shared.weight'] = flat.pop('token_embedder/embedding')
     if not c.logits_via_embedding:
         weights['lm_head.weight'] = flat.pop('decoder/logits_dense/kernel').T
