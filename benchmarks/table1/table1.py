@@ -3,7 +3,7 @@
     python benchmarks/table1/table1.py            every plan that is not in docs/results/table1.json yet, then the page
     python benchmarks/table1/table1.py --only=8B  those whose name begins so
 
-Compiling takes half a minute to two minutes a program on two cores, and eight for T5, whose layers are not scanned.
+Compiling takes half a minute to two minutes a program on two cores.
 Each plan is kept as soon as it is made; delete its entry, or the file, to make it again. Needs libtpu (the extra
 `plan`), and no TPU.
 """

@@ -69,7 +69,7 @@ def theirs(network: nn.Module, path: str) -> list[str]:
     if path in (top := _T5_TOP if isinstance(network, T5) else _TOP):
         return [top[path]]
     if isinstance(network, T5):
-        side, c = path.split('/')[0], network.config
+        side, c = path.split('/', maxsplit=1)[0], network.config
         count = c.num_encoder_layers if side == 'encoder' else c.num_decoder_layers
         return [f'{side}.block.{i}.layer.{_t5(path)}' for i in range(count)]
     leaf = path.removeprefix('decoder/layers/')

@@ -4,7 +4,8 @@
     checkpoint_N/state/manifest.ocdbt     Orbax: one OCDBT database that holds those same arrays
 
 The `target` of T5X's `t5` example is the tree of networks/t5.py, name for name, but for its layers (`layers_0`, ...),
-which are stacked here. The rest, above all the optimizer's state, is not even opened. gs:// is read by TensorStore's own driver; that was never tried out.
+which are stacked here. The rest, above all the optimizer's state, is not even opened. gs:// is read by TensorStore's
+own driver; that was never tried out.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def load(path: str, dtype: str = 'float32') -> PyTree:
     for name in sorted(leaves, key=lambda name: [int(part) for part in re.findall(_LAYER, name)]):
         apart.setdefault(re.sub(_LAYER, '/layers/', name), []).append(name)
     tree = {}
-    for path, names in apart.items():
+    for leaf, names in apart.items():
         each = [_read(found, name, leaves[name], dtype) for name in names]
-        tree[path] = np.stack(each) if '/layers/' in path else each[0]
+        tree[leaf] = np.stack(each) if '/layers/' in leaf else each[0]
     return traverse_util.unflatten_dict(tree, '/')
 
 
