@@ -27,10 +27,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=doc.splitlines()[0])
     sizes = {'layers': 4, 'd_model': 256, 'd_ff': 1024, 'heads': 4, 'kv_heads': 0, 'vocab': 8192, 'batch': 8}
     sizes |= {'prompt': 64, 'response': 64, 'responses': 2, 'rank': 8, 'steps': 20, 'microbatches': 1, 'seed': 0}
-    sizes |= {'unroll': 0}
     texts = {
         'kv_heads': 'by default as many as heads', 'prompt': 'P', 'response': 'R', 'responses': 'K a prompt',
-        'microbatches': 'parts that a batch is learned from in turn', 'unroll': 'layers a turn; by default all',
+        'microbatches': 'parts that a batch is learned from in turn',
         'steps': 'that are timed, after two that are not',
     }  # fmt: skip
     for name, default in sizes.items():
@@ -38,6 +37,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     flags.add_argument('--tuning', choices=['lora', 'full'], default='lora')
     flags.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     flags.add_argument('--remat', choices=['none', 'minimal', 'full'], default='none')
+    flags.add_argument('--scan_layers', action='store_true', help='a loop over the layers, as large models have it')
     return flags
 
 
@@ -48,7 +48,7 @@ def network(args: argparse.Namespace, remat: str | None = None) -> Decoder:
             vocab_size=args.vocab, num_layers=args.layers, emb_dim=args.d_model, num_heads=args.heads,
             num_kv_heads=args.kv_heads or args.heads, head_dim=args.d_model // args.heads, mlp_dim=args.d_ff,
             logits_via_embedding=False, dtype=args.dtype, remat=remat or args.remat,
-            unroll=args.unroll or args.layers,
+            scan_layers=args.scan_layers,
         )
     )  # fmt: skip
 

@@ -26,9 +26,9 @@ def score(network: nn.Module, variables: Variables, batch: Responses, **apply: A
 
     `apply` goes to `network.apply` (`rngs` for dropout).
     """
-    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, **apply)
-    end = masked.lengths(batch.targets_mask)[..., None, None]
-    return lora.readout(variables, jnp.take_along_axis(hidden, end, axis=2)[:, :, 0])
+    ends = masked.lengths(batch.targets_mask)
+    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, ends, **apply)
+    return lora.readout(variables, hidden)
 
 
 def member_scores(

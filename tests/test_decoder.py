@@ -202,15 +202,64 @@ def test_the_prompt_is_computed_once():
     assert flops(4) < 1.4 * flops(1)
 
 
-def test_unrolled_layers_are_the_same_layers():
-    """Tree, values and gradients; what the sampler reads is not unrolled."""
-    unrolled, params = Decoder(dataclasses.replace(CONFIG, unroll=L)), tiny.base()
-    assert partitioning.abstract(unrolled) == partitioning.abstract(NETWORK)
+WINDOWS = Decoder(dataclasses.replace(CONFIG, sliding_window=3, global_every=2, local_rope_theta=100.0))
+APART = {
+    'plain': NETWORK,
+    'windows': WINDOWS,
+    'remat': Decoder(dataclasses.replace(CONFIG, remat='full')),
+}
 
-    def total(network, params):
-        hidden = tiny.hidden(params, None, BATCH, network=network)
-        return jnp.where(read(BATCH)[..., None], hidden, 0).sum()
 
-    (one, gradients), (other, found) = (jax.value_and_grad(total, 1)(net, params) for net in (NETWORK, unrolled))
-    np.testing.assert_allclose(one, other, rtol=1e-5)
-    tiny.assert_close(found, gradients, atol=1e-4)
+@pytest.mark.parametrize('name', APART)
+@pytest.mark.parametrize('seen', ['all', 'ends'])
+def test_layers_without_the_loop_are_the_same_layers(name, seen):
+    """Tree, states, and gradients of base and adapter, of all states that mean something or of each response's last."""
+    looped = APART[name]
+    apart, params = Decoder(dataclasses.replace(looped.config, scan_layers=False)), tiny.base()
+    assert partitioning.abstract(apart) == partitioning.abstract(looped)
+    ends, adapter = BATCH.targets_mask.sum(-1), tiny.adapter(SPEC, params, head=False)
+    weights = np.random.default_rng(0).standard_normal((3, 3, R + 1, D)).astype(np.float32)
+
+    def total(trained, network):
+        args = BATCH.inputs, BATCH.inputs_mask, BATCH.targets
+        if seen == 'all':
+            x = network.apply(lora.bind(*trained), *args)
+            x = jnp.where(read(BATCH)[..., None], x, 0)
+            return (x * weights).sum(), x
+        x = network.apply(lora.bind(*trained), *args, ends)
+        return (x * weights[:, :, 0]).sum(), x
+
+    run = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
+    (want, states), (got, found) = (run((params, adapter), network) for network in (looped, apart))
+    np.testing.assert_allclose(found, states, atol=1e-5)
+    tiny.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    if seen == 'ends':
+        whole = tiny.hidden(params, adapter, BATCH, network=looped)
+        np.testing.assert_allclose(states, np.take_along_axis(whole, ends[..., None, None], 2)[:, :, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize('name', APART)
+def test_prefill_without_the_loop(name):
+    apart = Decoder(dataclasses.replace(APART[name].config, scan_layers=False))
+    fill = lambda net: jax.jit(lambda p: net.apply(p, BATCH.inputs, BATCH.inputs_mask, 2, R, method='prefill'))  # noqa: E731
+    tiny.assert_close(fill(apart)({'params': tiny.base()}), fill(APART[name])({'params': tiny.base()}), atol=1e-5)
+
+
+def test_without_the_loop_the_last_layer_computes_what_is_read():
+    """Rewards of one token a response: the last of two layers costs no more than keys and values."""
+    args = BATCH.inputs, BATCH.inputs_mask, BATCH.targets, BATCH.targets_mask.sum(-1)
+
+    def flops(network):
+        lowered = jax.jit(network.apply).lower({'params': tiny.base()}, *args)
+        return lowered.compile().cost_analysis()['flops']
+
+    apart = lambda **changes: Decoder(dataclasses.replace(CONFIG, scan_layers=False, **changes))  # noqa: E731
+    assert flops(apart()) < 0.7 * flops(Decoder(dataclasses.replace(CONFIG, scan_layers=True))) * L
+
+
+def test_dropout_without_the_loop():
+    """Its keys are arguments of the one trace of a layer."""
+    apart, params = Decoder(dataclasses.replace(CONFIG, scan_layers=False)), tiny.base()
+    adapter = tiny.adapter(dataclasses.replace(SPEC, dropout=0.5), params, head=False)
+    run = lambda seed: tiny.hidden(params, adapter, BATCH, {'dropout': jax.random.key(seed)}, network=apart, train=True)  # noqa: E731
+    assert not np.array_equal(run(0), run(1)) and np.array_equal(run(0), run(0))

@@ -205,10 +205,11 @@ class Table(nn.Module):
     def setup(self):
         self.table = self.param('table', nn.initializers.zeros, (self.config.vocab_size,) * 2)
 
-    def __call__(self, inputs, inputs_mask, targets):
+    def __call__(self, inputs, inputs_mask, targets, ends=None):
         B, K, _ = targets.shape
         first = jnp.broadcast_to(self._last(inputs, inputs_mask)[:, None, None], (B, K, 1))
-        return self._see(jnp.concatenate([first, targets], axis=2))
+        seen = jnp.concatenate([first, targets], axis=2)
+        return self._see(seen if ends is None else jnp.take_along_axis(seen, ends[..., None], axis=2)[..., 0])
 
     def prefill(self, inputs, inputs_mask, K, R):
         return self._see(self._last(inputs, inputs_mask)), None

@@ -203,5 +203,5 @@ def _agree(folder: pathlib.Path, theirs: nn.Module, ours: nn.Module) -> None:
         raise UserError(f"{folder}: is for {type(theirs).__name__}, the run's gin file says {type(ours).__name__}")
     for key in ours.config.__dataclass_fields__:
         have, want = getattr(ours.config, key), getattr(theirs.config, key)
-        if key not in ('dtype', 'flash', 'remat', 'unroll') and have != want:
+        if key not in ('dtype', 'flash', 'remat', 'scan_layers') and have != want:
             raise UserError(f"{folder}/config.json: {key} is {want!r}, the model's gin file says {have!r}")

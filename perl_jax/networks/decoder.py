@@ -1,16 +1,15 @@
 """A decoder-only transformer of the Llama kind that reads one prompt once for all of its K responses.
 
-    prompt    p0 p1 p2 p3 .          the prompt sees itself (causal)
-    response        \\- a0 a1 a2      branch 0 sees the prompt and itself; its positions go on where the prompt ends
-                    \\- b0 b1 .       branch 1 likewise; branches never see each other
-
-Prompt and branches go through every dense layer as one packed run of P + K R tokens; only attention tells them apart.
+Prompt and branches go through every dense layer as one packed run of P + K R tokens; only attention (branches.py) tells
+them apart.
 Names, shapes and axes of the parameters are T5X's; layers are stacked on axis 0 (nn.scan).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -18,8 +17,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from perl_jax import flash, layers, masked, sharded
-from perl_jax.layers import Dense, Mlp, RMSNorm, Segment
+from perl_jax import layers, masked, sharded
+from perl_jax.layers import Dense, Mlp, RMSNorm
+from perl_jax.networks import branches
+from perl_jax.networks.branches import Packed, Pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class DecoderConfig:
     sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
     local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
     flash: attention over whole prompts and responses in one kernel on TPUs (flash.py).
-    unroll: layers a turn of the loop over them, where prompts are read. A small model on a CPU learns a sixth faster
-      with all at once, since what the backward pass needs is not stacked; scoring and the sampler's turns gain nothing.
+    scan_layers: False, for small models: no loop over the layers where prompts are read. What the backward pass needs
+      is not stacked then, and the last layer computes only the tokens whose states are read. Parameters stay stacked.
     remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
     """
 
@@ -64,7 +65,7 @@ class DecoderConfig:
     local_rope_theta: float | None = None
     dtype: str = 'float32'
     flash: bool = True
-    unroll: int = 1
+    scan_layers: bool = True
     remat: str = 'none'
 
 
@@ -79,92 +80,55 @@ class Cache:
 
 @struct.dataclass
 class _Context:
-    """What every layer needs to know of the packed tokens [B, T = P + K R]; P or K is 0 where there are none."""
+    """What every layer needs to know of the tokens [B, T]."""
 
-    positions: jax.Array  # int [B, T]
+    run: Packed
     rope: tuple[jax.Array, jax.Array]  # [B, T, E/2] each
     local_rope: tuple[jax.Array, jax.Array] | None  # that of local layers, if there are any
-    prompt_mask: jax.Array  # bool [B, P of the prompt, cached or not]
-    cached: jax.Array | int  # how many response tokens the cache holds
-    P: int = struct.field(pytree_node=False)
-    K: int = struct.field(pytree_node=False)
     keep: bool = struct.field(pytree_node=False)  # hand back keys and values
-
-
-def _causal(n: int) -> jax.Array:
-    return jnp.tri(n, dtype=bool)[None, None]
 
 
 class _Attention(nn.Module):
     config: DecoderConfig
+    pick: Pick | None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
-        c, (B, T, _), P, K = self.config, x.shape, context.P, context.K
-        R = (T - P) // max(K, 1)
-        project = lambda name, heads: Dense(  # noqa: E731
+        c, run, pick = self.config, context.run, self.pick or (lambda y: y)
+        project = lambda name, heads, x: Dense(  # noqa: E731
             heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
-        )(x).reshape(B, T, heads, c.head_dim)
-        q, k, v = project('query', c.num_heads), project('key', c.num_kv_heads), project('value', c.num_kv_heads)
+        )(x).reshape(*x.shape[:2], heads, c.head_dim)
+        q = project('query', c.num_heads, pick(x))
+        k, v = project('key', c.num_kv_heads, x), project('value', c.num_kv_heads, x)
         if c.qk_norm:
             q = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='query_norm')(q)
             k = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='key_norm')(k)
         rope = context.rope
         if local is not None:
             rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
-        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
-
-        def branches(y: jax.Array) -> jax.Array:  # [B, K R, ...] of the packed run -> [B, K, R, ...]
-            return y[:, P:].reshape(B, K, R, *y.shape[2:])
-
-        def near(query: jax.Array, key: jax.Array) -> jax.Array | bool:  # positions [B, K, R], [B, 1 or K, S]
-            if local is None:
-                return True
-            return ~local | (query[..., None] - key[..., None, :] < c.sliding_window)
-
-        def attend(query: jax.Array, segments: list[Segment]) -> jax.Array:
-            return layers.attend(query, segments, scale=c.query_scale, softcap=c.attention_softcap)
-
-        outs, kept, positions = [], None, context.positions
-        own = (branches(k), branches(v)) if K else None
-        far = local is None or c.sliding_window >= P + R  # no window hides anything
-        fused = P > 0 and far and c.flash and flash.usable(q, k)
-        if fused:
-            mask = context.prompt_mask
-            outs.append(flash.attend(q, k, v, mask, K, scale=c.query_scale, softcap=c.attention_softcap))
-        if P and not fused:
-            mine = positions[:, None, :P]
-            outs.append(attend(q[:, None, :P], [Segment(k[:, :P], v[:, :P], _causal(P) & near(mine, mine))])[:, 0])
-        if K and not fused:
-            mine = branches(positions)
-            prompt = (k[:, :P], v[:, :P]) if P else cache[0]
-            before = jnp.arange(prompt[0].shape[1])[None, None]
-            segments = [
-                Segment(*prompt, context.prompt_mask[:, None, None] & near(mine, before)),
-                Segment(*own, _causal(mine.shape[2]) & near(mine, mine)),
-            ]
-            if not P:
-                ahead = jnp.arange(cache[1][0].shape[2])
-                there = masked.lengths(context.prompt_mask)[:, None, None] + ahead[None, None]
-                filled = (ahead < context.cached)[None, None, None]
-                segments.append(Segment(*cache[1], filled & near(mine, there)))
-            outs.append(attend(branches(q), segments).reshape(B, T - P, -1))
+        q, k = layers.rotate(q, jax.tree.map(pick, rope)), layers.rotate(k, rope)
+        x = branches.attend(
+            q, k, v, run, cache, self.pick, local=local, window=c.sliding_window, use_flash=c.flash,
+            scale=c.query_scale, softcap=c.attention_softcap,
+        )  # fmt: skip
+        kept = None
         if context.keep:
-            kept = own if K else (k, v)
-        x = Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(jnp.concatenate(outs, axis=1))
-        return x, kept
+            kept = (run.branches(k), run.branches(v)) if run.K else (k, v)
+        return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(x), kept
 
 
 class _Layer(nn.Module):
     config: DecoderConfig
+    pick: Pick | None = None  # the tokens that go on; keys and values are of all
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
         c = self.config
         norm = lambda name: RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, name=name)  # noqa: E731
-        y, kept = _Attention(c, name='self_attention')(
+        y, kept = _Attention(c, self.pick, name='self_attention')(
             norm('pre_self_attention_layer_norm')(x), context, cache, local
         )
+        x = self.pick(x) if self.pick else x
         x += norm('post_self_attention_layer_norm')(y) if c.post_norms else y
         y = Mlp(c.mlp_dim, c.activation, dtype=c.dtype, name='mlp')(norm('pre_mlp_layer_norm')(x))
         x += norm('post_mlp_layer_norm')(y) if c.post_norms else y
@@ -184,12 +148,16 @@ class _Stack(nn.Module):
             self.logits_dense = Dense(c.vocab_size, ('embed', 'vocab'), c.dtype)
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: _Context, cache: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, pick: Pick) -> tuple[jax.Array, Any]:
         c, local, layer = self.config, None, _Layer
+        looped = c.scan_layers or not context.run.P or self.is_initializing()
         if c.sliding_window is not None:
             local = (jnp.arange(c.num_layers) + 1) % c.global_every != 0
         if c.remat != 'none':
-            layer = nn.remat(layer, prevent_cse=False, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
+            layer = nn.remat(layer, prevent_cse=not looped, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
+        if not looped:
+            x, kept = self._one_by_one(layer, x, context, local, pick)
+            return self.decoder_norm(x), kept
         scanned = nn.scan(
             layer,
             length=c.num_layers,
@@ -197,10 +165,28 @@ class _Stack(nn.Module):
             split_rngs={'params': True, 'dropout': True},
             in_axes=(nn.broadcast, 0, 0),
             metadata_params={nn.PARTITION_NAME: 'layers'},
-            unroll=c.unroll if context.P else 1,
         )
         x, kept = scanned(c, name='layers')(x, context, cache, local)
-        return self.decoder_norm(x), kept
+        return self.decoder_norm(pick(x)), kept
+
+    def _one_by_one(
+        self, layer: type[nn.Module], x: jax.Array, context: _Context, local: Any, pick: Pick
+    ) -> tuple[jax.Array, Any]:
+        """The scanned layers without the loop; the last only for the tokens that are picked."""
+        c, kept = self.config, []
+        stacked = {name: tree['layers'] for name, tree in self.variables.items() if 'layers' in tree}
+        rng = self.make_rng('dropout') if self.has_rng('dropout') else None
+
+        @functools.partial(jax.jit, static_argnums=0)  # traced once for all layers but the last
+        def apply(pick: Pick | None, variables: Any, x: jax.Array, local: Any, rngs: Any) -> tuple[jax.Array, Any]:
+            return layer(c, pick, parent=None).apply(variables, x, context, None, local, rngs=rngs)
+
+        for i in range(c.num_layers):
+            variables, here = jax.tree.map(operator.itemgetter(i), (stacked, local))
+            rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, i)}
+            x, own = apply(pick if i == c.num_layers - 1 else None, variables, x, here, rngs)
+            kept.append(own)
+        return x, jax.tree.map(lambda *y: jnp.stack(y), *kept)
 
 
 class Decoder(nn.Module):
@@ -214,33 +200,45 @@ class Decoder(nn.Module):
         self.token_embedder = layers.Embed(c.vocab_size, c.emb_dim, embedding_init=embed, dtype=c.dtype)
         self.decoder = _Stack(c)
 
-    def __call__(self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
+    ) -> jax.Array:
         """Read prompts [B, P] (padded right) and all their responses [B, K, R] at once.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
+          With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
         """
         (B, P), (_, K, R) = inputs.shape, targets.shape
         length = masked.lengths(inputs_mask)
         ahead = jnp.tile(length[:, None] + jnp.arange(R)[None], (1, K))
         positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), ahead], axis=1)
         tokens = jnp.concatenate([inputs, targets.reshape(B, K * R)], axis=1)
-        x, _ = self._run(tokens, positions, inputs_mask, None, P=P, K=K)
-        last = _last(x[:, :P], length)
-        last = jnp.broadcast_to(last[:, None, None], (B, K, 1, x.shape[-1]))
+
+        def pick(y: jax.Array) -> jax.Array:
+            if ends is None:  # the prompt's last token, then all of the responses'
+                return jnp.concatenate([_last(y[:, :P], length), y[:, P:]], axis=1)
+            at = jnp.where(ends > 0, P + R * jnp.arange(K)[None] + ends - 1, jnp.maximum(length - 1, 0)[:, None])
+            return _at(y, at)
+
+        x, _ = self._run(tokens, positions, inputs_mask, None, pick, P=P, K=K)
         if self.is_initializing():
-            self.logits(last)
-        return jnp.concatenate([last, x[:, P:].reshape(B, K, R, -1)], axis=2)
+            self.logits(x)
+        if ends is not None:
+            return x
+        last = jnp.broadcast_to(x[:, None, :1], (B, K, 1, x.shape[-1]))
+        return jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts; make room for K responses of R tokens. Returns the last hidden [B, D] and the cache."""
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
-        x, kept = self._run(inputs, positions, inputs_mask, None, P=P, K=0, keep=True)
+        length = masked.lengths(inputs_mask)
+        x, kept = self._run(inputs, positions, inputs_mask, None, lambda y: _last(y, length), P=P, K=0, keep=True)
         kept = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'length', 'kv_heads', 'kv'), kept)
         room = jnp.zeros((c.num_layers, B, K, R, c.num_kv_heads, c.head_dim), c.dtype)
         room = sharded.split(room, 'layers', 'batch', None, 'length', 'kv_heads', 'kv')
-        return _last(x, masked.lengths(inputs_mask)), Cache(kept, inputs_mask, (room, room))
+        return x[:, 0], Cache(kept, inputs_mask, (room, room))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D].
@@ -249,9 +247,8 @@ class Decoder(nn.Module):
         """
         (B, K) = tokens.shape
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
-        x, new = self._run(
-            tokens, positions, cache.prompt_mask, (cache.prompt, cache.responses), P=0, K=K, keep=True, cached=step
-        )
+        held = cache.prompt, cache.responses
+        x, new = self._run(tokens, positions, cache.prompt_mask, held, lambda y: y, P=0, K=K, keep=True, cached=step)
         write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=3)  # noqa: E731
         return x, cache.replace(responses=jax.tree.map(write, cache.responses, new))
 
@@ -262,7 +259,7 @@ class Decoder(nn.Module):
         logits = out(hidden).astype(jnp.float32)
         return logits if c.logits_softcap is None else c.logits_softcap * jnp.tanh(logits / c.logits_softcap)
 
-    def _run(self, tokens, positions, prompt_mask, cache, *, P, K, keep=False, cached=0):
+    def _run(self, tokens, positions, prompt_mask, cache, pick, *, P, K, keep=False, cached=0):
         c, local_rope = self.config, None
         rope = layers.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         if c.sliding_window is not None:
@@ -271,9 +268,15 @@ class Decoder(nn.Module):
         if c.scale_embedding:
             x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
         x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
-        return self.decoder(x, _Context(positions, rope, local_rope, prompt_mask, cached, P, K, keep), cache)
+        context = _Context(Packed(positions, prompt_mask, cached, P, K), rope, local_rope, keep)
+        return self.decoder(x, context, cache, pick)
+
+
+def _at(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [B, T, ...] at index [B, Q] -> [B, Q, ...]."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def _last(x: jax.Array, length: jax.Array) -> jax.Array:
-    """The hidden state at each prompt's last real token: x [B, P, D], length [B] -> [B, D]."""
-    return jnp.take_along_axis(x, jnp.maximum(length - 1, 0)[:, None, None], axis=1)[:, 0]
+    """x at each prompt's last real token: [B, P, ...], length [B] -> [B, 1, ...]."""
+    return _at(x, jnp.maximum(length - 1, 0)[:, None])

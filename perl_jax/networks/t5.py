@@ -223,19 +223,22 @@ class T5(nn.Module):
         self.encoder = _Encoder(c)
         self.decoder = _Decoder(c)
 
-    def __call__(self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
+    ) -> jax.Array:
         """Read prompts [B, P] (padded right) with the encoder, and all their responses [B, K, R] with the decoder.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
           The first has read the start token, which is 0.
+          With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
         """
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
         hidden, _ = self.decoder(self.token_embedder(tokens), inputs_mask, encoded=encoded)
         if self.is_initializing():
             self.logits(hidden)
-        return hidden
+        return hidden if ends is None else jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token; make room for K responses of R tokens.
