@@ -1,11 +1,12 @@
 """Training steps on rows of real lengths, timed: what padding costs, what LENGTH_BUCKETS gives back. A line of JSON.
 
     TASKMASTER_DIR=... python benchmarks/taskmaster/prepare.py --vocabulary=... --output=arrays
-    python benchmarks/data.py --arrays=arrays/coffee_pairs_train.npz   --vocab=49152 --buckets=4
-    python benchmarks/data.py --arrays=arrays/coffee_prompts_train.npz --vocab=49152 --buckets=4 --ends
+    python benchmarks/data.py --arrays=arrays/coffee_pairs_train.npz --buckets=4
+    python benchmarks/data.py --arrays=arrays/coffee_prompts_train.npz --buckets=4 --ends
 
-Pairs or thumbs train a reward, prompts a policy. The same batches are read twice: once to compile a step for each of
-their shapes, once for the clock. The flags of sizes are those of reward_step.py; P comes from the file.
+Pairs or thumbs train a reward, prompts a policy; tokens are folded into --vocab. The same batches are read twice: once
+to compile a step for each of their shapes, once for the clock. The flags of sizes are those of reward_step.py; P comes
+from the file.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ def main() -> None:
     flags.add_argument('--buckets', type=int, default=1)
     args, on = flags.parse_args(), Partitioner()
     arrays = {name: x for name, x in np.load(args.arrays).items() if name != 'group'}
+    rows = np.random.default_rng(args.seed).permutation(len(arrays['inputs']))[: args.batch * (args.steps + 2)]
+    arrays = {name: x[rows] for name, x in arrays.items()}  # the same as the peers'
+    for name in {'inputs', 'targets'} & arrays.keys():
+        arrays[name] = 2 + arrays[name] % (args.vocab - 2)
     dataset = streams.Dataset(arrays, [{}] * len(arrays['inputs']), None, policy_step.EOS)
     stream = streams.Stream([dataset], [1.0], args.batch, args.seed, np.arange(args.batch), args.buckets)
-    batches = [stream(step)[0] for step in range(args.steps)]
+    batches = [stream(step)[0] for step in range(args.steps + 2)]
     model, spec, tx = measure.network(args), measure.spec(args), measure.optimizer()
     with on.scope():
         params = measure.base(args, model)
@@ -60,9 +65,10 @@ def main() -> None:
     places = sum(mask.size for batch in batches for mask in masks(batch))
     real = sum(int(mask.sum()) for batch in batches for mask in masks(batch))
     found = {
-        'seconds': seconds / args.steps,
+        'seconds': seconds / len(batches),
         'compile_seconds': compiling - seconds,
-        'rows_per_second': args.batch * args.steps / seconds,
+        'rows_per_second': args.batch * len(batches) / seconds,
+        'process_peak_bytes': measure.process_peak(),
         'shapes': len({tuple(x.shape for x in jax.tree.leaves(batch)) for batch in batches}),
         'real_tokens': real / places,
         'grad_norm': float(metrics.get('grad_norm', metrics.get('grad_norm/policy', float('nan')))),

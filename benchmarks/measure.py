@@ -132,6 +132,11 @@ def shares(step: Callable[[int, Passed], Any], steps: int) -> dict[str, float]:
     return {part: round(seconds / sum(spent.values()), 3) for part, seconds in spent.items()}
 
 
+def process_peak() -> int:
+    """Bytes that this process held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def result(args: argparse.Namespace, seconds: dict[str, float], tokens: int, flops: float, **more: Any) -> dict:
     """One line of JSON. `flops` of a step without recomputation; memory in bytes."""
     device = jax.devices()[0]
@@ -145,7 +150,7 @@ def result(args: argparse.Namespace, seconds: dict[str, float], tokens: int, flo
         'flops': flops,
         'utilisation': flops / median / peak if peak and args.dtype == 'bfloat16' else None,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
-        'process_peak_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'process_peak_bytes': process_peak(),
     }
     rounded = {key: float(f'{x:.5g}') if isinstance(x, float) else x for key, x in (found | more).items()}
     return rounded | {'device': device.device_kind, 'jax': jax.__version__} | vars(args)

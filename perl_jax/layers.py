@@ -7,6 +7,7 @@ Kernels are stored as T5X stores them, [in, out] with logical axis names, so tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -191,7 +192,9 @@ class RelativeBias(nn.Module):
         bucket = jnp.asarray(_buckets(sided, self.max_distance))[jnp.minimum(distance, self.max_distance)]
         if self.bidirectional:
             bucket += jnp.where(back < 0, sided, 0)
-        return embedding.astype(jnp.float32)[:, bucket]
+        # As T5X has it: a gather would put the heads last, where a TPU pads them to 128.
+        chosen = (bucket[None] == jnp.arange(self.num_buckets)[:, None, None]).astype(jnp.float32)
+        return jnp.einsum('hb,brs->hrs', embedding.astype(jnp.float32), chosen, precision='highest')
 
 
 def _buckets(count: int, max_distance: int) -> np.ndarray:
@@ -200,6 +203,9 @@ def _buckets(count: int, max_distance: int) -> np.ndarray:
     ratio = np.log(distance.astype(np.float32) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
     far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
     return np.where(distance < exact, distance, far)
+
+
+MAX_SCORES = 2**24  # floats a device holds at once: 256 MiB
 
 
 class Segment(NamedTuple):
@@ -228,6 +234,36 @@ def attend(
     Returns:
       [B, K, R, H * E] in the query's dtype; the softmax is float32.
     """
+    B, K, R, H, E = query.shape
+    S = sum(segment.key.shape[-3] for segment in segments)
+    shards = sharded.partitions('batch') * sharded.partitions('heads')
+    size = max(1, MAX_SCORES * shards // (B * K * H * S))
+    one = functools.partial(_attend, scale=scale, softcap=softcap)
+    if R <= size:
+        return one(query, segments)
+    chunks = -(-R // size)
+
+    def split(x: jax.Array | None, axis: int) -> jax.Array | None:
+        """A chunk after the other along the queries, on a new axis 0; None, what is the same for all queries."""
+        if x is None or x.shape[axis] == 1:
+            return None
+        x = jnp.pad(x, [(0, chunks * size - R if i == axis else 0) for i in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :]), axis, 0)
+
+    @jax.checkpoint  # the backward pass makes a chunk's scores again
+    def chunk(now: tuple) -> jax.Array:
+        query, parts = now
+        mine = [{name: x for name, x in part.items() if x is not None} for part in parts]
+        return one(query, [segment._replace(**part) for segment, part in zip(segments, mine)])
+
+    parts = [{'mask': split(segment.mask, 2), 'bias': split(segment.bias, 1)} for segment in segments]
+    out = jax.lax.map(chunk, (split(query, 2), parts))
+    return jnp.moveaxis(out, 0, 2).reshape(B, K, chunks * size, H * E)[:, :, :R]
+
+
+def _attend(
+    query: jax.Array, segments: Sequence[Segment], scale: float | None, softcap: float | None
+) -> jax.Array:
     B, K, R, H, E = query.shape
     N = segments[0].key.shape[-2]
     query = query.reshape(B, K, R, N, H // N, E) * (E**-0.5 if scale is None else scale)

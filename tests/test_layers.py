@@ -191,3 +191,37 @@ def test_relative_bias_looks_up_each_distance(bidirectional):
     assert (behind, ahead) == ((2, 16 + 2) if bidirectional else (2, 0))
     assert bias[0, 2, 0] == bias[0, 2, 272] == (15 if bidirectional else 31)
     assert bias[0, 2, 310] == (14 if bidirectional else 29)
+
+
+def chunked(monkeypatch, size, query, segments):
+    """Attention and its gradients with room for the scores of `size` queries."""
+    B, K, _, H, _ = query.shape
+    monkeypatch.setattr(layers, 'MAX_SCORES', size * B * K * H * sum(s.key.shape[-3] for s in segments))
+
+    def total(query, keys, values, biases):
+        parts = [s._replace(key=k, value=v, bias=b) for s, k, v, b in zip(segments, keys, values, biases)]
+        out = layers.attend(query, parts, softcap=5.0)
+        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
+
+    trained = query, *([getattr(s, name) for s in segments] for name in ('key', 'value', 'bias'))
+    run = jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True)
+    (_, out), gradients = run(*trained)
+    held = {x.aval.shape for eqn in jax.make_jaxpr(total)(*trained).eqns for x in eqn.outvars}
+    return out, gradients, held
+
+
+def test_queries_in_chunks_attend_to_the_same(monkeypatch):
+    """One mask of its own for each query and one for all, with and without bias; 7 queries do not divide into 3s."""
+    B, K, R, H, N, E = 2, 3, 7, 4, 2, 6
+    causal = jnp.tri(R, dtype=bool)[None, None]
+    prompt = RNG.random((B, 1, 1, 5)) < 0.7
+    segments = [
+        layers.Segment(normal(B, 5, N, E), normal(B, 5, N, E), prompt),
+        layers.Segment(normal(B, K, R, N, E), normal(B, K, R, N, E), causal, normal(H, R, R)),
+    ]
+    query = normal(B, K, R, H, E)
+    (want, gradients, whole), (got, found, held) = (chunked(monkeypatch, size, query, segments) for size in (R, 3))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, gradients)
+    scores = (B, K, N, H // N, R, 5 + R)
+    assert scores in whole and scores not in held

@@ -1,6 +1,7 @@
 """Our steps and those of Tunix and TRL on the same shapes, alternately in processes of their own, on the CPU.
 
     python benchmarks/peers/compare.py --tunix=TUNIX/bin/python --trl=TRL/bin/python [--rounds=3] [--only='S rl']
+        [--arrays=ARRAYS]    the folder that benchmarks/taskmaster/prepare.py has written, for rows of real lengths
 
 Each peer has a virtual environment of its own (tunix_step.py and trl_step.py say how); one that is not given or fails
 is left out. Only figures of one call compare, and it should have the machine for itself. Writes docs/results/peers.json
@@ -32,8 +33,14 @@ WORKS = {
     'rl 64+64': ('rl', '--prompt=64 --response=64 --responses=2'),
     'rl 64+64 ends': ('rl', '--prompt=64 --response=64 --responses=2 --ends'),
 }
+COFFEE = {  # with --arrays
+    'reward coffee': ('reward', '--arrays={}/coffee_pairs_train.npz'),
+    'rl coffee': ('rl', '--response=64 --responses=2 --ends --arrays={}/coffee_prompts_train.npz'),
+}
+WORKS |= COFFEE
 CASES = {f'{size} {name}': (WORKS[name][0], f'{SIZES[size]} {WORKS[name][1]}') for size in SIZES for name in WORKS}
 OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
+OURS_COFFEE = ['data.py', '--algorithm=grpo', '--buckets=4']
 METRICS = {'seconds': ('s a step', 1), 'compile_seconds': ('s more for the first step', 1)}
 METRICS |= {'process_peak_bytes': ('GB at the peak of the process', 1e9)}
 
@@ -42,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--tunix', help='the Python that has Tunix')
     parser.add_argument('--trl', help='the Python that has TRL')
+    parser.add_argument('--arrays', help='a folder of prepare.py')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=20, help='that are timed in each process')
     parser.add_argument('--only', default='', help=f'cases whose name has this in it: {", ".join(CASES)}')
@@ -52,12 +60,13 @@ def main() -> None:
         print(f'{who}: left out, for --{who} was not given', file=sys.stderr)
         del pythons[who]
     found = {}
-    for case in [case for case in CASES if args.only in case]:
+    cases = [case for case in CASES if args.only in case and (args.arrays or '{}' not in CASES[case][1])]
+    for case in cases:
         rounds, runs = {who: [] for who in pythons}, dict(pythons)
         for _ in range(args.rounds):
             for who, python in list(runs.items()):
                 try:
-                    rounds[who].append(ran(who, python, case, args.steps))
+                    rounds[who].append(ran(who, python, case, args))
                 except (OSError, ValueError) as error:
                     print(f'{who}: left out of {case}: {error}', file=sys.stderr)
                     del runs[who]
@@ -74,13 +83,14 @@ def main() -> None:
         PAGE.write_text(place.sub(lambda m: m[1] + tables + m[2], PAGE.read_text()))
 
 
-def ran(who: str, python: str, case: str, steps: int) -> dict:
+def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
     """The line of one process. ValueError: its last words."""
     work, shape = CASES[case]
-    script = [str(HERE.parent / OURS[work][0]), *OURS[work][1:]]
+    ours = OURS_COFFEE if '{}' in shape else OURS[work]
+    script, shape = [str(HERE.parent / ours[0]), *ours[1:]], shape.format(args.arrays)
     if who != 'ours':
         script = [str(HERE / f'{who}_step.py'), f'--work={work}']
-    command, env = [python, *script, *shape.split(), f'--steps={steps}'], os.environ | {'JAX_PLATFORMS': 'cpu'}
+    command, env = [python, *script, *shape.split(), f'--steps={args.steps}'], os.environ | {'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f'exit status {done.returncode}']

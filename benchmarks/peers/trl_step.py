@@ -43,7 +43,19 @@ def flags() -> argparse.Namespace:
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--ends', action='store_true', help='an EOS is drawn once in R / 3 tokens (rl)')
     parser.add_argument('--algorithm', choices=['grpo', 'rloo'], default='grpo')
+    parser.add_argument('--arrays', help='a file of benchmarks/taskmaster/prepare.py: rows of real lengths')
     return parser.parse_args()
+
+
+def real(args: argparse.Namespace) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Rows of --arrays: prompts, and the answers to each if it has any. Tokens are folded into the vocabulary."""
+    file = np.load(args.arrays)
+    rows = np.random.default_rng(args.seed).permutation(len(file['inputs']))[: args.batch * (args.steps + 2)]
+    fold = lambda tokens, mask: (2 + tokens[mask] % (args.vocab - 2)).tolist()  # noqa: E731
+    asked = [fold(file['inputs'][i], file['inputs_mask'][i]) for i in rows]
+    if 'targets' not in file:
+        return asked, []
+    return asked, [[fold(*each) for each in zip(file['targets'][i], file['targets_mask'][i])] for i in rows]
 
 
 def eos_of(args: argparse.Namespace) -> int:
@@ -101,11 +113,14 @@ def numbers(args: argparse.Namespace, seed: int, rows: int, columns: int) -> lis
 
 def reward(args: argparse.Namespace, folder: str) -> trl.RewardTrainer:
     rows = args.batch * (args.steps + 2)
-    asked = numbers(args, args.seed, rows, args.prompt)
-    answers = [numbers(args, args.seed + i, rows, args.response) for i in (1, 2)]
+    if args.arrays:
+        asked, answers = real(args)
+    else:
+        asked = numbers(args, args.seed, rows, args.prompt)
+        answers = list(zip(*(numbers(args, args.seed + i, rows, args.response) for i in (1, 2))))
     pairs = {
-        name: [prompt + answer for prompt, answer in zip(asked, chosen)]
-        for name, chosen in zip(('chosen_ids', 'rejected_ids'), answers)
+        name: [prompt + answer[i] for prompt, answer in zip(asked, answers)]
+        for i, name in enumerate(('chosen_ids', 'rejected_ids'))
     }
     return trl.RewardTrainer(
         model=LlamaForSequenceClassification(config(args)),
@@ -119,6 +134,8 @@ def reward(args: argparse.Namespace, folder: str) -> trl.RewardTrainer:
 def rl(args: argparse.Namespace, folder: str) -> transformers.Trainer:
     words = tokenizer(args)
     rows = numbers(args, args.seed, args.batch * (args.steps + 2), args.prompt)
+    if args.arrays:
+        rows, _ = real(args)
     asked = [' '.join(map(str, row)) + ' ' for row in rows]  # a completion follows without a space of its own
     sampling = {'num_generations': args.responses, 'max_completion_length': args.response, 'temperature': 1.0}
     if args.algorithm == 'grpo':
@@ -175,7 +192,7 @@ def main() -> None:
     if early or moved < wanted or not np.isfinite(loss) or not more['updates'] == len(clock.marks) - 1 == whole:
         raise SystemExit(f'trl_step: not the stated work: {moved} of {len(trained)} leaves moved, {more}')
     first, _, *rest = np.diff(clock.marks).tolist()
-    seconds = statistics.median(rest)
+    seconds = statistics.mean(rest) if args.arrays else statistics.median(rest)
     found = {
         'seconds': seconds, 'seconds_min': min(rest), 'compile_seconds': first - seconds,
         'process_peak_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

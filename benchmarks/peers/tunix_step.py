@@ -45,7 +45,19 @@ def flags() -> argparse.Namespace:
     for name, default in sizes.items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--ends', action='store_true', help='an EOS is drawn once in R / 3 tokens (rl)')
+    parser.add_argument('--arrays', help='a file of benchmarks/taskmaster/prepare.py: rows of real lengths')
     return parser.parse_args()
+
+
+def real(args: argparse.Namespace) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Rows of --arrays: prompts, and the answers to each if it has any. Tokens are folded into the vocabulary."""
+    file = np.load(args.arrays)
+    rows = np.random.default_rng(args.seed).permutation(len(file['inputs']))[: args.batch * (args.steps + 2)]
+    fold = lambda tokens, mask: (2 + tokens[mask] % (args.vocab - 2)).tolist()  # noqa: E731
+    asked = [fold(file['inputs'][i], file['inputs_mask'][i]) for i in rows]
+    if 'targets' not in file:
+        return asked, []
+    return asked, [[fold(*each) for each in zip(file['targets'][i], file['targets_mask'][i])] for i in rows]
 
 
 def base_model(args: argparse.Namespace) -> llama.Llama3:
@@ -110,11 +122,19 @@ def reward(args: argparse.Namespace, model: llama.Llama3) -> tuple[list[float], 
 
     trainer = Timed(model, ADAMW, peft_trainer.TrainingConfig(eval_every_n_steps=NEVER))
     trainer = trainer.with_loss_fn(loss).with_gen_model_input_fn(lambda batch: inputs(batch['tokens']))
-    shape = (2 * args.batch, args.prompt + args.response)
-    tokens = np.random.default_rng(args.seed).integers(2, args.vocab, shape, dtype=np.int32)
-    tokens[args.batch :, : args.prompt] = tokens[: args.batch, : args.prompt]
+    if args.arrays:  # padded on the left to the longest of all, so that every step has one shape
+        pairs = [[prompt + answer for answer in answers] for prompt, answers in zip(*real(args))]
+        width = max(len(row) for pair in pairs for row in pair)
+        padded = np.array([[[PAD] * (width - len(row)) + row for row in pair] for pair in pairs], np.int32)
+        padded = padded.reshape(-1, args.batch, 2, width)
+        batches = [{'tokens': np.concatenate([pairs[:, 0], pairs[:, 1]])} for pairs in padded]
+    else:
+        shape = (2 * args.batch, args.prompt + args.response)
+        tokens = np.random.default_rng(args.seed).integers(2, args.vocab, shape, dtype=np.int32)
+        tokens[args.batch :, : args.prompt] = tokens[: args.batch, : args.prompt]
+        batches = [{'tokens': tokens}] * (args.steps + 2)
     marks.append(time.perf_counter())
-    trainer.train([{'tokens': tokens}] * (args.steps + 2))
+    trainer.train(batches)
     return marks, {'loss': float(losses[-1]), 'updates': trainer.train_steps, 'pairs': args.batch}
 
 
@@ -136,7 +156,7 @@ def learned(args: argparse.Namespace, base: llama.Llama3, lengths: list[int]):
 
     def reward(prompts: list[str], completions: list[str], **_: object) -> list[float]:
         rows = [f'{prompt} {text}'.split() for prompt, text in zip(prompts, completions)]
-        lengths.extend(len(row) - args.prompt for row in rows)
+        lengths.extend(len(text.split()) for text in completions)
         last = np.array([len(row) - 1 for row in rows])
         rows = [row + [PAD] * (args.prompt + args.response - len(row)) for row in rows]
         return np.asarray(score(state, np.array(rows).astype(np.int32), last)).tolist()
@@ -146,7 +166,11 @@ def learned(args: argparse.Namespace, base: llama.Llama3, lengths: list[int]):
 
 def rl(args: argparse.Namespace, base: llama.Llama3, policy: llama.Llama3) -> tuple[list[float], dict[str, float]]:
     """As reward()."""
-    marks, lengths = [], []
+    marks, lengths, rng = [], [], np.random.default_rng(args.seed)
+    asked = rng.integers(2, args.vocab, (args.batch, args.prompt)).tolist() * (args.steps + 2)
+    if args.arrays:
+        asked, _ = real(args)
+        args.prompt = max(len(row) for row in asked)
     rollout = base_rollout.RolloutConfig(args.response, temperature=1.0, top_p=1.0, max_prompt_length=args.prompt)
     rollout.kv_cache_size = args.prompt + args.response
     training = rl_cluster.RLTrainingConfig(actor_optimizer=ADAMW, eval_every_n_steps=NEVER, max_steps=NEVER)
@@ -157,8 +181,7 @@ def rl(args: argparse.Namespace, base: llama.Llama3, policy: llama.Llama3) -> tu
     if not rl_utils.is_sharing_backbone(cluster.inference_worker.get_model('reference'), cluster.actor_trainer.model):
         raise SystemExit('tunix_step: the reference does not share the base')
     algorithm = grpo_learner.GRPOConfig(num_generations=args.responses, beta=0.05, kl_loss_mode='low_var_kl')
-    asked = np.random.default_rng(args.seed).integers(2, args.vocab, (args.batch, args.prompt))
-    batch = {'prompts': np.array([words.decode(row) for row in asked])}
+    texts = np.array([words.decode(row) for row in asked]).reshape(-1, args.batch)
 
     class Timed(grpo_learner.GRPOLearner):
         def _run_global_step(self, *rest: object) -> None:  # reads a batch, generates, scores, learns
@@ -167,7 +190,7 @@ def rl(args: argparse.Namespace, base: llama.Llama3, policy: llama.Llama3) -> tu
             rollout.seed = len(marks)  # left alone, the sampler draws the same noise at every step
             super()._run_global_step(*rest)
 
-    Timed(cluster, algorithm, learned(args, base, lengths)).train([batch] * (args.steps + 2))
+    Timed(cluster, algorithm, learned(args, base, lengths)).train([{'prompts': row} for row in texts])
     loss = float(cluster.actor_trainer.metrics_logger.get_metric_history('actor', 'loss', 'train')[-1])
     more = {'loss': loss, 'updates': cluster.actor_trainer.train_steps, 'episodes': len(lengths) // (args.steps + 2)}
     return marks, more | {'mean_length': statistics.mean(lengths), 'min_length': min(lengths)}
@@ -186,7 +209,8 @@ def main() -> None:
     if early or moved < wanted or not np.isfinite(more['loss']) or not more['updates'] == len(marks) - 1 == whole:
         raise SystemExit(f'tunix_step: not the stated work: {moved} of {len(after)} leaves moved, {more}')
     first, _, *rest = np.diff(marks).tolist()
-    seconds, peak = statistics.median(rest), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    middle = statistics.mean if args.arrays else statistics.median
+    seconds, peak = middle(rest), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {
         'seconds': seconds, 'seconds_min': min(rest), 'compile_seconds': first - seconds, 'process_peak_bytes': peak,
         'device': jax.devices()[0].device_kind,

@@ -55,7 +55,7 @@ KeyValue = tuple[jax.Array, jax.Array]
 class Cache:
     """Keys and values of every decoder layer."""
 
-    prompt: KeyValue  # [L, B, P, H, E], shared by the branches
+    prompt: KeyValue  # [L, B, H, E, P], shared by the branches; a TPU pads the last axis to 128, and E is less
     prompt_mask: jax.Array  # bool [B, P]
     responses: KeyValue  # [L, B, K, 1 + R, H, E], the start token first
 
@@ -129,12 +129,13 @@ class _DecoderLayer(nn.Module):
             prompt = across.remember(context.encoded)
         else:
             prompt, before = cache
+            prompt = jax.tree.map(lambda y: jnp.moveaxis(y, -1, 1), prompt)
             segments.append(Segment(*before, context.cached[None, None, None], context.cached_bias))
         x += attention(y, segments)
         x += across(_norm(c, 'pre_cross_attention_layer_norm')(x), [Segment(*prompt, context.prompt_mask)])
         kept = None
         if context.keep:
-            kept = (prompt, own) if cache is None else own
+            kept = own if cache is not None else (jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1), prompt), own)
         return _mlp(c, x), kept
 
 
@@ -249,7 +250,7 @@ class T5(nn.Module):
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
         start = self.token_embedder(jnp.zeros((B, K, 1), jnp.int32))
         hidden, (prompt, own) = self.decoder(start, inputs_mask, encoded=encoded, keep=True)
-        prompt = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'length', 'heads', 'kv'), prompt)
+        prompt = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'heads', 'kv', 'length'), prompt)
         room = jnp.zeros((c.num_decoder_layers, B, K, 1 + R, c.num_heads, c.head_dim), c.dtype)
         room = sharded.split(room, 'layers', 'batch', None, 'length', 'heads', 'kv')
         return hidden[:, 0, 0], Cache(prompt, inputs_mask, _write((room, room), own, 0))
