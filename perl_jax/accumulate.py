@@ -53,6 +53,13 @@ def value_and_grad(
     return value, grads, sums, jax.tree.map(_join, rows)
 
 
+def one_by_one(run: Callable[[Part, jax.Array], PyTree], batch: PyTree, n: int, rng: jax.Array) -> PyTree:
+    """`run` of `n` parts of a batch in turn, each with a key of its own: arrays [B/n, ...] -> [B, ...]."""
+    parts = jax.tree.map(lambda x: _split(x, n), batch)
+    rows = jax.lax.map(lambda each: run(each[1], jax.random.fold_in(rng, each[0])), (jnp.arange(n), parts))
+    return jax.tree.map(_join, rows)
+
+
 def _split(x: jax.Array, n: int) -> jax.Array:
     x = jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
     return nn.with_logical_constraint(x, (None, 'batch', *[None] * (x.ndim - 2)))

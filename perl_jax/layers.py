@@ -178,10 +178,11 @@ class RelativeBias(nn.Module):
     num_buckets: int
     max_distance: int
     bidirectional: bool
+    dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Positions int [R] of queries and [S] of keys -> float32 [H, R, S], a Segment's bias."""
+        """Positions int [R] of queries and [S] of keys -> [H, R, S] in dtype, a Segment's bias."""
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
         init = nn.with_logical_partitioning(init, ('heads', 'relpos_buckets'))
         embedding = self.param('rel_embedding', init, (self.num_heads, self.num_buckets))
@@ -193,8 +194,8 @@ class RelativeBias(nn.Module):
         if self.bidirectional:
             bucket += jnp.where(back < 0, sided, 0)
         # As T5X has it: a gather would put the heads last, where a TPU pads them to 128.
-        chosen = (bucket[None] == jnp.arange(self.num_buckets)[:, None, None]).astype(jnp.float32)
-        return jnp.einsum('hb,brs->hrs', embedding.astype(jnp.float32), chosen, precision='highest')
+        chosen = (bucket[None] == jnp.arange(self.num_buckets)[:, None, None]).astype(self.dtype)
+        return jnp.einsum('hb,brs->hrs', embedding.astype(self.dtype), chosen, precision='highest')
 
 
 def _buckets(count: int, max_distance: int) -> np.ndarray:
@@ -211,7 +212,7 @@ MAX_SCORES = 2**24  # floats a device holds at once: 256 MiB
 class Segment(NamedTuple):
     """A run of S keys. One that all branches share has key and value [B, S, N, E]; of their own, [B, K, S, N, E].
 
-    `mask` is bool and broadcasts to [B, K, R, S]. `bias` float32 [H, R, S] is added to the scores (T5's positions).
+    `mask` is bool and broadcasts to [B, K, R, S]. `bias` [H, R, S] is added to the scores (T5's positions).
     """
 
     key: jax.Array

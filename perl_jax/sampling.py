@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from perl_jax import accumulate, sharded
+from perl_jax.errors import UserError
 from perl_jax.types import Prompts, Rollout, Variables
 
 
@@ -21,6 +24,7 @@ class SamplingConfig:
     """How to draw. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
 
     `num_samples` is K, `max_decode_length` is R. The paper samples with temperature 0.7 (0.9 for its VQA).
+    `num_microbatches`: prompts are sampled in so many parts, one after the other, where the cache of all is too large.
     """
 
     num_samples: int = 1
@@ -28,6 +32,7 @@ class SamplingConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    num_microbatches: int = 1
 
     @property
     def truncates(self) -> bool:
@@ -47,7 +52,25 @@ def sample(
 
     `Rollout.logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p), float32.
     A response that ended keeps its EOS as its last real token; one that ran out of room has none.
+
+    Raises:
+      UserError: the prompts do not divide into microbatches.
     """
+    one, parts = functools.partial(_sample, network, variables, eos_id, config), config.num_microbatches
+    if parts == 1:
+        return one(prompts, rng)
+    if len(prompts.inputs) % (parts * sharded.partitions('batch')):
+        rows = sharded.partitions('batch')
+        raise UserError(
+            f'SamplingConfig.num_microbatches = {parts}: {len(prompts.inputs)} prompts on {rows} rows of the mesh do '
+            f'not divide into so many parts; give a divisor of {len(prompts.inputs) // rows}'
+        )
+    return accumulate.one_by_one(one, prompts, parts, rng)
+
+
+def _sample(
+    network: nn.Module, variables: Variables, eos_id: int, config: SamplingConfig, prompts: Prompts, rng: jax.Array
+) -> Rollout:
     B, K, R = prompts.inputs.shape[0], config.num_samples, config.max_decode_length
 
     def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ from scipy import stats
 from tiny import EOS, NETWORK, R
 
 from perl_jax import lora, types
+from perl_jax.errors import UserError
 from perl_jax.logprobs import response_logprobs
 from perl_jax.sampling import SamplingConfig, categorical, sample, truncate
 
@@ -51,6 +52,28 @@ def test_greedy_takes_the_best_token_each_time():
     best = NETWORK.apply(lora.bind(*policy()), hidden[:, :, :-1], method='logits').argmax(-1)
     np.testing.assert_array_equal(rollout.targets, np.where(rollout.targets_mask, best, 0))
     assert all(tiny.same(rollout.targets[:, 0], rollout.targets[:, k]) for k in range(K))
+
+
+def test_parts_of_the_prompts_in_turn():
+    """Every second prompt, then the others, each part with noise of its own."""
+    prompts = tiny.prompts(tiny.responses(B=4, K=K))
+    parts = dataclasses.replace(CONFIG, num_microbatches=2)
+    rollout = draw(*policy(), prompts, KEY, parts)
+    for i in range(2):
+        half = jax.tree.map(lambda x, i=i: x[i::2], prompts)
+        want = draw(*policy(), half, jax.random.fold_in(KEY, i), CONFIG)
+        tiny.assert_close(jax.tree.map(lambda x, i=i: x[i::2], rollout), want, atol=1e-5)
+    assert len(np.unique(rollout.targets[:, :, 0])) > 3
+    greedy = dataclasses.replace(CONFIG, temperature=0.0)
+    halves = dataclasses.replace(parts, temperature=0.0)
+    np.testing.assert_array_equal(
+        draw(*policy(), prompts, KEY, halves).targets, draw(*policy(), prompts, KEY, greedy).targets
+    )
+
+
+def test_parts_that_do_not_divide():
+    with pytest.raises(UserError, match='num_microbatches = 2: 3 prompts on 1 rows'):
+        draw(*policy(), tiny.prompts(BATCH), KEY, dataclasses.replace(CONFIG, num_microbatches=2))
 
 
 def test_padding_of_the_prompt_does_not_matter():

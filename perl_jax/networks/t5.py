@@ -53,11 +53,11 @@ KeyValue = tuple[jax.Array, jax.Array]
 
 @struct.dataclass
 class Cache:
-    """Keys and values of every decoder layer."""
+    """Keys and values of every decoder layer; E, which is 64, is not the last axis, that a TPU pads to 128."""
 
-    prompt: KeyValue  # [L, B, H, E, P], shared by the branches; a TPU pads the last axis to 128, and E is less
+    prompt: KeyValue  # [L, B, H, E, P], shared by the branches
     prompt_mask: jax.Array  # bool [B, P]
-    responses: KeyValue  # [L, B, K, 1 + R, H, E], the start token first
+    responses: KeyValue  # [L, B, K, 1 + R, H * E], the start token first
 
 
 @struct.dataclass
@@ -130,12 +130,15 @@ class _DecoderLayer(nn.Module):
         else:
             prompt, before = cache
             prompt = jax.tree.map(lambda y: jnp.moveaxis(y, -1, 1), prompt)
+            before = jax.tree.map(lambda y: y.reshape(*y.shape[:-1], c.num_heads, c.head_dim), before)
             segments.append(Segment(*before, context.cached[None, None, None], context.cached_bias))
         x += attention(y, segments)
         x += across(_norm(c, 'pre_cross_attention_layer_norm')(x), [Segment(*prompt, context.prompt_mask)])
         kept = None
         if context.keep:
-            kept = own if cache is not None else (jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1), prompt), own)
+            kept = jax.tree.map(lambda y: y.reshape(*y.shape[:-2], -1), own)
+            if cache is None:
+                kept = jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1), prompt), kept
         return _mlp(c, x), kept
 
 
@@ -159,7 +162,7 @@ def _layers(c: T5Config, layer: type[nn.Module], length: int, in_axes: tuple[Any
 
 def _positions(c: T5Config, bidirectional: bool, name: str | None = None) -> RelativeBias:
     sizes = c.relative_attention_num_buckets, c.relative_attention_max_distance
-    return RelativeBias(c.num_heads, *sizes, bidirectional=bidirectional, name=name)
+    return RelativeBias(c.num_heads, *sizes, bidirectional, c.dtype, name=name)
 
 
 class _Encoder(nn.Module):
@@ -198,7 +201,7 @@ class _Decoder(nn.Module):
     ) -> tuple[jax.Array, Any]:
         """[B, K, T, D], the tokens from position `at` on -> [B, K, T, D], and what each layer keeps of them.
 
-        That is keys and values [L, B, K, T, H, E] twice, behind those of the prompt where `encoded` is given.
+        That is keys and values [L, B, K, T, H * E], behind those of the prompt where `encoded` is given.
         """
         c, here = self.config, at + jnp.arange(x.shape[2])
         cached = cached_bias = None
@@ -251,8 +254,8 @@ class T5(nn.Module):
         start = self.token_embedder(jnp.zeros((B, K, 1), jnp.int32))
         hidden, (prompt, own) = self.decoder(start, inputs_mask, encoded=encoded, keep=True)
         prompt = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'heads', 'kv', 'length'), prompt)
-        room = jnp.zeros((c.num_decoder_layers, B, K, 1 + R, c.num_heads, c.head_dim), c.dtype)
-        room = sharded.split(room, 'layers', 'batch', None, 'length', 'heads', 'kv')
+        room = jnp.zeros((c.num_decoder_layers, B, K, 1 + R, c.num_heads * c.head_dim), c.dtype)
+        room = sharded.split(room, 'layers', 'batch', None, 'length', 'joined_kv')
         return hidden[:, 0, 0], Cache(prompt, inputs_mask, _write((room, room), own, 0))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -273,5 +276,5 @@ class T5(nn.Module):
 
 
 def _write(room: KeyValue, now: KeyValue, at: jax.Array | int) -> KeyValue:
-    """Put keys and values [L, B, K, 1, H, E] at position `at` of those with room [L, B, K, 1 + R, H, E]."""
+    """Put keys and values [L, B, K, 1, H * E] at position `at` of those with room [L, B, K, 1 + R, H * E]."""
     return jax.tree.map(lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, at, axis=3), room, now)
