@@ -117,7 +117,10 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = lambda name: Dense(self.mlp_dim, ('embed', 'mlp'), self.dtype, name=name)(x)  # noqa: E731
         act = ACTIVATIONS[self.activation]
-        hidden = act(wide('wi_0')) * wide('wi_1') if self.gated else act(wide('wi'))
+        if self.gated:  # the backward pass makes the activation again from what it is of
+            hidden = jax.checkpoint(lambda gate, up: act(gate) * up)(wide('wi_0'), wide('wi_1'))
+        else:
+            hidden = act(wide('wi'))
         return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(hidden)
 
 
