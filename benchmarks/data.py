@@ -21,7 +21,7 @@ import measure
 import numpy as np
 import policy_step
 
-from perl_jax import streams, train_reward, types
+from perl_jax import streams, train_reward
 from perl_jax.partitioning import Partitioner
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     model, spec, tx = measure.network(args), measure.spec(args), measure.optimizer()
     with on.scope():
         params = measure.base(args, model)
-        if isinstance(batches[0], types.Prompts):
+        if 'targets' not in arrays:
             if args.ends:
                 params = measure.ending(params, policy_step.EOS, 3 / args.response)
             state = policy_step.initial(args, params)
