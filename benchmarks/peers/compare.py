@@ -4,8 +4,9 @@
         [--arrays=ARRAYS]    the folder that benchmarks/taskmaster/prepare.py has written, for rows of real lengths
 
 Each peer has a virtual environment of its own (tunix_step.py and trl_step.py say how); one that is not given or fails
-is left out. Only figures of one call compare, and it should have the machine for itself. Writes docs/results/peers.json
-(medians over rounds, and every round) and the tables of docs/performance.md, ratios being peer / ours.
+is left out. A case's figures are of one call, which should have the machine for itself; those of other cases stay.
+Writes docs/results/peers.json (medians over rounds, and every round) and the tables of docs/performance.md, ratios being
+peer / ours.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ COFFEE = {  # with --arrays
 WORKS |= COFFEE
 CASES = {f'{size} {name}': (WORKS[name][0], f'{SIZES[size]} {WORKS[name][1]}') for size in SIZES for name in WORKS}
 OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
-OURS_COFFEE = ['data.py', '--algorithm=grpo', '--buckets=4']
+OURS_COFFEE = ['data.py', '--algorithm=grpo', '--buckets=8']
 METRICS = {'seconds': ('s a step', 1), 'compile_seconds': ('s more for the first step', 1)}
 METRICS |= {'process_peak_bytes': ('GB at the peak of the process', 1e9)}
 
@@ -76,7 +77,8 @@ def main() -> None:
         }
         found[case] = {'medians': medians, 'rounds': kept}
         save(args.output, found)
-    tables = '\n'.join(table(found, list(pythons), key, unit, scale) for key, (unit, scale) in METRICS.items())
+    cases, names = json.loads(args.output.read_text())['cases'], ['ours', 'tunix', 'trl']
+    tables = '\n'.join(table(cases, names, key, unit, scale) for key, (unit, scale) in METRICS.items())
     print(tables)
     if args.output == STORE:
         place = re.compile('(<!-- peers -->\n).*?(<!-- end -->)', re.DOTALL)
