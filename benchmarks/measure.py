@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from perl_jax import lora, partitioning, topology, types
+from perl_jax import lora, memory, partitioning, topology, types
 from perl_jax.networks.decoder import Decoder, DecoderConfig
 
 # bf16 FLOPs a second (vendors' data sheets, dense); a CPU has no such figure.
@@ -137,11 +137,17 @@ def process_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def result(args: argparse.Namespace, seconds: dict[str, float], tokens: int, flops: float, **more: Any) -> dict:
-    """One line of JSON. `flops` of a step without recomputation; memory in bytes."""
+def result(
+    args: argparse.Namespace, seconds: dict[str, float], tokens: int, flops: float, before: set[Any], **more: Any
+) -> dict:
+    """One line of JSON. `flops` of a step without recomputation; memory in bytes.
+
+    `before` are the programs that were there before the step's (memory.programs): what the largest of those adds to the
+    arrays that lie there between programs is 'step_bytes'.
+    """
     device = jax.devices()[0]
     median, peak = seconds['median'], PEAKS.get(device.device_kind)
-    stats = device.memory_stats() or {}
+    stats, held = device.memory_stats() or {}, memory.measure(before)
     found = {
         'seconds': median,
         'seconds_min': seconds['minimum'],
@@ -151,6 +157,7 @@ def result(args: argparse.Namespace, seconds: dict[str, float], tokens: int, flo
         'utilisation': flops / median / peak if peak and args.dtype == 'bfloat16' else None,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
         'process_peak_bytes': process_peak(),
+        'step_bytes': held['peak'] - held['held'],
     }
     rounded = {key: float(f'{x:.5g}') if isinstance(x, float) else x for key, x in (found | more).items()}
     return rounded | {'device': device.device_kind, 'jax': jax.__version__} | vars(args)

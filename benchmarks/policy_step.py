@@ -19,7 +19,7 @@ import measure
 from jaxtyping import PyTree
 from measure import Passed
 
-from perl_jax import lora, rewards, rl_programs
+from perl_jax import lora, memory, rewards, rl_programs
 from perl_jax.algorithms.grpo import GRPO
 from perl_jax.algorithms.ppo import PPO
 from perl_jax.algorithms.reinforce import Reinforce
@@ -90,7 +90,7 @@ def main() -> None:
         step = step_of(args, model, params, shardings, on)
         plain = step_of(args, measure.network(args, remat='none'), params, shardings, on)
         products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
-        metrics = {}
+        metrics, before = {}, memory.programs()
 
         def once(i: int, *passed: Passed) -> Any:
             nonlocal state, metrics
@@ -108,7 +108,7 @@ def main() -> None:
         'shares': shares,
     }
     tokens = round(args.batch * args.prompt + episodes * length)
-    print(json.dumps(measure.result(args, seconds, tokens, products, **more)))
+    print(json.dumps(measure.result(args, seconds, tokens, products, before, **more)))
 
 
 if __name__ == '__main__':

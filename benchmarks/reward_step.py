@@ -15,7 +15,7 @@ import json
 import jax
 import measure
 
-from perl_jax import train_reward
+from perl_jax import memory, train_reward
 from perl_jax.partitioning import Partitioner
 from perl_jax.plan import flops
 
@@ -33,7 +33,7 @@ def main() -> None:
         step = train_reward.compiled(model, tx, args.microbatches, jax.tree.map(lambda x: x.sharding, states))
         plain = functools.partial(train_reward.ensemble_step, measure.network(args, remat='none'), tx)
         products = flops.count(jax.make_jaxpr(plain)(held, states, batch, keys).jaxpr, 1).total
-        metrics = {}
+        metrics, before = {}, memory.programs()
 
         def once(i: int) -> object:
             nonlocal states, metrics
@@ -43,7 +43,7 @@ def main() -> None:
         seconds = measure.timed(once, args.steps)
     tokens = args.batch * (args.prompt + 2 * args.response)
     more = {'pairs_per_second': args.batch / seconds['median'], 'grad_norm': float(metrics['grad_norm'])}
-    print(json.dumps(measure.result(args, seconds, tokens, products, **more)))
+    print(json.dumps(measure.result(args, seconds, tokens, products, before, **more)))
 
 
 if __name__ == '__main__':

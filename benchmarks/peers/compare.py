@@ -5,8 +5,8 @@
 
 Each peer has a virtual environment of its own (tunix_step.py and trl_step.py say how); one that is not given or fails
 is left out. A case's figures are of one call, which should have the machine for itself; those of other cases stay.
-Writes docs/results/peers.json (medians over rounds, and every round) and the tables of docs/performance.md, ratios being
-peer / ours.
+Writes docs/results/peers.json (medians over rounds, and every round) and the tables of docs/performance.md, ratios
+being peer / ours.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ import argparse
 import json
 import pathlib
 import re
+from unittest import mock
 
-from perl_jax import configure, plan, rundir
+from perl_jax import configure, logprobs, plan, rundir
 from perl_jax.plan import table
 
 HERE = pathlib.Path(__file__).parent
@@ -42,6 +43,7 @@ WITHOUT = {
     'one prompt for both responses': ('reward', ["MIXTURE_OR_TASK_NAME = 'toy_thumbs'", 'BATCH_SIZE = 256']),
     'microbatches (all 128 at once)': ('reward', ['NUM_MICROBATCHES = 1']),
 }
+AT_ONCE = '8B, logits at once'
 PAPER = {'reward': '43-56%', 'policy': '74-80%'}
 
 
@@ -66,6 +68,7 @@ def wanted() -> dict[str, tuple]:
         plans[f'8B, policy, {tuning} in float32'] = ('policy', [file, *extra], [*bindings, *FLOAT32], tuning)
     for what, (phase, more) in WITHOUT.items():
         plans[f'8B, without {what}'] = (phase, [file], [*bindings, *more], 'LoRA')
+    plans[AT_ONCE] = ('policy', [file], bindings, 'LoRA')
     return plans
 
 
@@ -106,6 +109,12 @@ def page(plans: dict) -> str:
                 took = f'{one["seconds"]:.2f}' if one['seconds'] else ''
                 peak = gib(one['peak']) if one['peak'] else 'does not fit: needs ' + one['programs'][0]['needs']
                 lines.append(f'| without {name} | {peak} | {took} |')
+    if AT_ONCE in plans:
+        lines += ['', '| 8B RL loop, PERL | experience: GiB a chip, s | policy step: GiB a chip, s |', '|---|---|---|']
+        rows = {'as it is': '8B, policy, LoRA', 'without chunks of logits (all positions at once)': AT_ONCE}
+        for what, name in rows.items():
+            of = {one['name']: f'{gib(one["peak"])}, {one["seconds"]:.2f}' for one in plans[name]['programs']}
+            lines.append(f'| {what} | {of["experience"]} | {of["policy step"]} |')
     return '\n'.join(lines)
 
 
@@ -114,7 +123,7 @@ def plot(plans: dict, path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     parts = dict(zip(table.PARTS, ('#9aa5b1', '#2f6f9f', '#e0a030', '#777777', '#c0504d')))
-    names = [n for n in plans if 'without' not in n]
+    names = [n for n in plans if 'without' not in n and n != AT_ONCE]
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(names) + 1.2), layout='constrained')
     for y, name in enumerate(names):
         top, left = max(plans[name]['programs'], key=lambda one: one['peak'] or 0), 0.0
@@ -139,7 +148,8 @@ def main() -> None:
     for name, settings in wanted().items():
         if name.startswith(only) and name not in plans:
             print(name, flush=True)
-            plans[name] = made(*settings)
+            with mock.patch.object(logprobs, 'MAX_LOGITS', 2**40 if name == AT_ONCE else logprobs.MAX_LOGITS):
+                plans[name] = made(*settings)
             rundir.replace(str(STORE), json.dumps(plans, indent=1) + '\n')
     plans = {name: plans[name] for name in wanted() if name in plans}
     doc = DOCS / 'tpu.md'
