@@ -243,7 +243,7 @@ def attend(
     shards = sharded.partitions('batch') * sharded.partitions('heads')
     size = max(1, MAX_SCORES * shards // (B * K * H * S))
     one = functools.partial(_attend, scale=scale, softcap=softcap)
-    if R <= size:
+    if size >= R:
         return one(query, segments)
     chunks = -(-R // size)
 
