@@ -98,6 +98,8 @@ def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
         words = done.stderr.strip().splitlines() or [f'exit status {done.returncode}']
         raise ValueError(next((line for line in reversed(words) if 'Error' in line), words[-1]))
     line = json.loads(done.stdout.strip().splitlines()[-1])
+    if line.get('arrays'):
+        line['arrays'] = pathlib.Path(line['arrays']).name
     print(f'{case}, {who}: {line["seconds"]:.4g} s', file=sys.stderr)
     return line
 
