@@ -209,7 +209,7 @@ def _buckets(count: int, max_distance: int) -> np.ndarray:
     return np.where(distance < exact, distance, far)
 
 
-MAX_SCORES = 2**24  # floats a device holds at once: 256 MiB
+MAX_SCORES = 2**24  # floats a device holds at once: 64 MiB
 
 
 class Segment(NamedTuple):
