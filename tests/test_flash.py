@@ -28,7 +28,9 @@ def fused(monkeypatch):
 
     monkeypatch.setattr(flash, 'attend', interpreted)
     monkeypatch.setattr(flash, 'usable', lambda query, key: True)
-    return calls
+    jax.clear_caches()  # JAX keeps what an equal network was traced to, be it by another test
+    yield calls
+    jax.clear_caches()  # nor is the kernel for anybody else
 
 
 def sees_slowly(P, K, R, room):
