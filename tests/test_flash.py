@@ -88,7 +88,7 @@ def test_prompts_alone(fused):
     got, mine = prefill(Decoder(CONFIG))
     assert fused
     np.testing.assert_allclose(got, want, atol=1e-5)
-    real = batch.inputs_mask[None, :, :, None, None]
+    real = batch.inputs_mask[None, :, None, :, None]
     for one, other in zip(mine.prompt, cache.prompt):
         np.testing.assert_allclose(np.where(real, one, 0), np.where(real, other, 0), atol=1e-5)
 

@@ -71,7 +71,7 @@ class DecoderConfig:
 
 @struct.dataclass
 class Cache:
-    """Keys and values [L, B, P, N, E] of the prompt, shared by its branches, and [L, B, K, R, N, E] of responses."""
+    """Keys and values [L, B, N, P, E] of the prompt, shared by its branches, and [L, B, K, N, R, E] of responses."""
 
     prompt: tuple[jax.Array, jax.Array]
     prompt_mask: jax.Array  # bool [B, P]
@@ -107,13 +107,13 @@ class _Attention(nn.Module):
         if local is not None:
             rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
         q, k = layers.rotate(q, jax.tree.map(pick, rope)), layers.rotate(k, rope)
+        cache, kept = jax.tree.map(_by_heads, cache), None
         x = branches.attend(
             q, k, v, run, cache, self.pick, local=local, window=c.sliding_window, use_flash=c.flash,
             scale=c.query_scale, softcap=c.attention_softcap,
         )  # fmt: skip
-        kept = None
         if context.keep:
-            kept = (run.branches(k), run.branches(v)) if run.K else (k, v)
+            kept = jax.tree.map(_by_heads, (run.branches(k), run.branches(v)) if run.K else (k, v))
         return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(x), kept
 
 
@@ -235,9 +235,9 @@ class Decoder(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
         length = masked.lengths(inputs_mask)
         x, kept = self._run(inputs, positions, inputs_mask, None, lambda y: _last(y, length), P=P, K=0, keep=True)
-        kept = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'length', 'kv_heads', 'kv'), kept)
-        room = jnp.zeros((c.num_layers, B, K, R, c.num_kv_heads, c.head_dim), c.dtype)
-        room = sharded.split(room, 'layers', 'batch', None, 'length', 'kv_heads', 'kv')
+        kept = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'kv_heads', 'length', 'kv'), kept)
+        room = jnp.zeros((c.num_layers, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
+        room = sharded.split(room, 'layers', 'batch', None, 'kv_heads', 'length', 'kv')
         return x[:, 0], Cache(kept, inputs_mask, (room, room))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -249,7 +249,7 @@ class Decoder(nn.Module):
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
         held = cache.prompt, cache.responses
         x, new = self._run(tokens, positions, cache.prompt_mask, held, lambda y: y, P=0, K=K, keep=True, cached=step)
-        write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=3)  # noqa: E731
+        write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=4)  # noqa: E731
         return x, cache.replace(responses=jax.tree.map(write, cache.responses, new))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -270,6 +270,11 @@ class Decoder(nn.Module):
         x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
         context = _Context(Packed(positions, prompt_mask, cached, P, K), rope, local_rope, keep)
         return self.decoder(x, context, cache, pick)
+
+
+def _by_heads(x: jax.Array) -> jax.Array:
+    """Keys or values [..., S, N, E] -> [..., N, S, E] and back: each token reads them head by head."""
+    return jnp.swapaxes(x, -3, -2)
 
 
 def _at(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -210,8 +210,8 @@ def test_rollouts_and_the_samplers_cache_lie_split(mesh):
         assert x.sharding.shard_shape(x.shape) == (B // on.data_parallelism, *x.shape[1:])
     N, model = NETWORK.config.num_kv_heads, on.mesh.shape['model']
     for x in (*cache.prompt, *cache.responses):
-        L, rows, *rest, E = x.shape
-        want = (L, rows // on.data_parallelism, *rest[:-1], N // model if N % model == 0 else N, E)
+        L, rows, *rest, _, S, E = x.shape
+        want = (L, rows // on.data_parallelism, *rest, N // model if N % model == 0 else N, S, E)
         assert x.sharding.shard_shape(x.shape) == want
 
 
