@@ -1,11 +1,12 @@
 """What is said of target tokens by their logits, without ever holding all of the logits.
 
 `hidden[..., t, :]` is the state that predicts `targets[..., t]`. The vocabulary is only ever unrolled for a chunk of
-positions; the backward pass makes the chunk's logits again.
+positions; a backward pass that needs the chunk's logits makes them again.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,12 +28,27 @@ def token_logprobs(
     targets: Int[Array, 'B K R'],
     temperature: float = 1.0,
 ) -> Float[Array, 'B K R']:
-    """log softmax(logits / temperature) at each target, float32."""
+    """log softmax(logits / temperature) at each target, float32.
 
-    def one(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    What each log-prob's gradient to its state is, is known while its logits are there: it is kept [B, K, R, D], so that
+    the backward pass of a frozen output layer needs no logits. One that is trained has them made again.
+    """
+
+    def plain(variables: Variables, hidden: jax.Array, targets: jax.Array) -> jax.Array:
         return _pick(network.apply(variables, hidden, method='logits') / temperature, targets)
 
-    return _by_chunk(one, network.config.vocab_size, hidden, targets)
+    def forward(variables: Variables, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
+        out, back = jax.vjp(lambda hidden: plain(variables, hidden, targets), hidden)
+        return out, (variables, hidden, targets, *back(jnp.ones_like(out)))
+
+    def backward(kept: Any, given: jax.Array) -> tuple[Variables, jax.Array, None]:
+        variables, hidden, targets, slope = kept
+        _, back = jax.vjp(lambda variables: plain(variables, hidden, targets), variables)  # dead code if frozen
+        return *back(given), (given[..., None] * slope).astype(slope.dtype), None
+
+    one = jax.custom_vjp(plain)
+    one.defvjp(forward, backward)
+    return _by_chunk(functools.partial(one, variables), network.config.vocab_size, hidden, targets)
 
 
 def token_logprobs_entropy(
@@ -49,7 +65,7 @@ def token_logprobs_entropy(
         logps = jax.nn.log_softmax(logits)
         return _pick(logits, targets), -(jnp.exp(logps) * logps).sum(-1)
 
-    return _by_chunk(one, network.config.vocab_size, hidden, targets)
+    return _by_chunk(jax.checkpoint(one), network.config.vocab_size, hidden, targets)
 
 
 def token_kl(
@@ -67,7 +83,7 @@ def token_kl(
         anchor = jax.nn.log_softmax(network.apply(anchor_variables, anchor_hidden, method='logits') / temperature)
         return (jnp.exp(logps) * (logps - anchor)).sum(-1)
 
-    return _by_chunk(one, 2 * network.config.vocab_size, hidden, anchor_hidden)
+    return _by_chunk(jax.checkpoint(one), 2 * network.config.vocab_size, hidden, anchor_hidden)
 
 
 def response_hidden(
@@ -95,7 +111,6 @@ def _by_chunk(one: Callable[..., PyTree], vocab_size: int, *arrays: jax.Array) -
     B, K, R = arrays[0].shape[:3]
     size = max(1, min(R, MAX_LOGITS * sharded.partitions('batch') // (B * K * vocab_size)))
     chunks = -(-R // size)
-    one = jax.checkpoint(one)
     if chunks == 1:
         return one(*arrays)
 

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -51,6 +52,35 @@ def test_chunks_equal_the_whole_values_and_gradients(monkeypatch, network):
     assert any(np.abs(x).max() > 0.1 for x in jax.tree.leaves(whole_gradients[0][output]))
     assert np.abs(whole_gradients[1]).max() > 0.1
     tiny.assert_close(gradients, whole_gradients, atol=1e-5)
+
+
+@pytest.mark.parametrize('network', [NETWORK, UNTIED], ids=['tied', 'untied'])
+def test_gradients_are_those_of_plain_autodiff(monkeypatch, network):
+    """To states and output layer, with weights that differ from token to token, some 0, at a temperature."""
+    monkeypatch.setattr(logprobs, 'MAX_LOGITS', 2 * B * K * V)
+    weights = HIDDEN[..., 0] * (HIDDEN[..., 1] > 0)
+
+    def plain(variables, hidden):
+        logps = jax.nn.log_softmax(network.apply(variables, hidden, method='logits') / 0.7)
+        return (jnp.take_along_axis(logps, BATCH.targets[..., None], -1)[..., 0] * weights).sum()
+
+    def ours(variables, hidden):
+        return (logprobs.token_logprobs(network, variables, hidden, BATCH.targets, 0.7) * weights).sum()
+
+    got, want = (jax.jit(jax.grad(f, argnums=(0, 1)))({'params': tiny.base(network)}, HIDDEN) for f in (ours, plain))
+    tiny.assert_close(got, want, atol=1e-5)
+
+
+def test_a_frozen_output_layer_makes_its_logits_once():
+    """Two products of states and output layer: there for the logits, back for the gradient."""
+
+    def products(argnums):
+        loss = lambda v, h: logprobs.token_logprobs(NETWORK, v, h, BATCH.targets).sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(loss, argnums)).lower({'params': tiny.base()}, HIDDEN).compile()
+        return compiled.as_text().count(' dot(')
+
+    assert products(1) == 2
+    assert products((0, 1)) == 3  # and the layer's own gradient; of a single chunk XLA finds the logits again
 
 
 def largest(most, monkeypatch, gradient):
