@@ -38,7 +38,7 @@ def main() -> None:
     dataset = streams.Dataset(arrays, [{}] * len(arrays['inputs']), None, policy_step.EOS)
     stream = streams.Stream([dataset], [1.0], args.batch, args.seed, np.arange(args.batch), args.buckets)
     batches = [stream(step)[0] for step in range(args.steps + 2)]
-    model, spec, tx = measure.network(args), measure.spec(args), measure.optimizer()
+    model, spec, tx, started = measure.network(args), measure.spec(args), measure.optimizer(), []
     with on.scope():
         params = measure.base(args, model)
         if 'targets' not in arrays:
@@ -58,6 +58,9 @@ def main() -> None:
             start = time.perf_counter()
             for i, batch in enumerate(batches):
                 state, metrics = run(state, on.batch(batch), jax.random.fold_in(policy_step.KEY, i))
+                if not started:
+                    jax.block_until_ready(state)
+                    started.append(measure.since_start())
             jax.block_until_ready(state)
             return time.perf_counter() - start, metrics
 
@@ -67,6 +70,7 @@ def main() -> None:
     found = {
         'seconds': seconds / len(batches),
         'compile_seconds': compiling - seconds,
+        'command_seconds': started[0],
         'rows_per_second': args.batch * len(batches) / seconds,
         'process_peak_bytes': measure.process_peak(),
         'shapes': len({tuple(x.shape for x in jax.tree.leaves(batch)) for batch in batches}),

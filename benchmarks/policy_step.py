@@ -88,8 +88,6 @@ def main() -> None:
         state = initial(args, params)
         shardings, prompts = jax.tree.map(lambda x: x.sharding, state), on.batch(measure.prompts(args))
         step = step_of(args, model, params, shardings, on)
-        plain = step_of(args, measure.network(args, remat='none'), params, shardings, on)
-        products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
         metrics, before = {}, memory.programs()
 
         def once(i: int, *passed: Passed) -> Any:
@@ -99,6 +97,8 @@ def main() -> None:
 
         seconds = measure.timed(once, args.steps)
         shares = measure.shares(once, 3)
+        plain = step_of(args, measure.network(args, remat='none'), params, shardings, on)
+        products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
     episodes, length = args.batch * args.responses, float(metrics['length/mean'])
     more = {
         'episodes_per_second': episodes / seconds['median'],

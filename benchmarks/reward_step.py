@@ -31,8 +31,6 @@ def main() -> None:
         states = train_reward.initial([measure.spec(args)], tx, args.d_model, None, keys, params)
         held = params if args.tuning == 'lora' else None
         step = train_reward.compiled(model, tx, args.microbatches, jax.tree.map(lambda x: x.sharding, states))
-        plain = functools.partial(train_reward.ensemble_step, measure.network(args, remat='none'), tx)
-        products = flops.count(jax.make_jaxpr(plain)(held, states, batch, keys).jaxpr, 1).total
         metrics, before = {}, memory.programs()
 
         def once(i: int) -> object:
@@ -41,6 +39,8 @@ def main() -> None:
             return states, metrics
 
         seconds = measure.timed(once, args.steps)
+        plain = functools.partial(train_reward.ensemble_step, measure.network(args, remat='none'), tx)
+        products = flops.count(jax.make_jaxpr(plain)(held, states, batch, keys).jaxpr, 1).total
     tokens = args.batch * (args.prompt + 2 * args.response)
     more = {'pairs_per_second': args.batch / seconds['median'], 'grad_norm': float(metrics['grad_norm'])}
     print(json.dumps(measure.result(args, seconds, tokens, products, before, **more)))
