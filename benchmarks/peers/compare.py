@@ -119,7 +119,7 @@ def table(found: dict, names: list[str], key: str, unit: str, scale: float) -> s
     """A row a case; of a peer its figure and, in parentheses, how many times ours it is."""
     rows = [[unit, *names], ['---'] * (len(names) + 1)]
     for case, of in found.items():
-        values = {who: line[key] / scale for who, line in of['medians'].items()}
+        values = {who: line[key] / scale for who, line in of['medians'].items() if key in line}
         cells = {who: f'{value:.3g}' for who, value in values.items()}
         for who in set(cells) - {'ours'}:
             if values.get('ours', 0) > 0:
