@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from perl_jax import sharded
 from perl_jax.types import Responses, Variables
 
-MAX_LOGITS = 2**24  # floats a device holds at once: 64 MiB, and as much again in the backward pass
+MAX_LOGITS = 2**24  # floats a device holds at once: 64 MiB, and two to three times that where a gradient is wanted
 
 
 def token_logprobs(
