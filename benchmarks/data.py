@@ -28,7 +28,6 @@ from perl_jax.partitioning import Partitioner
 def main() -> None:
     flags = policy_step.parser(__doc__)
     flags.add_argument('--arrays', required=True, help='a file of prepare.py')
-    flags.add_argument('--buckets', type=int, default=1)
     args, on = flags.parse_args(), Partitioner()
     arrays = {name: x for name, x in np.load(args.arrays).items() if name != 'group'}
     rows = np.random.default_rng(args.seed).permutation(len(arrays['inputs']))[: args.batch * (args.steps + 2)]

@@ -45,14 +45,15 @@ def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, shardings:
     sampling = SamplingConfig(num_samples=args.responses, max_decode_length=args.response)
     eos = EOS if args.ends else args.vocab  # which is no token
     programs = rl_programs.compiled(
-        model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, eos, shardings, on
-    )
+        model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, args.buckets, eos, shardings,
+        on,
+    )  # fmt: skip
     score, of = rewards.compiled(model, lambda scores: scores[0], on), dict.fromkeys(rl_programs.ROLES, params)
     judge = lora.with_head(measure.spec(args).init(KEY, params), KEY, args.d_model, 1.0)
 
     def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
         policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], None)
-        rollout = programs.sample(*policy, prompts, rng, sampling)
+        rollout = programs.measure(programs.sample(*policy, prompts, rng, sampling))
         passed('generation', rollout)
         scores, _ = score(of['reward'], [judge], rollout)
         experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)
@@ -69,6 +70,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     flags = measure.parser(doc)
     flags.add_argument('--algorithm', choices=ALGORITHMS, default='reinforce')
     flags.add_argument('--ends', action='store_true', help='an EOS is drawn once in R / 3 tokens')
+    flags.add_argument('--buckets', type=int, default=1, help='LENGTH_BUCKETS of a run')
     return flags
 
 
@@ -95,9 +97,10 @@ def main() -> None:
             state, metrics = step(state, prompts, jax.random.fold_in(KEY, i), *passed)
             return state, metrics
 
-        seconds = measure.timed(once, args.steps)
-        shares = measure.shares(once, 3)
-        plain = step_of(args, measure.network(args, remat='none'), params, shardings, on)
+        seconds = measure.timed(once, args.steps, 2 if args.buckets == 1 else 12)  # a program for each fill
+        shares = measure.shares(once, 5)
+        padded = argparse.Namespace(**vars(args) | {'buckets': 1})
+        plain = step_of(padded, measure.network(args, remat='none'), params, shardings, on)
         products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
     episodes, length = args.batch * args.responses, float(metrics['length/mean'])
     more = {

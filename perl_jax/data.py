@@ -59,14 +59,16 @@ class DatasetConfig:
         return [dataclasses.replace(self, mixture_or_task_name=name) for name in names]
 
 
-def stream(config: DatasetConfig, kind: str, seed: int, rows: np.ndarray | None = None) -> Stream:
-    """The endless training batches of a task or mixture; `rows` of each batch, by default all."""
+def stream(
+    config: DatasetConfig, kind: str, seed: int, rows: np.ndarray | None = None, groups: int = 1, parts: int = 1
+) -> Stream:
+    """The endless training batches of a task or mixture; `rows` of each batch, by default all. See Stream."""
     rows = np.arange(config.batch_size) if rows is None else rows
     provider = find(config.mixture_or_task_name)
     tasks = members(provider)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
     loaded = [_load(t, config, kind) for t in tasks]
-    return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets)
+    return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets, groups, parts)
 
 
 def reward_kind(name: str) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
-from perl_jax import sharded
+from perl_jax import sharded, unpadding
 from perl_jax.types import Responses, Variables
 
 MAX_LOGITS = 2**24  # floats a device holds at once: 64 MiB, and two to three times that where a gradient is wanted
@@ -25,7 +25,7 @@ def token_logprobs(
     network: nn.Module,
     variables: Variables,
     hidden: Float[Array, 'B K R D'],
-    targets: Int[Array, 'B K R'],
+    batch: Responses,
     temperature: float = 1.0,
 ) -> Float[Array, 'B K R']:
     """log softmax(logits / temperature) at each target, float32.
@@ -48,14 +48,16 @@ def token_logprobs(
 
     one = jax.custom_vjp(plain)
     one.defvjp(forward, backward)
-    return _by_chunk(functools.partial(one, variables), network.config.vocab_size, hidden, targets)
+    targets = unpadding.unpad(batch.targets, batch)
+    out = _by_chunk(functools.partial(one, variables), network.config.vocab_size, hidden, targets)
+    return unpadding.pad(out, batch)
 
 
 def token_logprobs_entropy(
     network: nn.Module,
     variables: Variables,
     hidden: Float[Array, 'B K R D'],
-    targets: Int[Array, 'B K R'],
+    batch: Responses,
     temperature: float = 1.0,
 ) -> tuple[Float[Array, 'B K R'], Float[Array, 'B K R']]:
     """`token_logprobs`, and the entropy of the distribution at each position, in nats, float32."""
@@ -65,7 +67,9 @@ def token_logprobs_entropy(
         logps = jax.nn.log_softmax(logits)
         return _pick(logits, targets), -(jnp.exp(logps) * logps).sum(-1)
 
-    return _by_chunk(jax.checkpoint(one), network.config.vocab_size, hidden, targets)
+    targets = unpadding.unpad(batch.targets, batch)
+    out = _by_chunk(jax.checkpoint(one), network.config.vocab_size, hidden, targets)
+    return unpadding.pad(out[0], batch), unpadding.pad(out[1], batch)
 
 
 def token_kl(
@@ -74,6 +78,7 @@ def token_kl(
     hidden: Float[Array, 'B K R D'],
     anchor_variables: Variables,
     anchor_hidden: Float[Array, 'B K R D'],
+    batch: Responses,
     temperature: float = 1.0,
 ) -> Float[Array, 'B K R']:
     """KL(policy || anchor) over the whole vocabulary at each position, in nats, float32."""
@@ -83,14 +88,21 @@ def token_kl(
         anchor = jax.nn.log_softmax(network.apply(anchor_variables, anchor_hidden, method='logits') / temperature)
         return (jnp.exp(logps) * (logps - anchor)).sum(-1)
 
-    return _by_chunk(jax.checkpoint(one), 2 * network.config.vocab_size, hidden, anchor_hidden)
+    out = _by_chunk(jax.checkpoint(one), 2 * network.config.vocab_size, hidden, anchor_hidden)
+    return unpadding.pad(out, batch)
 
 
 def response_hidden(
     network: nn.Module, variables: Variables, batch: Responses, **apply: Any
 ) -> Float[Array, 'B K R D']:
-    """The states that predict a batch's targets: one forward pass. `apply` goes to it (`rngs` for dropout)."""
-    return network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, **apply)[..., :-1, :]
+    """The states that predict a batch's targets: one forward pass. `apply` goes to it (`rngs` for dropout).
+
+    Of a batch that says its fill, those of real targets alone, [G, 1, N, D]; what is read off them, `unpadding.pad`
+    puts back in its place.
+    """
+    real = unpadding.of(batch)
+    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, real=real, **apply)
+    return hidden[..., :-1, :] if real is None else hidden
 
 
 def response_logprobs(
@@ -98,7 +110,7 @@ def response_logprobs(
 ) -> Float[Array, 'B K R']:
     """Log-probs of a batch's responses under one role: one forward pass."""
     hidden = response_hidden(network, variables, batch, **apply)
-    return token_logprobs(network, variables, hidden, batch.targets, temperature)
+    return token_logprobs(network, variables, hidden, batch, temperature)
 
 
 def _pick(logits: Float[Array, 'B K T V'], targets: Int[Array, 'B K T']) -> Float[Array, 'B K T']:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from perl_jax import base as bases
-from perl_jax import data, ensembles, lora, masked, partitioning
+from perl_jax import data, ensembles, lora, masked, partitioning, unpadding
 from perl_jax.base import Base
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
@@ -26,8 +26,8 @@ def score(network: nn.Module, variables: Variables, batch: Responses, **apply: A
 
     `apply` goes to `network.apply` (`rngs` for dropout).
     """
-    ends = masked.lengths(batch.targets_mask)
-    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, ends, **apply)
+    ends, real = masked.lengths(batch.targets_mask), unpadding.of(batch)
+    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, ends, real, **apply)
     return lora.readout(variables, hidden)
 
 

@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from perl_jax import accumulate, advantages, kl, logprobs, lora, masked, train_state
+from perl_jax import accumulate, advantages, kl, logprobs, lora, masked, train_state, unpadding
 from perl_jax.algorithms import Algorithm
 from perl_jax.kl import KLConfig
 from perl_jax.sampling import SamplingConfig
@@ -50,14 +50,14 @@ def experience(
         whole = logprobs.response_logprobs(network, policy, rollout, temperature)
         rollout = rollout.replace(logprobs=jnp.where(mask, whole, 0))
     hidden = logprobs.response_hidden(network, anchor, rollout)
-    anchor_logprobs = logprobs.token_logprobs(network, anchor, hidden, rollout.targets, temperature)
+    anchor_logprobs = logprobs.token_logprobs(network, anchor, hidden, rollout, temperature)
     anchor_logprobs = jnp.where(mask, anchor_logprobs, 0)
     log_ratio = kl.k1(rollout.logprobs, anchor_logprobs)
     if kl_config.in_loss:
         penalty = jnp.zeros_like(log_ratio)
     elif kl_config.estimator == 'full':
         own = logprobs.response_hidden(network, policy, rollout)
-        penalty = logprobs.token_kl(network, policy, own, anchor, hidden, temperature)
+        penalty = logprobs.token_kl(network, policy, own, anchor, hidden, rollout, temperature)
     else:
         penalty = kl.ESTIMATORS[kl_config.estimator](rollout.logprobs, anchor_logprobs)
     shaped = scores
@@ -80,7 +80,7 @@ def experience(
 def values(network: nn.Module, base: PyTree, adapter: lora.Adapter, batch: Responses) -> Float[Array, 'B K R']:
     """V(X_t) before each token. Only where a rollout is learned from more than once: else the step has them already."""
     variables = lora.bind(base, adapter)
-    return lora.readout(variables, logprobs.response_hidden(network, variables, batch))
+    return unpadding.pad(lora.readout(variables, logprobs.response_hidden(network, variables, batch)), batch)
 
 
 def updates(batch: Experience, epochs: int, minibatches: int) -> Iterator[Experience]:
@@ -112,7 +112,7 @@ def value_step(
         batch, weights = part
         variables = lora.bind(base, adapter, train=True)
         hidden = logprobs.response_hidden(network, variables, batch, rngs={'dropout': rng})
-        now = lora.readout(variables, hidden)
+        now = unpadding.pad(lora.readout(variables, hidden), batch)
         old = jax.lax.stop_gradient(now) if batch.values is None else batch.values
         returns = algorithm.returns(batch.rewards, old, batch.targets_mask)
         return masked.weighted(algorithm.value_loss(now, old, returns), weights), ({}, (old, returns))
@@ -150,19 +150,19 @@ def policy_step(
         batch, advantage, weights, share = part
         variables, mask = lora.bind(base, adapter, train=True), batch.targets_mask
         hidden = logprobs.response_hidden(network, variables, batch, rngs={'dropout': rng})
-        targets, metrics = batch.targets, {}
+        metrics = {}
         if entropy_bonus:
-            now, entropy = logprobs.token_logprobs_entropy(network, variables, hidden, targets, temperature)
+            now, entropy = logprobs.token_logprobs_entropy(network, variables, hidden, batch, temperature)
             metrics['entropy/exact'] = masked.weighted(entropy, share)
         else:
-            now = logprobs.token_logprobs(network, variables, hidden, targets, temperature)
+            now = logprobs.token_logprobs(network, variables, hidden, batch, temperature)
         now = jnp.where(mask, now, 0)  # as the old ones: no ratio and no gradient at the padding
         total = algorithm.policy_loss(now, batch.logprobs, advantage)
         if entropy_bonus:
             total -= entropy_bonus * entropy
         if kl_config.in_loss and kl_config.estimator == 'full':
             held = logprobs.response_hidden(network, anchor, batch)
-            total += beta * logprobs.token_kl(network, variables, hidden, anchor, held, temperature)
+            total += beta * logprobs.token_kl(network, variables, hidden, anchor, held, batch, temperature)
         elif kl_config.in_loss:
             total += beta * kl.ESTIMATORS[kl_config.estimator](now, batch.anchor_logprobs)
         metrics['kl/update'] = masked.weighted(batch.logprobs - now, share)

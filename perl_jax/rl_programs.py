@@ -16,12 +16,12 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from perl_jax import anchors, lora, partitioning, rl, train_state
+from perl_jax import anchors, lora, partitioning, rl, train_state, unpadding
 from perl_jax.algorithms import Algorithm
 from perl_jax.kl import KLConfig
 from perl_jax.partitioning import Partitioner
 from perl_jax.sampling import SamplingConfig, sample
-from perl_jax.types import Experience, Metrics, PolicyState
+from perl_jax.types import Experience, Metrics, PolicyState, Rollout
 
 ROLES = ('policy', 'value', 'anchor', 'reward')
 Transformations = tuple[optax.GradientTransformation, optax.GradientTransformation]  # of policy and value
@@ -62,6 +62,7 @@ class Programs:
     """Jitted functions; the names of what they take are those of rl.py.
 
     sample: (base, adapter, prompts, rng, SamplingConfig) -> Rollout
+    measure: (rollout) -> the rollout that says its fill, in so many buckets; the host waits for it
     experience: (policy role, anchor role, rollout, scores, beta) -> Experience, metrics
     values: (base, adapter, experience) -> [B, K, R]
     value_step: (base, state, experience, rng) -> state, values, metrics
@@ -70,6 +71,7 @@ class Programs:
     """
 
     sample: Callable[..., Any]
+    measure: Callable[[Rollout], Rollout]
     experience: Callable[..., Any]
     values: Callable[..., Any]
     value_step: Callable[..., Any]
@@ -86,6 +88,7 @@ def compiled(
     shaping: Sequence[rl.Shaping],
     entropy_bonus: float,
     num_microbatches: int,
+    length_buckets: int,
     eos_id: int,
     shardings: PolicyState,
     partitioner: Partitioner,
@@ -97,6 +100,19 @@ def compiled(
         rl.policy_step, network, algorithm, kl, entropy_bonus, sampling.temperature, txs[0],
         num_microbatches=num_microbatches,
     )  # fmt: skip
+    split = partitioner.data_parallelism, algorithm.minibatches * num_microbatches
+
+    @functools.partial(jax.jit, out_shardings=partitioner.sharding())
+    def needed(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+        prompts, responses = rollout.inputs_mask, rollout.targets_mask.reshape(len(rollout.targets), -1)
+        lengths, widths = (x.sum(-1) for x in (prompts, responses)), (x.shape[-1] for x in (prompts, responses))
+        return unpadding.needed(*lengths, *widths, *split, length_buckets)
+
+    def measure(rollout: Rollout) -> Rollout:
+        if length_buckets == 1:
+            return rollout
+        return unpadding.filled(rollout, jax.device_get(needed(rollout)), length_buckets)
+
     return Programs(
         sample=jax.jit(
             lambda base, adapter, prompts, rng, config: sample(
@@ -105,6 +121,7 @@ def compiled(
             static_argnums=4,
             out_shardings=batch,
         ),
+        measure=measure,
         experience=jax.jit(
             functools.partial(rl.experience, network, kl, shaping, eos_id, sampling), out_shardings=(batch, None)
         ),

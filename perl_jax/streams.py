@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perl_jax import bucketing, types
+from perl_jax import bucketing, types, unpadding
 
 Example = dict[str, Any]
 
@@ -30,6 +30,12 @@ class Dataset:
     def longest(self) -> dict[str, np.ndarray]:
         """See bucketing.py: {'inputs': [N], 'targets': [N]}."""
         return bucketing.longest(self.arrays)
+
+    @functools.cached_property
+    def real(self) -> dict[str, np.ndarray]:
+        """The real tokens of each row's prompt, and of all of its responses: {'inputs': [N], 'targets': [N]}."""
+        masks = {name: self.arrays[f'{name}_mask'] for name in self.longest}
+        return {name: mask.reshape(len(mask), -1).sum(-1) for name, mask in masks.items()}
 
     def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
         """The batch (types.py) of these rows, and their examples."""
@@ -53,9 +59,12 @@ class Dataset:
             yield *self.rows(np.minimum(start + rows, len(self) - 1)), min(batch_size, len(self) - start)
 
 
-_BATCHES = [
-    ({f.name for f in dataclasses.fields(kind)}, kind) for kind in (types.Prompts, types.Responses, types.Thumbs)
-]
+def _arrays(kind: type) -> set[str]:
+    """The fields of a batch that hold arrays."""
+    return {field.name for field in dataclasses.fields(kind)} - {'fill'}
+
+
+_BATCHES = [(_arrays(kind), kind) for kind in (types.Prompts, types.Responses, types.Thumbs)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +72,9 @@ class Stream:
     """Endless shuffled batches of a task, or of a mixture's tasks by their rates: `stream(n)` is batch number n.
 
     Of each batch a process reads only its own `rows` (Partitioner.rows); which examples they are hangs on the seed, n
-    and the place in the batch alone, however many processes there are.
+    and the place in the batch alone, however many processes there are. With `buckets` batches are of like lengths, cut
+    to what they need (bucketing.py), and say their fill (unpadding.py): in each of so many data partitions, `groups`,
+    and of the `parts` in which it takes its rows.
     """
 
     datasets: Sequence[Dataset]
@@ -72,6 +83,8 @@ class Stream:
     seed: int
     rows: np.ndarray
     buckets: int = 1
+    groups: int = 1
+    parts: int = 1
 
     @property
     def eos_id(self) -> int:
@@ -83,14 +96,21 @@ class Stream:
         member, index = self._schedule(position[self.rows])
         parts = [self.datasets[m].rows(index[member == m]) for m in np.unique(member)]
         order = np.argsort(np.concatenate([np.flatnonzero(member == m) for m in np.unique(member)]))
-        arrays = {
-            f.name: np.concatenate([getattr(batch, f.name) for batch, _ in parts])[order]
-            for f in dataclasses.fields(parts[0][0])
-        }
+        names = _arrays(type(parts[0][0]))
+        arrays = {name: np.concatenate([getattr(batch, name) for batch, _ in parts])[order] for name in names}
         batch, examples = type(parts[0][0])(**arrays), [e for _, rows in parts for e in rows]
         if self.buckets > 1:  # by the whole batch: all processes cut alike
-            batch = bucketing.cut(batch, self._widths(position))
+            batch = self._fitted(batch, position)
         return batch, [examples[i] for i in order]
+
+    def _fitted(self, batch: Any, position: np.ndarray) -> Any:
+        """No wider than the batch needs, and with its fill."""
+        batch = bucketing.cut(batch, self._widths(position))
+        if not isinstance(batch, types.Responses):
+            return batch
+        real, (_, K, R) = self._of_rows('real', position), batch.targets.shape
+        n = unpadding.needed(*real.values(), batch.inputs.shape[1], K * R, self.groups, self.parts, self.buckets)
+        return unpadding.filled(batch, n, self.buckets)
 
     def _positions(self, step: int) -> np.ndarray:
         """Which places of the endless stream batch `step` takes, of all processes: int [batch_size]."""
@@ -100,19 +120,19 @@ class Stream:
         size = bucketing.WINDOW * self.batch_size
         positions = window * size + np.arange(size)
         full, rng = self.datasets[0].arrays['inputs'].shape[-1], np.random.default_rng([self.seed, 2**31, window])
-        order = bucketing.deal(self._longest(positions), full, self.buckets, self.batch_size, rng)
+        order = bucketing.deal(self._of_rows('longest', positions), full, self.buckets, self.batch_size, rng)
         return positions[order.reshape(-1, self.batch_size)[place]]
 
-    def _longest(self, position: np.ndarray) -> dict[str, np.ndarray]:
-        member, index = self._schedule(position)
-        pick = lambda name: np.array([self.datasets[m].longest[name][i] for m, i in zip(member, index)])  # noqa: E731
-        return {name: pick(name) for name in self.datasets[0].longest}
+    def _of_rows(self, what: str, position: np.ndarray) -> dict[str, np.ndarray]:
+        """`longest` or `real` of the rows at these positions."""
+        (member, index), of = self._schedule(position), [getattr(dataset, what) for dataset in self.datasets]
+        return {name: np.array([of[m][name][i] for m, i in zip(member, index)]) for name in of[0]}
 
     def _widths(self, position: np.ndarray) -> dict[str, int]:
         arrays = self.datasets[0].arrays
         return {
             name: int(bucketing.width(lengths.max(), arrays[name].shape[-1], self.buckets))
-            for name, lengths in self._longest(position).items()
+            for name, lengths in self._of_rows('longest', position).items()
         }
 
     def _schedule(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

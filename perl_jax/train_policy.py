@@ -87,8 +87,8 @@ def train(
         shardings = rl_programs.layout(jax.eval_shape(create, key, frozen.params), txs, frozen.axes, partitioner)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
         programs = rl_programs.compiled(
-            network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, stream.eos_id, shardings,
-            partitioner,
+            network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, dataset.length_buckets,
+            stream.eos_id, shardings, partitioner,
         )  # fmt: skip
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def train(
                 prompts, examples = stream(step)  # 1
                 rng = jax.random.fold_in(jax.random.fold_in(key, 2), step)
                 policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], state.anchor)
-                rollout = programs.sample(*policy, partitioner.batch(prompts), rng, sampling)  # 2
+                rollout = programs.measure(programs.sample(*policy, partitioner.batch(prompts), rng, sampling))  # 2
                 scores, judged = score_fn(rollout, examples)  # 3
                 experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)  # 4
                 state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, key)  # 5

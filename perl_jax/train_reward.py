@@ -136,9 +136,9 @@ def train(
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
-        rows = partitioner.rows(dataset.batch_size)
+        rows, split = partitioner.rows(dataset.batch_size), (partitioner.data_parallelism, num_microbatches)
         streams = {
-            role: [data.stream(config, kind, seed, rows) for config, kind in zip(dataset.each(), kinds)]
+            role: [data.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]
             for role, seed in zip(roles, seeds)
         }
         heldout = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in eval_dataset.each()]

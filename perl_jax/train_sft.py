@@ -86,7 +86,8 @@ def train(
     judges = rewards.functions(metric_fns)
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
-        stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size))
+        split = partitioner.data_parallelism, num_microbatches
+        stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
         heldout = data.load(eval_dataset, 'sft')
         data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
         prompts = data.load(prompts_dataset, 'prompts') if prompts_dataset else None

@@ -12,6 +12,7 @@ Whatever is said of a response token (log-prob, value, return) has the shape [B,
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -29,10 +30,14 @@ class Prompts:
 
 @struct.dataclass
 class Responses(Prompts):
-    """Prompts and their responses; a response's last real token is its EOS, unless it ran out of room."""
+    """Prompts and their responses; a response's last real token is its EOS, unless it ran out of room.
+
+    `fill` is what share of all tokens, and of the targets, is real at most, in any part of the batch: unpadding.py.
+    """
 
     targets: Int[Array, 'B K R']
     targets_mask: Bool[Array, 'B K R']
+    fill: tuple[Fraction, Fraction] | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
 
 @struct.dataclass

@@ -292,6 +292,19 @@ def test_processes_cut_their_rows_of_a_batch_alike():
         assert [e for _, mine in got for e in mine] == examples
         np.testing.assert_array_equal(np.concatenate([batch.inputs for batch, _ in got]), want.inputs)
         np.testing.assert_array_equal(np.concatenate([batch.targets for batch, _ in got]), want.targets)
+        assert {batch.fill for batch, _ in got} == {want.fill}
+
+
+@pytest.mark.parametrize(('groups', 'parts'), [(1, 1), (2, 2)])
+def test_batches_say_what_share_of_them_is_real(groups, parts):
+    stream = dataclasses.replace(ragged(buckets=8)[1], groups=groups, parts=parts)
+    fills = set()
+    for step in range(32):
+        batch, _ = stream(step)
+        assert batch == batch.replace(fill=tiny.without_padding(batch, groups, parts, 8).fill)
+        fills.add(batch.fill)
+    assert len(fills) > 3
+    assert ragged(buckets=1)[1](0)[0].fill is None
 
 
 def test_a_batch_is_a_function_of_seed_and_step():

@@ -15,12 +15,12 @@ MAX_LINES = 350
 FLOORS = [
     {'', 'errors', 'types', 'masked', 'memory', 'stderr', 'sharded'},
     {
-        'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'logprobs',
-        'accumulate', 'topology', 'distributed', 'flash', 'bucketing',
+        'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora',
+        'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding',
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
-        'algorithms', 'algorithms.*', 'streams',
+        'algorithms', 'algorithms.*', 'streams', 'logprobs',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'rl', 'anchors', 'texts'},

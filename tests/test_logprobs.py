@@ -16,7 +16,7 @@ CHUNKS = [1, B * K * V, 2 * B * K * V, 2**24]
 
 def token_logprobs(hidden=HIDDEN, network=NETWORK, temperature=1.0):
     variables = {'params': tiny.base(network)}
-    run = jax.jit(lambda v, h: logprobs.token_logprobs(network, v, h, BATCH.targets, temperature))
+    run = jax.jit(lambda v, h: logprobs.token_logprobs(network, v, h, BATCH, temperature))
     return run(variables, hidden)
 
 
@@ -41,7 +41,7 @@ def test_chunks_equal_the_whole_values_and_gradients(monkeypatch, network):
         monkeypatch.setattr(logprobs, 'MAX_LOGITS', most)
 
         def loss(params, hidden):
-            got = logprobs.token_logprobs(network, {'params': params}, hidden, BATCH.targets)
+            got = logprobs.token_logprobs(network, {'params': params}, hidden, BATCH)
             return (got * HIDDEN[..., 0]).sum(), got
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(tiny.base(network), HIDDEN)
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_plain_autodiff(monkeypatch, network):
         return (jnp.take_along_axis(logps, BATCH.targets[..., None], -1)[..., 0] * weights).sum()
 
     def ours(variables, hidden):
-        return (logprobs.token_logprobs(network, variables, hidden, BATCH.targets, 0.7) * weights).sum()
+        return (logprobs.token_logprobs(network, variables, hidden, BATCH, 0.7) * weights).sum()
 
     got, want = (jax.jit(jax.grad(f, argnums=(0, 1)))({'params': tiny.base(network)}, HIDDEN) for f in (ours, plain))
     tiny.assert_close(got, want, atol=1e-5)
@@ -75,7 +75,7 @@ def test_a_frozen_output_layer_makes_its_logits_once():
     """Two products of states and output layer: there for the logits, back for the gradient."""
 
     def products(argnums):
-        loss = lambda v, h: logprobs.token_logprobs(NETWORK, v, h, BATCH.targets).sum()  # noqa: E731
+        loss = lambda v, h: logprobs.token_logprobs(NETWORK, v, h, BATCH).sum()  # noqa: E731
         compiled = jax.jit(jax.grad(loss, argnums)).lower({'params': tiny.base()}, HIDDEN).compile()
         return compiled.as_text().count(' dot(')
 
@@ -89,7 +89,7 @@ def largest(most, monkeypatch, gradient):
 
     def loss(hidden):
         variables = {'params': tiny.base()}
-        return logprobs.token_logprobs(NETWORK, variables, hidden, BATCH.targets).sum()
+        return logprobs.token_logprobs(NETWORK, variables, hidden, BATCH).sum()
 
     shapes = tiny.arrays(jax.grad(loss) if gradient else loss, HIDDEN)
     return max(np.prod(shape[:-1]) for shape in shapes if shape and shape[-1] == V and shape != (D, V))

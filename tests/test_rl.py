@@ -55,7 +55,7 @@ def test_rewards_are_score_and_kl_to_the_anchor(temperature):
     assert float(metrics['reward/score']) == pytest.approx(float(SCORES.mean()), abs=1e-6)
     assert float(metrics['length/mean']) == pytest.approx((1 + 2 * 12) / 13)
     assert int(metrics['tokens']) == 25
-    assert tiny.same(batch, types.Responses(*(getattr(exp, f.name) for f in dataclasses.fields(batch))))
+    assert tiny.same(batch, types.Responses(**{f.name: getattr(exp, f.name) for f in dataclasses.fields(batch)}))
     assert exp.values is None
 
 
@@ -139,7 +139,7 @@ def test_gradient_is_that_of_the_papers_objective(beta, baseline):
 
     def loss(adapter):
         hidden = TABLE.apply({'params': adapter.params}, batch.inputs, batch.inputs_mask, batch.targets)[..., :-1, :]
-        got = token_logprobs(TABLE, {'params': adapter.params}, hidden, batch.targets)
+        got = token_logprobs(TABLE, {'params': adapter.params}, hidden, batch)
         return total(p[..., None] * losses.reinforce(got, advantages), mask).sum()
 
     got, want = -jax.grad(loss)(POLICY).params['table'], jax.grad(objective)(POLICY).params['table']

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from perl_jax import lora, masked, partitioning, rl, train_state, types
+from perl_jax import lora, masked, partitioning, rl, train_state, types, unpadding
 from perl_jax.algorithms.reinforce import Reinforce
 from perl_jax.kl import KLConfig
 from perl_jax.lora import FullSpec, LoraSpec
@@ -94,6 +94,14 @@ def experience(B=3, K=2, seed=0):
     batch = responses(B, K, seed, lengths=rng.integers(1, R + 1, (B, K)))
     noise = [np.where(batch.targets_mask, rng.standard_normal((B, K, R)), 0).astype(np.float32) for _ in range(3)]
     return types.Experience(batch.inputs, batch.inputs_mask, batch.targets, batch.targets_mask, *noise)
+
+
+def without_padding(batch, groups=1, parts=1, buckets=16):
+    """The batch, saying its fill."""
+    KR = batch.targets[0].size
+    real = batch.inputs_mask.sum(-1), batch.targets_mask.reshape(-1, KR).sum(-1)
+    n = unpadding.needed(*real, batch.inputs.shape[-1], KR, groups, parts, buckets)
+    return unpadding.filled(batch, n, buckets)
 
 
 def prompts(batch):
@@ -205,7 +213,8 @@ class Table(nn.Module):
     def setup(self):
         self.table = self.param('table', nn.initializers.zeros, (self.config.vocab_size,) * 2)
 
-    def __call__(self, inputs, inputs_mask, targets, ends=None):
+    def __call__(self, inputs, inputs_mask, targets, ends=None, real=None):
+        assert real is None
         B, K, _ = targets.shape
         first = jnp.broadcast_to(self._last(inputs, inputs_mask)[:, None, None], (B, K, 1))
         seen = jnp.concatenate([first, targets], axis=2)

@@ -41,7 +41,7 @@ COFFEE = {  # with --arrays
 WORKS |= COFFEE
 CASES = {f'{size} {name}': (WORKS[name][0], f'{SIZES[size]} {WORKS[name][1]}') for size in SIZES for name in WORKS}
 OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
-OURS_COFFEE = ['data.py', '--algorithm=grpo', '--buckets=8']
+OURS_COFFEE, BUCKETS = ['data.py', '--algorithm=grpo'], ['--buckets=8']  # where lengths vary
 METRICS = {
     'seconds': ('s a step', 1),
     'command_seconds': ("s from the command to the first step's end", 1),
@@ -92,7 +92,8 @@ def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
     """The line of one process. ValueError: its last words."""
     work, shape = CASES[case]
     ours = OURS_COFFEE if '{}' in shape else OURS[work]
-    script, shape = [str(HERE.parent / ours[0]), *ours[1:]], shape.format(args.arrays)
+    buckets = BUCKETS if '--ends' in shape or '{}' in shape else []
+    script, shape = [str(HERE.parent / ours[0]), *ours[1:], *buckets], shape.format(args.arrays)
     if who != 'ours':
         script = [str(HERE / f'{who}_step.py'), f'--work={work}']
     command, env = [python, *script, *shape.split(), f'--steps={args.steps}'], os.environ | {'JAX_PLATFORMS': 'cpu'}

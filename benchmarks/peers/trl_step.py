@@ -92,7 +92,7 @@ def policy(args: argparse.Namespace) -> LlamaForCausalLM:
     if args.ends:  # as measure.ending: one number of every embedding outweighs the rest and makes the logit of EOS
         logit = np.log(3 / (args.response - 3) * (args.vocab - 1))
         with torch.no_grad():
-            model.model.embed_tokens.weight[:, 0] = 100.0
+            model.model.embed_tokens.weight[:, 0] = 1000.0
             model.lm_head.weight[:, 0] = 0
             model.lm_head.weight[EOS, 0] = logit / args.d_model**0.5
     return model

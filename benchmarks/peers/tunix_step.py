@@ -76,7 +76,7 @@ def base_model(args: argparse.Namespace) -> llama.Llama3:
     if args.ends:  # as measure.ending: one number of every embedding outweighs the rest and makes the logit of EOS
         logit = np.log(3 / (args.response - 3) * (args.vocab - 1))
         table, kernel = model.embedder.input_embedding, model.lm_head.w
-        table[...] = table[...].at[:, 0].set(100.0)
+        table[...] = table[...].at[:, 0].set(1000.0)
         kernel[...] = kernel[...].at[0].set(0).at[0, EOS].set(logit / args.d_model**0.5)
     return model
 

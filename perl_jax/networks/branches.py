@@ -111,4 +111,5 @@ def _seen(run: Packed, R: int, pick: Pick) -> jax.Array:
     branch = jnp.where(index < run.P, -1, (index - run.P) // max(R, 1))
     at, mine = (pick(jnp.broadcast_to(x, (B, T)))[..., None] for x in (index, branch))
     real = jnp.pad(run.prompt_mask, ((0, 0), (0, T - run.P)), constant_values=True)
-    return real[:, None] & ((branch == -1)[None] | (branch[None] == mine)) & (index[None] <= at)
+    real = real[:, None] | (index[None] == at)  # an empty prompt's first place sees itself, as it does in whole runs
+    return real & ((branch == -1)[None] | (branch[None] == mine)) & (index[None] <= at)

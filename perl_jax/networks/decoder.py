@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from perl_jax import layers, masked, sharded
+from perl_jax import layers, masked, sharded, unpadding
 from perl_jax.layers import Dense, Mlp, RMSNorm
 from perl_jax.networks import branches
 from perl_jax.networks.branches import Packed, Pick
+from perl_jax.unpadding import Unpadding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,22 +84,34 @@ class _Context:
     """What every layer needs to know of the tokens [B, T]."""
 
     run: Packed
+    real: Unpadding | None  # of the run [B, T]; with it x, rope and what dense layers make are [G, N, ...]
     rope: tuple[jax.Array, jax.Array]  # [B, T, E/2] each
     local_rope: tuple[jax.Array, jax.Array] | None  # that of local layers, if there are any
     keep: bool = struct.field(pytree_node=False)  # hand back keys and values
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Tokens of a run [B, T] that go on: Q of each row. Without padding they are M of a group's N."""
+
+    rows: Pick | None = None  # [B, T, ...] -> [B, Q, ...]; None is all of them
+    tokens: Pick = lambda x: x  # the same of what may have no padding: [G, N, ...] -> [G, M, ...]
+    pad: Pick = lambda x: x  # [G, M, ...] -> [B, Q, ...]
+    unpad: Pick = lambda x: x  # [B, Q, ...] -> [G, M, ...]
+
+
 class _Attention(nn.Module):
     config: DecoderConfig
-    pick: Pick | None
+    chosen: _Chosen | None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
-        c, run, pick = self.config, context.run, self.pick or (lambda y: y)
+        c, run, every = self.config, context.run, context.real or _Chosen()
+        chosen = self.chosen or _Chosen(pad=every.pad, unpad=every.unpad)
         project = lambda name, heads, x: Dense(  # noqa: E731
             heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
         )(x).reshape(*x.shape[:2], heads, c.head_dim)
-        q = project('query', c.num_heads, pick(x))
+        q = project('query', c.num_heads, chosen.tokens(x))
         k, v = project('key', c.num_kv_heads, x), project('value', c.num_kv_heads, x)
         if c.qk_norm:
             q = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='query_norm')(q)
@@ -106,29 +119,29 @@ class _Attention(nn.Module):
         rope = context.rope
         if local is not None:
             rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
-        q, k = layers.rotate(q, jax.tree.map(pick, rope)), layers.rotate(k, rope)
+        q, k = layers.rotate(q, jax.tree.map(chosen.tokens, rope)), layers.rotate(k, rope)
         cache, kept = jax.tree.map(_by_heads, cache), None
         x = branches.attend(
-            q, k, v, run, cache, self.pick, local=local, window=c.sliding_window, use_flash=c.flash,
-            scale=c.query_scale, softcap=c.attention_softcap,
+            chosen.pad(q), every.pad(k), every.pad(v), run, cache, chosen.rows, local=local,
+            window=c.sliding_window, use_flash=c.flash, scale=c.query_scale, softcap=c.attention_softcap,
         )  # fmt: skip
         if context.keep:
             kept = jax.tree.map(_by_heads, (run.branches(k), run.branches(v)) if run.K else (k, v))
-        return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(x), kept
+        return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(chosen.unpad(x)), kept
 
 
 class _Layer(nn.Module):
     config: DecoderConfig
-    pick: Pick | None = None  # the tokens that go on; keys and values are of all
+    chosen: _Chosen | None = None  # the tokens that go on; keys and values are of all
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
         c = self.config
         norm = lambda name: RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, name=name)  # noqa: E731
-        y, kept = _Attention(c, self.pick, name='self_attention')(
+        y, kept = _Attention(c, self.chosen, name='self_attention')(
             norm('pre_self_attention_layer_norm')(x), context, cache, local
         )
-        x = self.pick(x) if self.pick else x
+        x = self.chosen.tokens(x) if self.chosen else x
         x += norm('post_self_attention_layer_norm')(y) if c.post_norms else y
         y = Mlp(c.mlp_dim, c.activation, dtype=c.dtype, name='mlp')(norm('pre_mlp_layer_norm')(x))
         x += norm('post_mlp_layer_norm')(y) if c.post_norms else y
@@ -148,7 +161,7 @@ class _Stack(nn.Module):
             self.logits_dense = Dense(c.vocab_size, ('embed', 'vocab'), c.dtype)
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: _Context, cache: Any, pick: Pick) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, chosen: _Chosen) -> tuple[jax.Array, Any]:
         c, local, layer = self.config, None, _Layer
         looped = c.scan_layers or not context.run.P or self.is_initializing()
         if c.sliding_window is not None:
@@ -156,7 +169,7 @@ class _Stack(nn.Module):
         if c.remat != 'none':
             layer = nn.remat(layer, prevent_cse=not looped, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
         if not looped:
-            x, kept = self._one_by_one(layer, x, context, local, pick)
+            x, kept = self._one_by_one(layer, x, context, local, chosen)
             return self.decoder_norm(x), kept
         scanned = nn.scan(
             layer,
@@ -167,24 +180,24 @@ class _Stack(nn.Module):
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
         x, kept = scanned(c, name='layers')(x, context, cache, local)
-        return self.decoder_norm(pick(x)), kept
+        return self.decoder_norm(chosen.tokens(x)), kept
 
     def _one_by_one(
-        self, layer: type[nn.Module], x: jax.Array, context: _Context, local: Any, pick: Pick
+        self, layer: type[nn.Module], x: jax.Array, context: _Context, local: Any, chosen: _Chosen
     ) -> tuple[jax.Array, Any]:
-        """The scanned layers without the loop; the last only for the tokens that are picked."""
+        """The scanned layers without the loop; the last only for the tokens that are chosen."""
         c, kept = self.config, []
         stacked = {name: tree['layers'] for name, tree in self.variables.items() if 'layers' in tree}
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
 
         @functools.partial(jax.jit, static_argnums=0)  # traced once for all layers but the last
-        def apply(pick: Pick | None, variables: Any, x: jax.Array, local: Any, rngs: Any) -> tuple[jax.Array, Any]:
-            return layer(c, pick, parent=None).apply(variables, x, context, None, local, rngs=rngs)
+        def apply(chosen: _Chosen | None, variables: Any, x: jax.Array, local: Any, rngs: Any) -> tuple[jax.Array, Any]:
+            return layer(c, chosen, parent=None).apply(variables, x, context, None, local, rngs=rngs)
 
         for i in range(c.num_layers):
             variables, here = jax.tree.map(operator.itemgetter(i), (stacked, local))
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, i)}
-            x, own = apply(pick if i == c.num_layers - 1 else None, variables, x, here, rngs)
+            x, own = apply(chosen if i == c.num_layers - 1 else None, variables, x, here, rngs)
             kept.append(own)
         return x, jax.tree.map(lambda *y: jnp.stack(y), *kept)
 
@@ -201,13 +214,20 @@ class Decoder(nn.Module):
         self.decoder = _Stack(c)
 
     def __call__(
-        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
+        self,
+        inputs: jax.Array,
+        inputs_mask: jax.Array,
+        targets: jax.Array,
+        ends: jax.Array | None = None,
+        real: unpadding.Real | None = None,
     ) -> jax.Array:
         """Read prompts [B, P] (padded right) and all their responses [B, K, R] at once.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
           With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
+          With `real` and no `ends`, only those that predict real targets, [G, 1, N, D] (unpadding.py); with it dense
+          layers see real tokens alone.
         """
         (B, P), (_, K, R) = inputs.shape, targets.shape
         length = masked.lengths(inputs_mask)
@@ -215,17 +235,22 @@ class Decoder(nn.Module):
         positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), ahead], axis=1)
         tokens = jnp.concatenate([inputs, targets.reshape(B, K * R)], axis=1)
 
-        def pick(y: jax.Array) -> jax.Array:
-            if ends is None:  # the prompt's last token, then all of the responses'
-                return jnp.concatenate([_last(y[:, :P], length), y[:, P:]], axis=1)
-            at = jnp.where(ends > 0, P + R * jnp.arange(K)[None] + ends - 1, jnp.maximum(length - 1, 0)[:, None])
-            return _at(y, at)
-
-        x, _ = self._run(tokens, positions, inputs_mask, None, pick, P=P, K=K)
+        if ends is None and real is None:  # the prompt's last token, then all of the responses'
+            pick = lambda y: jnp.concatenate([_last(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
+            chosen = _Chosen(pick, pick)
+        else:
+            k, read = jnp.arange(K), ends
+            if ends is None:
+                k, read = jnp.repeat(k, R), jnp.tile(jnp.arange(R), K)[None]
+            at = jnp.where(read > 0, P + R * k[None] + read - 1, jnp.maximum(length - 1, 0)[:, None])
+            chosen = _choose(at, real, each_target=ends is None)
+        x, _ = self._run(tokens, positions, inputs_mask, None, chosen, real=real and real.run, P=P, K=K)
         if self.is_initializing():
             self.logits(x)
         if ends is not None:
-            return x
+            return x.reshape(B, K, -1)
+        if real is not None:
+            return x[:, None]
         last = jnp.broadcast_to(x[:, None, :1], (B, K, 1, x.shape[-1]))
         return jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
 
@@ -234,7 +259,8 @@ class Decoder(nn.Module):
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
         length = masked.lengths(inputs_mask)
-        x, kept = self._run(inputs, positions, inputs_mask, None, lambda y: _last(y, length), P=P, K=0, keep=True)
+        last = lambda y: _last(y, length)  # noqa: E731
+        x, kept = self._run(inputs, positions, inputs_mask, None, _Chosen(last, last), P=P, K=0, keep=True)
         kept = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'kv_heads', 'length', 'kv'), kept)
         room = jnp.zeros((c.num_layers, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
         room = sharded.split(room, 'layers', 'batch', None, 'kv_heads', 'length', 'kv')
@@ -248,7 +274,7 @@ class Decoder(nn.Module):
         (B, K) = tokens.shape
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
         held = cache.prompt, cache.responses
-        x, new = self._run(tokens, positions, cache.prompt_mask, held, lambda y: y, P=0, K=K, keep=True, cached=step)
+        x, new = self._run(tokens, positions, cache.prompt_mask, held, _Chosen(), P=0, K=K, keep=True, cached=step)
         write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=4)  # noqa: E731
         return x, cache.replace(responses=jax.tree.map(write, cache.responses, new))
 
@@ -259,8 +285,11 @@ class Decoder(nn.Module):
         logits = out(hidden).astype(jnp.float32)
         return logits if c.logits_softcap is None else c.logits_softcap * jnp.tanh(logits / c.logits_softcap)
 
-    def _run(self, tokens, positions, prompt_mask, cache, pick, *, P, K, keep=False, cached=0):
+    def _run(self, tokens, positions, prompt_mask, cache, chosen, *, P, K, real=None, keep=False, cached=0):
         c, local_rope = self.config, None
+        run = Packed(positions, prompt_mask, cached, P, K)
+        if real is not None:
+            tokens, positions = real.unpad(tokens), real.unpad(positions)
         rope = layers.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         if c.sliding_window is not None:
             local_rope = layers.rope_table(positions, c.head_dim, c.local_rope_theta or c.rope_theta)
@@ -268,8 +297,26 @@ class Decoder(nn.Module):
         if c.scale_embedding:
             x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
         x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
-        context = _Context(Packed(positions, prompt_mask, cached, P, K), rope, local_rope, keep)
-        return self.decoder(x, context, cache, pick)
+        context = _Context(run, real, rope, local_rope, keep)
+        return self.decoder(x, context, cache, chosen)
+
+
+def _choose(at: jax.Array, real: unpadding.Real | None, each_target: bool) -> _Chosen:
+    """Tokens `at` [B, Q] of a run, which are those that predict each target, or any of which none is padding."""
+    rows = lambda y: _at(y, at)  # noqa: E731
+    if real is None:
+        return _Chosen(rows, rows)
+
+    def pad(y: jax.Array) -> jax.Array:
+        return (real.targets.pad(y) if each_target else y).reshape(*at.shape, *y.shape[2:])
+
+    def unpad(y: jax.Array) -> jax.Array:
+        if each_target:
+            return real.targets.unpad(y.reshape(*real.targets.shape, *y.shape[2:]))
+        return y.reshape(len(real.run.slot), -1, *y.shape[2:])
+
+    slots = unpad(_at(real.run.slot.reshape(real.run.shape), at))
+    return _Chosen(rows, lambda y: _at(y, slots), pad, unpad)
 
 
 def _by_heads(x: jax.Array) -> jax.Array:

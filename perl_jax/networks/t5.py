@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from perl_jax import layers, sharded
+from perl_jax import layers, sharded, unpadding
 from perl_jax.layers import Dense, Mlp, RelativeBias, RMSNorm, Segment
 
 
@@ -228,7 +228,12 @@ class T5(nn.Module):
         self.decoder = _Decoder(c)
 
     def __call__(
-        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
+        self,
+        inputs: jax.Array,
+        inputs_mask: jax.Array,
+        targets: jax.Array,
+        ends: jax.Array | None = None,
+        real: unpadding.Real | None = None,
     ) -> jax.Array:
         """Read prompts [B, P] (padded right) with the encoder, and all their responses [B, K, R] with the decoder.
 
@@ -236,13 +241,16 @@ class T5(nn.Module):
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
           The first has read the start token, which is 0.
           With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
+          With `real` and no `ends`, only those that predict real targets, [G, 1, N, D] (unpadding.py).
         """
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
         hidden, _ = self.decoder(self.token_embedder(tokens), inputs_mask, encoded=encoded)
         if self.is_initializing():
             self.logits(hidden)
-        return hidden if ends is None else jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
+        if ends is not None:
+            return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
+        return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token; make room for K responses of R tokens.

@@ -148,6 +148,29 @@ def test_the_state_is_donated_and_the_base_is_not(kind, spec, mesh):
     assert run.memory.alias_size_in_bytes >= sum(4 * np.prod(where.shard_shape(x.shape)) for x, where in leaves)
 
 
+@pytest.mark.parametrize('mesh', ['8x1', '4x2', 'fsdp'])
+def test_a_batch_without_padding_equals_and_no_token_moves(mesh):
+    one, one_metrics = on_one('policy', LORA)
+    partitioner, batch = MESHES[mesh], BATCHES['policy']
+    programs = []
+    with partitioner.scope():
+        base = place_base(partitioner)
+        shardings = declared('policy', start('policy', LORA), partitioner)
+        before = partitioning.place(start('policy', LORA), shardings)
+        for each in (batch, tiny.without_padding(batch, partitioner.data_parallelism)):
+            step = jax.jit(tiny.stepper('policy', TX), out_shardings=(shardings, None))
+            programs.append(step.lower(base, before, partitioner.batch(each), KEY).compile())
+        assert each.fill is not None
+        after, metrics = five_steps(programs[1], base, before, partitioner.batch(each))
+    for name in one_metrics[0]:
+        want = [m[name] for m in one_metrics]
+        np.testing.assert_allclose([m[name] for m in metrics], want, rtol=1e-4, atol=1e-5, err_msg=name)
+    tiny.assert_close(jax.device_get(tiny.adapters(after)), tiny.adapters(one), atol=1e-4)
+    moves = r'= f32\S+ (?:all-gather|all-to-all|collective-permute)\('  # of parameters and states, not of token ids
+    padded, without = (len(re.findall(moves, program.as_text())) for program in programs)
+    assert without == padded and (padded > 0) == (mesh == 'fsdp')
+
+
 # The rollout.
 
 
@@ -200,7 +223,7 @@ def test_rollouts_and_the_samplers_cache_lie_split(mesh):
         state = rl_programs.initial(LORA, (TX, TX), Reinforce(), KLConfig(), 0.0, D, KEY, base)
         layout = rl_programs.layout(state, (TX, TX), axes, on)
         programs = rl_programs.compiled(
-            NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, EOS, layout, on
+            NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, 1, EOS, layout, on
         )
         drawn = programs.sample(base, adapter, prompts, KEY, SAMPLING)
         judged, _ = programs.experience((base, adapter), (base, None), drawn, scores, 0.1)

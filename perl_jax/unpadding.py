@@ -1,0 +1,122 @@
+"""A batch without its padding, for what works token by token; attention and losses have its rows back.
+
+    [B, T]  a b c . .   unpad   [G, N]  a b c d e f .     G groups of rows, one for each data partition of the mesh,
+            d . . . .  ------->                           so that no token leaves its device
+            e f . . .  <-------
+                         pad
+
+N is a share of a group's tokens, `Responses.fill`. A batch that has none goes through the networks as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Int, Shaped
+
+from perl_jax import sharded
+from perl_jax.types import Responses
+
+
+@struct.dataclass
+class Unpadding:
+    """Where the real tokens of a padded array [*shape] are, and where they go."""
+
+    index: Int[Array, 'G N']  # which of its group's S tokens stands in each slot; S where none does
+    slot: Int[Array, 'G S']  # in which slot each token stands; N where it is padding
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def unpad(self, x: jax.Array) -> jax.Array:
+        """[*shape, ...] -> [G, N, ...]; 0 in slots without a token."""
+        return _take(x.reshape(*self.slot.shape, *x.shape[len(self.shape) :]), self.index, self.slot)
+
+    def pad(self, x: jax.Array) -> jax.Array:
+        """[G, N, ...] -> [*shape, ...]; 0 at the padding."""
+        return _take(x, self.slot, self.index).reshape(*self.shape, *x.shape[2:])
+
+
+@struct.dataclass
+class Real:
+    """The real tokens of a batch."""
+
+    run: Unpadding  # of prompts and all of their responses, one behind the other, [B, P + K R]
+    targets: Unpadding  # [B, K, R]
+
+
+def of(batch: Responses) -> Real | None:
+    """The real tokens of a batch; None if it does not say how many slots they need (`fill`)."""
+    if batch.fill is None:
+        return None
+    prompts = jnp.asarray(batch.inputs_mask).at[:, 0].set(True)  # what answers an empty prompt is read off there
+    run = jnp.concatenate([prompts, batch.targets_mask.reshape(len(prompts), -1)], axis=1)
+    return Real(_unpadding(run, batch.fill[0]), _unpadding(batch.targets_mask, batch.fill[1]))
+
+
+def unpad(x: Shaped[Array, 'B K R *rest'], batch: Responses) -> Shaped[Array, 'G 1 N *rest']:
+    """What is of targets, as one response a group without padding; as it is if the batch says no fill."""
+    real = of(batch)
+    return x if real is None else real.targets.unpad(x)[:, None]
+
+
+def pad(x: Shaped[Array, 'G 1 N *rest'], batch: Responses) -> Shaped[Array, 'B K R *rest']:
+    """Back in its rows, 0 at the padding."""
+    real = of(batch)
+    return x if real is None else real.targets.pad(x[:, 0])
+
+
+def needed(
+    prompts: Int[Array, ' B'], responses: Int[Array, ' B'], P: int, KR: int, groups: int, parts: int, buckets: int
+) -> tuple[Int[Array, ''], Int[Array, '']]:
+    """How many n-ths, n = `buckets`, of the run's and of the targets' tokens are real at most; NumPy's or JAX's.
+
+    Args:
+      prompts, responses: the real tokens of each row's prompt, and of all of its responses.
+      groups: the data partitions of a batch, as many consecutive rows each.
+      parts: in which a partition takes its rows, each every n-th of them (accumulate.py, rl.updates).
+    """
+
+    def most(real: jax.Array, width: int) -> jax.Array:
+        rows = real.reshape(groups, -1, parts)
+        return -(-rows.sum(1).max() * buckets // (rows.shape[1] * width))
+
+    return most(prompts + (prompts == 0) + responses, P + KR), most(responses, KR)
+
+
+def filled(batch: Responses, n: tuple[int, int], buckets: int) -> Responses:
+    """The batch that says what is `needed`; one without padding to speak of is left as it is."""
+    run, targets = (Fraction(max(int(each), 1), buckets) for each in n)
+    return batch.replace(fill=(run, targets) if run < 1 else None)
+
+
+def _unpadding(mask: jax.Array, fill: Fraction) -> Unpadding:
+    groups = mask.reshape(sharded.partitions('batch'), -1)
+    S = groups.shape[1]
+    N = math.ceil(fill * S)
+    index = jax.vmap(lambda group: jnp.nonzero(group, size=N, fill_value=S)[0])(groups)
+    return Unpadding(index, jnp.where(groups, jnp.cumsum(groups, axis=1) - 1, N), mask.shape)
+
+
+@jax.custom_vjp
+def _take(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
+    """x [G, A, ...] at index [G, C] -> [G, C, ...], 0 where there is no such place. `back` [G, A] is the way back.
+
+    Each place is taken once at most: the gradient is taken too, not added up row by row as that of any index would be.
+    """
+    index = index.reshape(*index.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, index, axis=1, mode='fill', fill_value=0)
+
+
+def _forward(x: jax.Array, index: jax.Array, back: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _take(x, index, back), (index, back)
+
+
+def _backward(kept: tuple[jax.Array, jax.Array], given: jax.Array) -> tuple[jax.Array, None, None]:
+    index, back = kept
+    return _take(given, back, index), None, None
+
+
+_take.defvjp(_forward, _backward)
