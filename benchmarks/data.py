@@ -4,9 +4,9 @@
     python benchmarks/data.py --arrays=arrays/coffee_pairs_train.npz --buckets=4
     python benchmarks/data.py --arrays=arrays/coffee_prompts_train.npz --buckets=4 --ends
 
-Pairs or thumbs train a reward, prompts a policy; tokens are folded into --vocab. The same batches are read twice: once
-to compile a step for each of their shapes, once for the clock. The flags of sizes are those of reward_step.py; P comes
-from the file.
+Pairs or thumbs train a reward, prompts a policy; tokens are folded into --vocab. The same batches are read again until
+all programs are there, one for each shape; the last time is for the clock. The flags of sizes are those of
+reward_step.py; P comes from the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import measure
 import numpy as np
 import policy_step
 
-from perl_jax import streams, train_reward
+from perl_jax import memory, streams, train_reward
 from perl_jax.partitioning import Partitioner
 
 
@@ -35,7 +35,8 @@ def main() -> None:
     for name in {'inputs', 'targets'} & arrays.keys():
         arrays[name] = 2 + arrays[name] % (args.vocab - 2)
     dataset = streams.Dataset(arrays, [{}] * len(arrays['inputs']), None, policy_step.EOS)
-    stream = streams.Stream([dataset], [1.0], args.batch, args.seed, np.arange(args.batch), args.buckets)
+    everyone = np.arange(args.batch)
+    stream = streams.Stream([dataset], [1.0], args.batch, args.seed, everyone, args.buckets, on.data_parallelism)
     batches = [stream(step)[0] for step in range(args.steps + 2)]
     model, spec, tx, started = measure.network(args), measure.spec(args), measure.optimizer(), []
     with on.scope():
@@ -63,7 +64,9 @@ def main() -> None:
             jax.block_until_ready(state)
             return time.perf_counter() - start, metrics
 
-        (compiling, _), (seconds, metrics) = once(), once()
+        (compiling, _), programs = once(), None
+        while programs != (programs := memory.programs()):  # a policy's answers may fill a batch otherwise than before
+            seconds, metrics = once()
     places = sum(mask.size for batch in batches for mask in masks(batch))
     real = sum(int(mask.sum()) for batch in batches for mask in masks(batch))
     found = {

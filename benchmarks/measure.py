@@ -32,7 +32,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     texts = {
         'kv_heads': 'by default as many as heads', 'prompt': 'P', 'response': 'R', 'responses': 'K a prompt',
         'microbatches': 'parts that a batch is learned from in turn',
-        'steps': 'that are timed, after two that are not',
+        'steps': 'that are timed, after those that compile',
     }  # fmt: skip
     for name, default in sizes.items():
         flags.add_argument(f'--{name}', type=int, default=default, help=texts.get(name, ' '))

@@ -5,7 +5,8 @@
     python benchmarks/policy_step.py --tuning=full           a copy each for policy, value, anchor and reward
     python benchmarks/policy_step.py --ends                  answers end after a third of --response on average
 
-The programs are those that a run compiles (rl_programs.compiled). Without --ends no answer ends early.
+The programs are those that a run compiles (rl_programs.compiled). Without --ends no answer ends early. With --buckets
+ten more steps go before those that are timed, to compile for each fill, and FLOPs are of the padded step.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, shardings:
 
     def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
         policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], None)
-        rollout = programs.measure(programs.sample(*policy, prompts, rng, sampling))
+        rollout = programs.fit(programs.sample(*policy, prompts, rng, sampling))
         passed('generation', rollout)
         scores, _ = score(of['reward'], [judge], rollout)
         experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)

@@ -32,7 +32,8 @@ def deal(
     """
     last = longest.get('targets', longest['inputs'])
     order = np.lexsort([last, width(longest['inputs'], full, buckets)])  # the last key counts first
-    return rng.permutation(order.reshape(-1, batch_size)).ravel()
+    batches = rng.permutation(order.reshape(-1, batch_size))
+    return rng.permuted(batches, axis=1).ravel()  # no data partition has the longest rows of each batch
 
 
 def longest(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

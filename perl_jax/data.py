@@ -34,8 +34,9 @@ class DatasetConfig:
     vocabulary: the base model's, in place of the task's own, or the path of its tokenizer (interop/vocabularies.py says
       which kinds); None keeps the task's.
     limit: read at most so many examples; None reads all.
-    length_buckets: training batches take rows of like lengths, and the least of so many widths that holds them; each
-      pair of widths compiles its own step. 1 is full width, in the order drawn.
+    length_buckets: training batches take rows of like lengths, and the least of so many widths that holds them;
+      dense layers see real tokens alone (unpadding.py), their share rounded up likewise, and a policy's answers' too.
+      Each shape that comes up compiles its own step. 1 is full width, in the order drawn.
     """
 
     mixture_or_task_name: str | Sequence[str]

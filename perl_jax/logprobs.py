@@ -1,7 +1,8 @@
 """What is said of target tokens by their logits, without ever holding all of the logits.
 
-`hidden[..., t, :]` is the state that predicts `targets[..., t]`. The vocabulary is only ever unrolled for a chunk of
-positions; a backward pass that needs the chunk's logits makes them again.
+`hidden[..., t, :]` is the state that predicts `targets[..., t]`. Of a batch that says its fill, hidden is [G, 1, N, D],
+of real targets alone, and what comes of it is 0 at the padding (unpadding.py). The vocabulary is only ever unrolled for
+a chunk of positions; a backward pass that needs the chunk's logits makes them again.
 """
 
 from __future__ import annotations

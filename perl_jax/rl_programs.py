@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from perl_jax import anchors, lora, partitioning, rl, train_state, unpadding
+from perl_jax import anchors, lora, partitioning, rl, sharded, train_state, unpadding
 from perl_jax.algorithms import Algorithm
 from perl_jax.kl import KLConfig
 from perl_jax.partitioning import Partitioner
@@ -59,10 +59,10 @@ def layout(state: PolicyState, txs: Transformations, axes: PyTree, partitioner: 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Jitted functions; the names of what they take are those of rl.py.
+    """Jitted functions, but for `fit`; the names of what they take are those of rl.py.
 
     sample: (base, adapter, prompts, rng, SamplingConfig) -> Rollout
-    measure: (rollout) -> the rollout that says its fill, in so many buckets; the host waits for it
+    fit: (rollout) -> the rollout, saying its fill (unpadding.py) if there are buckets; the host waits for it then
     experience: (policy role, anchor role, rollout, scores, beta) -> Experience, metrics
     values: (base, adapter, experience) -> [B, K, R]
     value_step: (base, state, experience, rng) -> state, values, metrics
@@ -71,7 +71,7 @@ class Programs:
     """
 
     sample: Callable[..., Any]
-    measure: Callable[[Rollout], Rollout]
+    fit: Callable[[Rollout], Rollout]
     experience: Callable[..., Any]
     values: Callable[..., Any]
     value_step: Callable[..., Any]
@@ -100,18 +100,18 @@ def compiled(
         rl.policy_step, network, algorithm, kl, entropy_bonus, sampling.temperature, txs[0],
         num_microbatches=num_microbatches,
     )  # fmt: skip
-    split = partitioner.data_parallelism, algorithm.minibatches * num_microbatches
+    split = sharded.partitions('batch'), algorithm.minibatches * num_microbatches
 
     @functools.partial(jax.jit, out_shardings=partitioner.sharding())
-    def needed(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+    def count(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
         prompts, responses = rollout.inputs_mask, rollout.targets_mask.reshape(len(rollout.targets), -1)
-        lengths, widths = (x.sum(-1) for x in (prompts, responses)), (x.shape[-1] for x in (prompts, responses))
-        return unpadding.needed(*lengths, *widths, *split, length_buckets)
+        real, (P, KR) = (prompts.sum(-1), responses.sum(-1)), (prompts.shape[-1], responses.shape[-1])
+        return unpadding.needed(*real, P, KR, *split, length_buckets)
 
-    def measure(rollout: Rollout) -> Rollout:
+    def fit(rollout: Rollout) -> Rollout:
         if length_buckets == 1:
             return rollout
-        return unpadding.filled(rollout, jax.device_get(needed(rollout)), length_buckets)
+        return unpadding.filled(rollout, jax.device_get(count(rollout)), length_buckets)
 
     return Programs(
         sample=jax.jit(
@@ -121,7 +121,7 @@ def compiled(
             static_argnums=4,
             out_shardings=batch,
         ),
-        measure=measure,
+        fit=fit,
         experience=jax.jit(
             functools.partial(rl.experience, network, kl, shaping, eos_id, sampling), out_shardings=(batch, None)
         ),

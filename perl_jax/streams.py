@@ -61,7 +61,7 @@ class Dataset:
 
 def _arrays(kind: type) -> set[str]:
     """The fields of a batch that hold arrays."""
-    return {field.name for field in dataclasses.fields(kind)} - {'fill'}
+    return {field.name for field in dataclasses.fields(kind) if field.metadata.get('pytree_node', True)}
 
 
 _BATCHES = [(_arrays(kind), kind) for kind in (types.Prompts, types.Responses, types.Thumbs)]
@@ -73,8 +73,8 @@ class Stream:
 
     Of each batch a process reads only its own `rows` (Partitioner.rows); which examples they are hangs on the seed, n
     and the place in the batch alone, however many processes there are. With `buckets` batches are of like lengths, cut
-    to what they need (bucketing.py), and say their fill (unpadding.py): in each of so many data partitions, `groups`,
-    and of the `parts` in which it takes its rows.
+    to what they need (bucketing.py), and say how full they are (unpadding.py) if they are split over so many `groups`,
+    the data partitions, and each group is taken in so many `parts`, its microbatches.
     """
 
     datasets: Sequence[Dataset]
@@ -109,8 +109,9 @@ class Stream:
         if not isinstance(batch, types.Responses):
             return batch
         real, (_, K, R) = self._of_rows('real', position), batch.targets.shape
-        n = unpadding.needed(*real.values(), batch.inputs.shape[1], K * R, self.groups, self.parts, self.buckets)
-        return unpadding.filled(batch, n, self.buckets)
+        split = self.groups, self.parts, self.buckets
+        count = unpadding.needed(real['inputs'], real['targets'], batch.inputs.shape[1], K * R, *split)
+        return unpadding.filled(batch, count, self.buckets)
 
     def _positions(self, step: int) -> np.ndarray:
         """Which places of the endless stream batch `step` takes, of all processes: int [batch_size]."""

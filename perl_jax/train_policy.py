@@ -114,7 +114,7 @@ def train(
                 prompts, examples = stream(step)  # 1
                 rng = jax.random.fold_in(jax.random.fold_in(key, 2), step)
                 policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], state.anchor)
-                rollout = programs.measure(programs.sample(*policy, partitioner.batch(prompts), rng, sampling))  # 2
+                rollout = programs.fit(programs.sample(*policy, partitioner.batch(prompts), rng, sampling))  # 2
                 scores, judged = score_fn(rollout, examples)  # 3
                 experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)  # 4
                 state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, key)  # 5

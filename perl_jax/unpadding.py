@@ -16,7 +16,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from perl_jax import sharded
 from perl_jax.types import Responses
@@ -43,7 +43,7 @@ class Unpadding:
 class Real:
     """The real tokens of a batch."""
 
-    run: Unpadding  # of prompts and all of their responses, one behind the other, [B, P + K R]
+    run: Unpadding | None  # of prompts and their responses, one behind the other, [B, P + K R]; None if it is full
     targets: Unpadding  # [B, K, R]
 
 
@@ -53,7 +53,8 @@ def of(batch: Responses) -> Real | None:
         return None
     prompts = jnp.asarray(batch.inputs_mask).at[:, 0].set(True)  # what answers an empty prompt is read off there
     run = jnp.concatenate([prompts, batch.targets_mask.reshape(len(prompts), -1)], axis=1)
-    return Real(_unpadding(run, batch.fill[0]), _unpadding(batch.targets_mask, batch.fill[1]))
+    run = _unpadding(run, batch.fill[0]) if batch.fill[0] < 1 else None
+    return Real(run, _unpadding(batch.targets_mask, batch.fill[1]))
 
 
 def unpad(x: Shaped[Array, 'B K R *rest'], batch: Responses) -> Shaped[Array, 'G 1 N *rest']:
@@ -62,21 +63,24 @@ def unpad(x: Shaped[Array, 'B K R *rest'], batch: Responses) -> Shaped[Array, 'G
     return x if real is None else real.targets.unpad(x)[:, None]
 
 
-def pad(x: Shaped[Array, 'G 1 N *rest'], batch: Responses) -> Shaped[Array, 'B K R *rest']:
-    """Back in its rows, 0 at the padding."""
+def pad(x: Float[Array, 'G 1 N'], batch: Responses) -> Float[Array, 'B K R']:
+    """Back in its rows, 0 at the padding. NaN where a fill that was too small has lost a token: runs stop at that."""
     real = of(batch)
-    return x if real is None else real.targets.pad(x[:, 0])
+    if real is None:
+        return x
+    lost = batch.targets_mask & (real.targets.slot.reshape(real.targets.shape) >= x.shape[2])
+    return jnp.where(lost, jnp.nan, real.targets.pad(x[:, 0]))
 
 
 def needed(
     prompts: Int[Array, ' B'], responses: Int[Array, ' B'], P: int, KR: int, groups: int, parts: int, buckets: int
 ) -> tuple[Int[Array, ''], Int[Array, '']]:
-    """How many n-ths, n = `buckets`, of the run's and of the targets' tokens are real at most; NumPy's or JAX's.
+    """How many `buckets`-ths of the run's and of the targets' tokens are real at most, by NumPy or JAX.
 
     Args:
       prompts, responses: the real tokens of each row's prompt, and of all of its responses.
-      groups: the data partitions of a batch, as many consecutive rows each.
-      parts: in which a partition takes its rows, each every n-th of them (accumulate.py, rl.updates).
+      groups: data partitions of a batch, each of as many consecutive rows.
+      parts: minibatches times microbatches, n in all; each takes every n-th row of a group (accumulate.py, rl.updates).
     """
 
     def most(real: jax.Array, width: int) -> jax.Array:
@@ -86,10 +90,10 @@ def needed(
     return most(prompts + (prompts == 0) + responses, P + KR), most(responses, KR)
 
 
-def filled(batch: Responses, n: tuple[int, int], buckets: int) -> Responses:
-    """The batch that says what is `needed`; one without padding to speak of is left as it is."""
-    run, targets = (Fraction(max(int(each), 1), buckets) for each in n)
-    return batch.replace(fill=(run, targets) if run < 1 else None)
+def filled(batch: Responses, count: tuple[int, int], buckets: int) -> Responses:
+    """The batch that says how many `buckets`-ths are `needed`; one without padding to speak of is left as it is."""
+    run, targets = (Fraction(max(int(each), 1), buckets) for each in count)
+    return batch.replace(fill=(run, targets) if min(run, targets) < 1 else None)
 
 
 def _unpadding(mask: jax.Array, fill: Fraction) -> Unpadding:

@@ -301,7 +301,7 @@ def test_batches_say_what_share_of_them_is_real(groups, parts):
     fills = set()
     for step in range(32):
         batch, _ = stream(step)
-        assert batch == batch.replace(fill=tiny.without_padding(batch, groups, parts, 8).fill)
+        assert batch.fill == tiny.without_padding(batch, groups, parts, 8).fill
         fills.add(batch.fill)
     assert len(fills) > 3
     assert ragged(buckets=1)[1](0)[0].fill is None

@@ -17,6 +17,7 @@ from toy_runs import ENVIRONMENT, quoted, rows, steps, toy, toys  # noqa: F401
 ROOT = pathlib.Path(__file__).parents[1]
 PHASES = ('sft', 'reward', 'policy')
 EVERY = '--gin.runs.RunConfig.log_period=2'
+BUCKETS = '--gin.LENGTH_BUCKETS=4'
 SHARDED = '--gin.partitioning.Partitioner.num_partitions=2'
 FSDP = (
     '--gin.partitioning.Partitioner.logical_axis_rules=@partitioning.standard_logical_axis_rules()',
@@ -53,25 +54,26 @@ def alone(toys, tmp_path_factory):
     """The run of one process, for each phase."""
 
     @functools.cache
-    def get(phase):
+    def get(phase, *flags):
         folder = tmp_path_factory.mktemp('alone') / phase
-        code, err = finish(pod(1, folder, phase, toys, EVERY))
+        code, err = finish(pod(1, folder, phase, toys, EVERY, *flags))
         assert code == 0, err
         return folder
 
     return get
 
 
-@pytest.mark.parametrize(('phase', 'count', 'flags'), [
-    ('sft', 4, (*FSDP, SHARDED)), ('reward', 2, FSDP), ('policy', 2, ()), ('policy', 4, (SHARDED,)),
+@pytest.mark.parametrize(('phase', 'count', 'flags', 'same'), [
+    ('sft', 4, (*FSDP, SHARDED), (BUCKETS,)), ('reward', 2, FSDP, (BUCKETS,)), ('policy', 2, (), (BUCKETS,)),
+    ('policy', 4, (SHARDED,), ()),
 ], ids=lambda x: str(x) if isinstance(x, str | int) else '')  # fmt: skip
-def test_several_processes_train_as_one(toys, alone, phase, count, flags, tmp_path):
+def test_several_processes_train_as_one(toys, alone, phase, count, flags, same, tmp_path):
     folder = tmp_path / phase
-    code, err = finish(pod(count, folder, phase, toys, EVERY, *flags))
+    code, err = finish(pod(count, folder, phase, toys, EVERY, *flags, *same))
     assert code == 0, err
-    assert_close(folder, alone(phase))
+    assert_close(folder, alone(phase, *same))
     texts = lambda path: [(r['prompt'], r['response']) for r in rows(path, 'samples.jsonl')]  # noqa: E731
-    assert texts(folder) == texts(alone(phase))
+    assert texts(folder) == texts(alone(phase, *same))
     names = {path.name for path in folder.iterdir() if not path.name.startswith('events.')}
     assert names == {'run.json', 'config.gin', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
 

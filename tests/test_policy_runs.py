@@ -11,7 +11,10 @@ from toy_runs import configured, perl, quoted, ran, rows, state, toy, toys  # no
 CASES = {
     'rloo': ('--gin_file=algorithms/rloo.gin', "--gin.KL_ESTIMATOR='full'", "--gin.KL_PLACE='loss'"),
     'grpo': ('--gin_file=algorithms/grpo.gin', '--gin.ENTROPY_BONUS=0.01', '--gin.NUM_SAMPLES=3'),
-    'ppo': ('--gin_file=algorithms/ppo.gin', '--gin.ppo.PPO.minibatches=2', '--gin.KL_TARGET=0.05'),
+    'ppo': (
+        '--gin_file=algorithms/ppo.gin', '--gin.ppo.PPO.minibatches=2', '--gin.KL_TARGET=0.05',
+        '--gin.LENGTH_BUCKETS=4',
+    ),
     'anchor': (
         '--gin.ANCHOR_EMA=0.1', '--gin.SHAPING=[@shaping.whiten, @shaping.clip, @shaping.missing_eos]',
         '--gin.shaping.missing_eos.penalty=0.5',

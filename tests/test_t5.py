@@ -15,6 +15,7 @@ from tiny import EOS, D, P, R, V
 from perl_jax import lora, partitioning, types
 from perl_jax.logprobs import response_logprobs
 from perl_jax.networks.t5 import T5, T5Config
+from perl_jax.rewards import score
 from perl_jax.sampling import SamplingConfig, sample
 
 # No two axes are equally long, and no distance that is shorter than max_distance has the last bucket.
@@ -115,6 +116,21 @@ def test_less_padding_changes_nothing():
     want = hidden(tiny.base(NETWORK), None, BATCH)[:1, :, :3]
     cut = types.Responses(BATCH.inputs[:1, :1], BATCH.inputs_mask[:1, :1], BATCH.targets[:1, :, :2], None)
     np.testing.assert_allclose(hidden(tiny.base(NETWORK), None, cut), want, atol=1e-5)
+
+
+def test_logits_are_of_real_tokens_where_a_batch_says_its_fill():
+    params, adapter = tiny.base(NETWORK), tiny.adapter(SPEC, tiny.base(NETWORK))
+
+    def total(adapter, batch):
+        variables = lora.bind(params, adapter, train=True)
+        logps = jnp.where(batch.targets_mask, response_logprobs(NETWORK, variables, batch), 0)
+        return logps.sum() + score(NETWORK, variables, batch).sum(), logps
+
+    run, without = jax.jit(jax.value_and_grad(total, has_aux=True)), tiny.without_padding(BATCH)
+    ((_, want), want_gradients), ((_, got), gradients) = run(adapter, BATCH), run(adapter, without)
+    assert without.fill[1] < 1
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    tiny.assert_close(gradients, want_gradients, atol=1e-4)
 
 
 def test_positions_count():

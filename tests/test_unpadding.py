@@ -76,6 +76,24 @@ def test_a_full_batch_stays_as_it_is():
     assert tiny.without_padding(empty, buckets=4).fill == (Fraction(2, 4), Fraction(1, 4))
 
 
+def test_where_only_the_answers_have_padding_only_logits_are_of_less():
+    batch = tiny.responses(B=2, K=2, lengths=np.array([[R, 0], [1, R - 1]]))
+    batch = tiny.without_padding(batch.replace(inputs_mask=np.ones((2, P), bool)), buckets=4)
+    nearly = batch.replace(fill=(Fraction(1), batch.fill[1]))  # as with 2 buckets, for one
+    read = jax.jit(lambda batch: logprobs.response_logprobs(NETWORK, {'params': tiny.base()}, batch))
+    want = np.where(batch.targets_mask, read(batch.replace(fill=None)), 0)
+    assert batch.fill == (Fraction(3, 4), Fraction(1, 2)) and unpadding.of(nearly).run is None
+    for each in (batch, nearly):
+        np.testing.assert_allclose(read(each), want, atol=1e-4)
+
+
+def test_a_token_that_is_lost_is_nan():
+    """Nobody trains on a batch whose fill is too small."""
+    small = BATCH.replace(fill=(Fraction(1), Fraction(1, 4)))  # 15 of 19
+    got = logprobs.response_logprobs(NETWORK, {'params': tiny.base()}, small)
+    assert np.isnan(got).sum() == 4 and not np.isnan(got[~BATCH.targets_mask]).any()
+
+
 @networks
 def test_logprobs_and_scores_equal_values_and_gradients(network):
     params = tiny.base(network)

@@ -88,7 +88,8 @@ class Bench:
 
     def stream(self, domain: str, kind: str, seed: int, batch: int):
         """Endless training batches, as `perl_jax` draws them."""
-        return data.Stream([self.dataset(domain, kind, 'train')], [1.0], 2 if self.args.smoke else batch, seed)
+        batch = 2 if self.args.smoke else batch
+        return data.Stream([self.dataset(domain, kind, 'train')], [1.0], batch, seed, np.arange(batch))
 
     def jitted(self, name: str, fn, **kwargs):
         """One jit a name, so that cells share what is compiled."""

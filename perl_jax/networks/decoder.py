@@ -1,7 +1,7 @@
 """A decoder-only transformer of the Llama kind that reads one prompt once for all of its K responses.
 
-Prompt and branches go through every dense layer as one packed run of P + K R tokens; only attention (branches.py) tells
-them apart.
+Prompt and branches go through every dense layer as one packed run of P + K R tokens, or as the real tokens of several
+runs at once (unpadding.py); only attention (branches.py) tells them apart.
 Names, shapes and axes of the parameters are T5X's; layers are stacked on axis 0 (nn.scan).
 """
 
@@ -84,18 +84,21 @@ class _Context:
     """What every layer needs to know of the tokens [B, T]."""
 
     run: Packed
-    real: Unpadding | None  # of the run [B, T]; with it x, rope and what dense layers make are [G, N, ...]
-    rope: tuple[jax.Array, jax.Array]  # [B, T, E/2] each
+    real: Unpadding | None  # of the run [B, T]; with it x and rope are [G, N, ...]
+    rope: tuple[jax.Array, jax.Array]  # [B, T or G, N, E/2] each
     local_rope: tuple[jax.Array, jax.Array] | None  # that of local layers, if there are any
     keep: bool = struct.field(pytree_node=False)  # hand back keys and values
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-    """Tokens of a run [B, T] that go on: Q of each row. Without padding they are M of a group's N."""
+    """The tokens of a run that go on, by default all: Q of each row's T. Where x is without padding, M of a group's N.
 
-    rows: Pick | None = None  # [B, T, ...] -> [B, Q, ...]; None is all of them
-    tokens: Pick = lambda x: x  # the same of what may have no padding: [G, N, ...] -> [G, M, ...]
+    Where it has its padding, rows are groups, `tokens` is `rows`, and nothing is to be padded or taken out.
+    """
+
+    rows: Pick | None = None  # [B, T, ...] -> [B, Q, ...]
+    tokens: Pick = lambda x: x  # [G, N, ...] -> [G, M, ...]
     pad: Pick = lambda x: x  # [G, M, ...] -> [B, Q, ...]
     unpad: Pick = lambda x: x  # [B, Q, ...] -> [G, M, ...]
 
@@ -106,8 +109,10 @@ class _Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
-        c, run, every = self.config, context.run, context.real or _Chosen()
-        chosen = self.chosen or _Chosen(pad=every.pad, unpad=every.unpad)
+        c, run, every = self.config, context.run, _Chosen()
+        if context.real is not None:
+            every = _Chosen(pad=context.real.pad, unpad=context.real.unpad)
+        chosen = self.chosen or every
         project = lambda name, heads, x: Dense(  # noqa: E731
             heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
         )(x).reshape(*x.shape[:2], heads, c.head_dim)
@@ -235,7 +240,8 @@ class Decoder(nn.Module):
         positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), ahead], axis=1)
         tokens = jnp.concatenate([inputs, targets.reshape(B, K * R)], axis=1)
 
-        if ends is None and real is None:  # the prompt's last token, then all of the responses'
+        run = None if real is None else real.run
+        if ends is None and run is None:  # the prompt's last token, then all of the responses'
             pick = lambda y: jnp.concatenate([_last(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
             chosen = _Chosen(pick, pick)
         else:
@@ -243,16 +249,17 @@ class Decoder(nn.Module):
             if ends is None:
                 k, read = jnp.repeat(k, R), jnp.tile(jnp.arange(R), K)[None]
             at = jnp.where(read > 0, P + R * k[None] + read - 1, jnp.maximum(length - 1, 0)[:, None])
-            chosen = _choose(at, real, each_target=ends is None)
-        x, _ = self._run(tokens, positions, inputs_mask, None, chosen, real=real and real.run, P=P, K=K)
+            chosen = _choose(at, run, real.targets if ends is None else None)
+        x, _ = self._run(tokens, positions, inputs_mask, None, chosen, real=run, P=P, K=K)
         if self.is_initializing():
             self.logits(x)
         if ends is not None:
             return x.reshape(B, K, -1)
-        if real is not None:
+        if run is not None:
             return x[:, None]
         last = jnp.broadcast_to(x[:, None, :1], (B, K, 1, x.shape[-1]))
-        return jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
+        hidden = jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
+        return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts; make room for K responses of R tokens. Returns the last hidden [B, D] and the cache."""
@@ -301,21 +308,21 @@ class Decoder(nn.Module):
         return self.decoder(x, context, cache, chosen)
 
 
-def _choose(at: jax.Array, real: unpadding.Real | None, each_target: bool) -> _Chosen:
-    """Tokens `at` [B, Q] of a run, which are those that predict each target, or any of which none is padding."""
+def _choose(at: jax.Array, run: Unpadding | None, targets: Unpadding | None) -> _Chosen:
+    """The tokens `at` [B, Q] of a run: those that predict `targets`, padding too; or others, none of them padding."""
     rows = lambda y: _at(y, at)  # noqa: E731
-    if real is None:
+    if run is None:
         return _Chosen(rows, rows)
 
     def pad(y: jax.Array) -> jax.Array:
-        return (real.targets.pad(y) if each_target else y).reshape(*at.shape, *y.shape[2:])
+        return (y if targets is None else targets.pad(y)).reshape(*at.shape, *y.shape[2:])
 
     def unpad(y: jax.Array) -> jax.Array:
-        if each_target:
-            return real.targets.unpad(y.reshape(*real.targets.shape, *y.shape[2:]))
-        return y.reshape(len(real.run.slot), -1, *y.shape[2:])
+        if targets is None:
+            return y.reshape(len(run.slot), -1, *y.shape[2:])
+        return targets.unpad(y.reshape(*targets.shape, *y.shape[2:]))
 
-    slots = unpad(_at(real.run.slot.reshape(real.run.shape), at))
+    slots = unpad(_at(run.slot.reshape(run.shape), at))
     return _Chosen(rows, lambda y: _at(y, slots), pad, unpad)
 
 
