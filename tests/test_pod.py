@@ -64,7 +64,7 @@ def alone(toys, tmp_path_factory):
 
 
 @pytest.mark.parametrize(('phase', 'count', 'flags', 'same'), [
-    ('sft', 4, (*FSDP, SHARDED), (BUCKETS,)), ('reward', 2, FSDP, (BUCKETS,)), ('policy', 2, (), (BUCKETS,)),
+    ('sft', 4, (*FSDP, SHARDED), ()), ('reward', 2, FSDP, (BUCKETS,)), ('policy', 2, (), (BUCKETS,)),
     ('policy', 4, (SHARDED,), ()),
 ], ids=lambda x: str(x) if isinstance(x, str | int) else '')  # fmt: skip
 def test_several_processes_train_as_one(toys, alone, phase, count, flags, same, tmp_path):
