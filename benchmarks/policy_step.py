@@ -46,8 +46,8 @@ def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, shardings:
     sampling = SamplingConfig(num_samples=args.responses, max_decode_length=args.response)
     eos = EOS if args.ends else args.vocab  # which is no token
     programs = rl_programs.compiled(
-        model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, args.buckets, eos, shardings,
-        on,
+        model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, eos, shardings, on,
+        args.buckets,
     )  # fmt: skip
     score, of = rewards.compiled(model, lambda scores: scores[0], on), dict.fromkeys(rl_programs.ROLES, params)
     judge = lora.with_head(measure.spec(args).init(KEY, params), KEY, args.d_model, 1.0)

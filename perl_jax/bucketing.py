@@ -2,7 +2,7 @@
 
     4 batches of 2, lengths of their rows      9 2   7 3   8 8   2 1     as drawn
     sorted and dealt out                       1 2   2 3   7 8   8 9
-    in shuffled order, of widths 5 or 10       7 8   1 2   8 9   2 3
+    in shuffled order, of widths 5 or 10       8 7   1 2   8 9   3 2
 
 What stands at the padding changes nothing (tests/test_decoder.py), so a batch's gradients are those at full width.
 """

@@ -88,10 +88,10 @@ def compiled(
     shaping: Sequence[rl.Shaping],
     entropy_bonus: float,
     num_microbatches: int,
-    length_buckets: int,
     eos_id: int,
     shardings: PolicyState,
     partitioner: Partitioner,
+    length_buckets: int = 1,
 ) -> Programs:
     """The programs of a run. States are donated, rollouts are split over the data axes as their prompts are."""
     batch = partitioner.sharding('batch')

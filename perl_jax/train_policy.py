@@ -87,8 +87,8 @@ def train(
         shardings = rl_programs.layout(jax.eval_shape(create, key, frozen.params), txs, frozen.axes, partitioner)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
         programs = rl_programs.compiled(
-            network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, dataset.length_buckets,
-            stream.eos_id, shardings, partitioner,
+            network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, stream.eos_id, shardings,
+            partitioner, dataset.length_buckets,
         )  # fmt: skip
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:

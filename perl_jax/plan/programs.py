@@ -157,7 +157,7 @@ def policy(
         member = jax.eval_shape(cast, _key(), params)
         members.append(_placed(member, on.tree(partitioning.adapter_axes(member, axes))))
     run = rl_programs.compiled(
-        network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, 1, EOS, shardings, on
+        network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, EOS, shardings, on
     )
     lengths = dict(dataset.task_feature_lengths) | {'targets': sampling.max_decode_length}
     responses, K = _responses(on, size, sampling.num_samples, lengths), sampling.num_samples

@@ -223,7 +223,7 @@ def test_rollouts_and_the_samplers_cache_lie_split(mesh):
         state = rl_programs.initial(LORA, (TX, TX), Reinforce(), KLConfig(), 0.0, D, KEY, base)
         layout = rl_programs.layout(state, (TX, TX), axes, on)
         programs = rl_programs.compiled(
-            NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, 1, EOS, layout, on
+            NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, EOS, layout, on
         )
         drawn = programs.sample(base, adapter, prompts, KEY, SAMPLING)
         judged, _ = programs.experience((base, adapter), (base, None), drawn, scores, 0.1)
