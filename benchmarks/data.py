@@ -16,6 +16,11 @@ import json
 import time
 from typing import Any
 
+from perl_jax import hugepages
+
+if __name__ == '__main__':  # before JAX takes any memory
+    hugepages.restart()
+
 import jax
 import measure
 import numpy as np

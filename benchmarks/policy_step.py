@@ -15,6 +15,11 @@ import argparse
 import json
 from typing import Any
 
+from perl_jax import hugepages
+
+if __name__ == '__main__':  # before JAX takes any memory
+    hugepages.restart()
+
 import jax
 import measure
 from jaxtyping import PyTree

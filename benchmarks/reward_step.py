@@ -12,6 +12,11 @@ from __future__ import annotations
 import functools
 import json
 
+from perl_jax import hugepages
+
+if __name__ == '__main__':  # before JAX takes any memory
+    hugepages.restart()
+
 import jax
 import measure
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from perl_jax import __version__, configure
+from perl_jax import __version__, configure, hugepages
 from perl_jax.errors import Preempted, UserError
 
 HELP = """\
@@ -52,13 +52,15 @@ def cli(argv: Sequence[str] | None = None) -> int:
     0: done.   2: an error that the user can mend, said in one line.   75: preempted, saved; to be run again.
     130: interrupted.   Of one process among several, 1: another was lost.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    program, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(HELP, end='')
         return 0
     if argv[0] == '--version':
         print(f'perl_jax {__version__}')
         return 0
+    if program:
+        hugepages.restart()
     _quiet()
     try:
         command, rest = argv[0], argv[1:]
