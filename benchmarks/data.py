@@ -16,10 +16,10 @@ import json
 import time
 from typing import Any
 
-from perl_jax import hugepages
+from perl_jax import startup
 
-if __name__ == '__main__':  # before JAX takes any memory
-    hugepages.restart()
+if __name__ == '__main__':  # before JAX
+    startup.begin()
 
 import jax
 import measure
@@ -54,7 +54,7 @@ def main() -> None:
         else:
             keys = {'reward': policy_step.KEY}
             state = train_reward.initial([spec], tx, args.d_model, None, keys, params)
-            held = params if args.tuning == 'lora' else None
+            held = model.unstack(params) if args.tuning == 'lora' else None
             compiled = train_reward.compiled(model, tx, 1, jax.tree.map(lambda x: x.sharding, state))
             run = lambda state, batch, rng: compiled(held, state, {'reward': [batch]}, keys)  # noqa: E731
 

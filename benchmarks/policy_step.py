@@ -15,10 +15,10 @@ import argparse
 import json
 from typing import Any
 
-from perl_jax import hugepages
+from perl_jax import startup
 
-if __name__ == '__main__':  # before JAX takes any memory
-    hugepages.restart()
+if __name__ == '__main__':  # before JAX
+    startup.begin()
 
 import jax
 import measure

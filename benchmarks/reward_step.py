@@ -12,10 +12,10 @@ from __future__ import annotations
 import functools
 import json
 
-from perl_jax import hugepages
+from perl_jax import startup
 
-if __name__ == '__main__':  # before JAX takes any memory
-    hugepages.restart()
+if __name__ == '__main__':  # before JAX
+    startup.begin()
 
 import jax
 import measure
@@ -34,7 +34,8 @@ def main() -> None:
     with on.scope():
         params = measure.base(args, model)
         states = train_reward.initial([measure.spec(args)], tx, args.d_model, None, keys, params)
-        held = params if args.tuning == 'lora' else None
+        held = model.unstack(params) if args.tuning == 'lora' else None
+        del params
         step = train_reward.compiled(model, tx, args.microbatches, jax.tree.map(lambda x: x.sharding, states))
         metrics, before = {}, memory.programs()
 

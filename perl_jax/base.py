@@ -30,7 +30,7 @@ from perl_jax.partitioning import Partitioner
 class BaseConfig:
     """The frozen model of a run.
 
-    network: a module with `config`, `__call__`, `prefill`, `decode` and `logits` like networks.decoder.Decoder.
+    network: a module with the methods of networks.decoder.Decoder and a `config`.
     path: see above; None is random weights from the run's seed.
     dtype: of the parameters as they lie on the devices; 'bfloat16' halves them.
     """
@@ -50,7 +50,7 @@ class Base:
     fingerprint: str
 
     def released(self) -> Base:
-        """Without the parameters, of which only the shapes stay: full tuning has copied them and reads them no more."""
+        """Without the parameters, of which only the shapes stay: they are not read where others hold them or copies."""
         return dataclasses.replace(self, params=jax.eval_shape(lambda x: x, self.params))
 
     @property

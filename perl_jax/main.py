@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from perl_jax import __version__, configure, hugepages
+from perl_jax import __version__, configure, startup
 from perl_jax.errors import Preempted, UserError
 
 HELP = """\
@@ -60,7 +60,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
         print(f'perl_jax {__version__}')
         return 0
     if program:
-        hugepages.restart()
+        startup.begin()
     _quiet()
     try:
         command, rest = argv[0], argv[1:]

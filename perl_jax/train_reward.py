@@ -149,9 +149,8 @@ def train(
         shapes = jax.eval_shape(create, keys, frozen.params)
         shardings = {role: partitioner.state(state, frozen.axes, optimizer) for role, state in shapes.items()}
         states = jax.jit(create, out_shardings=shardings)(keys, frozen.params)
-        held = frozen.params
-        if all(one.tuning == 'full' for one in specs):
-            held, frozen = None, frozen.released()
+        full = all(one.tuning == 'full' for one in specs)
+        held, frozen = None if full else network.unstack(frozen.params), frozen.released()
         step_fn = compiled(network, optimizer, num_microbatches, shardings)
         score_fn = jax.jit(functools.partial(member_scores, network))
 

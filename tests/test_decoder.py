@@ -239,6 +239,21 @@ def test_layers_without_the_loop_are_the_same_layers(name, seen):
 
 
 @pytest.mark.parametrize('name', APART)
+def test_an_unstacked_base_is_the_same_base(name):
+    apart, params = Decoder(dataclasses.replace(APART[name].config, scan_layers=False)), tiny.base()
+    unstacked, adapter = apart.unstack(params), tiny.adapter(SPEC, params, head=False)
+    assert all(len(x) == L for x in unstacked['decoder']['layers']['mlp']['wo'].values())
+    assert APART[name].unstack(params) is params
+
+    def total(adapter, base):
+        x = apart.apply(lora.bind(base, adapter), BATCH.inputs, BATCH.inputs_mask, BATCH.targets)
+        return jnp.where(read(BATCH)[..., None], x, 0).sum(), x
+
+    run = jax.jit(jax.grad(total, has_aux=True))
+    tiny.assert_close(run(adapter, unstacked), run(adapter, params), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', APART)
 def test_prefill_without_the_loop(name):
     apart = Decoder(dataclasses.replace(APART[name].config, scan_layers=False))
     fill = lambda net: jax.jit(lambda p: net.apply(p, BATCH.inputs, BATCH.inputs_mask, 2, R, method='prefill'))  # noqa: E731

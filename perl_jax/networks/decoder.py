@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import PyTree
 
 from perl_jax import layers, masked, sharded, unpadding
 from perl_jax.layers import Dense, Mlp, RMSNorm
@@ -199,8 +200,9 @@ class _Stack(nn.Module):
         def apply(chosen: _Chosen | None, variables: Any, x: jax.Array, local: Any, rngs: Any) -> tuple[jax.Array, Any]:
             return layer(c, chosen, parent=None).apply(variables, x, context, None, local, rngs=rngs)
 
+        cut = lambda x: isinstance(x, list)  # noqa: E731 (by unstack)
         for i in range(c.num_layers):
-            variables, here = jax.tree.map(operator.itemgetter(i), (stacked, local))
+            variables, here = jax.tree.map(operator.itemgetter(i), (stacked, local), is_leaf=cut)
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, i)}
             x, own = apply(chosen if i == c.num_layers - 1 else None, variables, x, here, rngs)
             kept.append(own)
@@ -284,6 +286,13 @@ class Decoder(nn.Module):
         x, new = self._run(tokens, positions, cache.prompt_mask, held, _Chosen(), P=0, K=K, keep=True, cached=step)
         write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=4)  # noqa: E731
         return x, cache.replace(responses=jax.tree.map(write, cache.responses, new))
+
+    def unstack(self, params: PyTree) -> PyTree:
+        """A base for `__call__`, which then need not cut it at each step: lists of L where layers have no loop."""
+        if self.config.scan_layers:
+            return params
+        cut = jax.jit(functools.partial(jax.tree.map, lambda x: [x[i] for i in range(len(x))]))
+        return params | {'decoder': params['decoder'] | {'layers': cut(params['decoder']['layers'])}}
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 [..., V]."""

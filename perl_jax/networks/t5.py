@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import PyTree
 
 from perl_jax import layers, sharded, unpadding
 from perl_jax.layers import Dense, Mlp, RelativeBias, RMSNorm, Segment
@@ -251,6 +252,10 @@ class T5(nn.Module):
         if ends is not None:
             return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
         return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
+
+    def unstack(self, params: PyTree) -> PyTree:
+        """As it is: the layers are always looped over."""
+        return params
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token; make room for K responses of R tokens.

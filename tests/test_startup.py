@@ -1,0 +1,76 @@
+"""What a program tells Linux and XLA before it begins; it starts once more for that, at most once."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from perl_jax import startup
+
+PROGRAM = """
+import os, pathlib, sys
+from perl_jax import startup
+startup.ENABLED = pathlib.Path(sys.argv[1])
+print('starts', flush=True)
+startup.begin()
+print(os.environ.get('GLIBC_TUNABLES'), os.environ.get('XLA_FLAGS'), sys.argv[2:])
+"""
+ARGS = ['--gin.A="b c"']
+
+
+def run(command: list[str], **env: str) -> list[str]:
+    env = {k: v for k, v in os.environ.items() if k not in ('GLIBC_TUNABLES', 'XLA_FLAGS', 'JAX_PLATFORMS')} | env
+    command = [sys.executable, '-c', *command]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.fixture
+def madvise(tmp_path):
+    path = tmp_path / 'enabled'
+    path.write_text('always [madvise] never\n')
+    return path
+
+
+def test_starts_again_once_with_the_same_arguments(madvise):
+    assert run([PROGRAM, madvise, *ARGS]) == ['starts', 'starts', f'glibc.malloc.hugetlb=1 None {ARGS}']
+
+
+def test_level_of_a_cpu(madvise):
+    flag = '--xla_backend_optimization_level=2'
+    assert run([PROGRAM, madvise, *ARGS], JAX_PLATFORMS='cpu')[-1] == f'glibc.malloc.hugetlb=1 {flag} {ARGS}'
+    more = run([PROGRAM, madvise, *ARGS], JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_a=1')
+    assert more[-1] == f'glibc.malloc.hugetlb=1 --xla_a=1 {flag} {ARGS}'
+
+
+def test_a_user_has_the_last_word(madvise):
+    mine = {'GLIBC_TUNABLES': '', 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=3'}
+    assert run([PROGRAM, madvise, *ARGS], **mine) == ['starts', f' --xla_backend_optimization_level=3 {ARGS}']
+
+
+@pytest.mark.parametrize('setting', ['[always] madvise never', 'always madvise [never]', None])
+def test_nothing_where_there_is_nothing_to_ask(tmp_path, setting):
+    path = tmp_path / 'enabled'
+    if setting:
+        path.write_text(setting)
+    assert run([PROGRAM, path, *ARGS]) == ['starts', f'None None {ARGS}']
+
+
+@pytest.mark.skipif(
+    not startup.ENABLED.exists() or '[madvise]' not in startup.ENABLED.read_text(),
+    reason='this kernel does not give large pages to those who ask',
+)
+def test_memory_is_in_large_pages():
+    program = (
+        'from perl_jax import startup; startup.begin(); import numpy, re; x = numpy.ones(2**24);'
+        "print(re.search(r'AnonHugePages: *([0-9]+)', open('/proc/self/smaps_rollup').read())[1])"
+    )
+    (printed,) = run([program], NUMPY_MADVISE_HUGEPAGE='0')  # of which NumPy would ask itself
+    assert int(printed) > 64 * 1024  # kB, of 128 MiB
+
+
+def test_xla_knows_the_level():
+    """A flag that XLA does not know ends a program."""
+    program = 'from perl_jax import startup; startup.begin(); import jax; print(jax.jit(lambda x: x + 1)(1.0))'
+    assert run([program], JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1') == ['2.0']
