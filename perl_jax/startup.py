@@ -1,7 +1,7 @@
 """What Linux and XLA have to be told before a program begins, for it to be fast on a CPU.
 
-Memory in pages of 2 MiB: with fewer addresses to look up a step takes about a tenth less time. Linux gives them to those
-who ask (`madvise` in ENABLED), and glibc asks if a variable says so when a process starts.
+Memory in pages of 2 MiB: with fewer addresses to look up a step takes about a tenth less time. Linux gives them to
+those who ask (`madvise` in ENABLED), and glibc asks if a variable says so when a process starts.
 
 LLVM's level 2 instead of 3: steps are as fast, and all is compiled in about a tenth less time.
 """

@@ -1,7 +1,6 @@
 """What a program tells Linux and XLA before it begins; it starts once more for that, at most once."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
