@@ -42,7 +42,9 @@ KL = dict.fromkeys(ALGORITHMS, KLConfig()) | {'grpo': KLConfig(estimator='k3', p
 EOS, KEY = 1, jax.random.key(0)
 
 
-def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, shardings: PolicyState, on: Partitioner):
+def step_of(
+    args: argparse.Namespace, model: Decoder, held: PyTree, judge: lora.Adapter, shardings: PolicyState, on: Partitioner
+):
     """step(state, prompts, rng, passed) -> state, metrics, as the loop of a run dispatches it.
 
     `passed(part, arrays)` is called after each of its three parts.
@@ -54,8 +56,7 @@ def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, shardings:
         model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, eos, shardings, on,
         args.buckets,
     )  # fmt: skip
-    score, of = rewards.compiled(model, lambda scores: scores[0], on), dict.fromkeys(rl_programs.ROLES, params)
-    judge = lora.with_head(measure.spec(args).init(KEY, params), KEY, args.d_model, 1.0)
+    score, of = rewards.compiled(model, lambda scores: scores[0], on), dict.fromkeys(rl_programs.ROLES, held)
 
     def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
         policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], None)
@@ -80,10 +81,11 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return flags
 
 
-def initial(args: argparse.Namespace, params: PyTree) -> PolicyState:
-    """The state at step 0."""
-    algorithm, txs = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer())
-    return rl_programs.initial(measure.spec(args), txs, algorithm, KL[args.algorithm], 0.0, args.d_model, KEY, params)
+def initial(args: argparse.Namespace, params: PyTree) -> tuple[PolicyState, lora.Adapter]:
+    """The state at step 0, and the reward."""
+    algorithm, txs, spec = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer()), measure.spec(args)
+    state = rl_programs.initial(spec, txs, algorithm, KL[args.algorithm], 0.0, args.d_model, KEY, params)
+    return state, lora.with_head(spec.init(KEY, params), KEY, args.d_model, 1.0)
 
 
 def main() -> None:
@@ -93,9 +95,11 @@ def main() -> None:
         params = measure.base(args, model)
         if args.ends:
             params = measure.ending(params, EOS, 3 / args.response)
-        state = initial(args, params)
+        state, judge = initial(args, params)
+        held = model.unstack(params)
+        del params
         shardings, prompts = jax.tree.map(lambda x: x.sharding, state), on.batch(measure.prompts(args))
-        step = step_of(args, model, params, shardings, on)
+        step = step_of(args, model, held, judge, shardings, on)
         metrics, before = {}, memory.programs()
 
         def once(i: int, *passed: Passed) -> Any:
@@ -106,7 +110,7 @@ def main() -> None:
         seconds = measure.timed(once, args.steps, 2 if args.buckets == 1 else 12)  # a program for each fill
         shares = measure.shares(once, 5)
         padded = argparse.Namespace(**vars(args) | {'buckets': 1})
-        plain = step_of(padded, measure.network(args, remat='none'), params, shardings, on)
+        plain = step_of(padded, measure.network(args, remat='none'), held, judge, shardings, on)
         products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
     episodes, length = args.batch * args.responses, float(metrics['length/mean'])
     more = {

@@ -285,6 +285,8 @@ def _attend(
     out, start = 0.0, 0
     for segment in segments:
         own, stop = 'k' if segment.key.ndim == 5 else '', start + segment.key.shape[-3]
-        out += jnp.einsum(f'bkngrs,b{own}sne->bkrnge', weights[..., start:stop], segment.value)
+        first = 'bkn' if own else 'bnk'  # in this order einsum multiplies weights by values, and not the reverse
+        part = jnp.einsum(f'bkngrs,b{own}sne->{first}gre', weights[..., start:stop], segment.value)
+        out += jnp.einsum(f'{first}gre->bkrnge', part)
         start = stop
     return out.reshape(B, K, R, H * E)

@@ -42,7 +42,8 @@ def frozen(adapter: lora.Adapter, base: PyTree) -> lora.Adapter:
     """A reward that is not trained any more: of full tuning, its weights in the base's dtype."""
     if adapter.params is None:
         return adapter
-    return adapter.replace(params=jax.tree.map(lambda x, like: x.astype(like.dtype), adapter.params, base))
+    dtype = jax.tree.leaves(base)[0].dtype
+    return adapter.replace(params=jax.tree.map(lambda x: x.astype(dtype), adapter.params))
 
 
 def compiled(
@@ -112,8 +113,8 @@ class LearnedReward:
         axes = [partitioner.tree(partitioning.adapter_axes(member, base.axes)) for member in members]
         members = [partitioning.place(*pair) for pair in zip(members, axes)]
 
-        judge = compiled(network, self.aggregate, partitioner)
-        return lambda rollout, examples: judge(own.params, members, rollout)
+        judge, params = compiled(network, self.aggregate, partitioner), network.unstack(own.params)
+        return lambda rollout, examples: judge(params, members, rollout)
 
 
 @dataclasses.dataclass(frozen=True)

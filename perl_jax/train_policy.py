@@ -76,16 +76,18 @@ def train(
         heldout = data.load(eval_dataset, 'prompts')
         data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
-        of = dict.fromkeys(rl_programs.ROLES, frozen.params)
-        if not shared_base:
-            of |= {role: jax.tree.map(jnp.copy, frozen.params) for role in ('value', 'anchor', 'reward')}
-        judge = dataclasses.replace(frozen, params=of['reward'])
-        score_fn = rewards.scorer(reward, network, judge, partitioner, heldout.vocabulary)
 
         txs = optimizer, value_optimizer
         create = functools.partial(rl_programs.initial, spec, txs, algorithm, kl, anchor_ema, network.config.emb_dim)
         shardings = rl_programs.layout(jax.eval_shape(create, key, frozen.params), txs, frozen.axes, partitioner)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
+
+        held, frozen = network.unstack(frozen.params), frozen.released()
+        of = dict.fromkeys(rl_programs.ROLES, held)
+        if not shared_base:
+            of |= {role: jax.tree.map(jnp.copy, held) for role in ('value', 'anchor', 'reward')}
+        judge = dataclasses.replace(frozen, params=of['reward'])
+        score_fn = rewards.scorer(reward, network, judge, partitioner, heldout.vocabulary)
         programs = rl_programs.compiled(
             network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, stream.eos_id, shardings,
             partitioner, dataset.length_buckets,
@@ -94,7 +96,7 @@ def train(
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
             def respond(prompts: Any, examples: Any, i: int) -> tuple[Rollout, dict[str, Any]]:
                 one = dataclasses.replace(sampling, num_samples=1)
-                rollout = programs.sample(frozen.params, adapter, prompts, jax.random.fold_in(key, i), one)
+                rollout = programs.sample(of['policy'], adapter, prompts, jax.random.fold_in(key, i), one)
                 return rollout, {'score': score_fn(rollout, examples)[0]}
 
             return evaluate.answers(heldout, dataset.batch_size, partitioner, respond, judges)

@@ -254,10 +254,26 @@ def test_an_unstacked_base_is_the_same_base(name):
 
 
 @pytest.mark.parametrize('name', APART)
-def test_prefill_without_the_loop(name):
-    apart = Decoder(dataclasses.replace(APART[name].config, scan_layers=False))
-    fill = lambda net: jax.jit(lambda p: net.apply(p, BATCH.inputs, BATCH.inputs_mask, 2, R, method='prefill'))  # noqa: E731
-    tiny.assert_close(fill(apart)({'params': tiny.base()}), fill(APART[name])({'params': tiny.base()}), atol=1e-5)
+def test_prefill_and_decode_without_the_loop(name):
+    """The same states and caches as with it, of stacked variables and of those cut up before."""
+    apart, params = Decoder(dataclasses.replace(APART[name].config, scan_layers=False)), tiny.base()
+    variables = lora.bind(params, tiny.adapter(SPEC, params, head=False))
+    unstacked = {collection: apart.unstack(tree) for collection, tree in variables.items()}
+    assert isinstance(unstacked['lora']['decoder']['layers']['self_attention']['query']['a'], list)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(network, variables):
+        last, cache = network.apply(variables, BATCH.inputs, BATCH.inputs_mask, 3, R, method='prefill')
+        states = []
+        for t in range(R):
+            hidden, cache = network.apply(variables, BATCH.targets[:, :, t], t, cache, method='decode')
+            states.append(hidden)
+        whole = lambda x: jnp.stack(x) if isinstance(x, list) else x  # noqa: E731
+        return last, states, [whole(x) for x in (*cache.prompt, *cache.responses)]
+
+    want = run(APART[name], variables)
+    for held in (variables, unstacked):
+        tiny.assert_close(run(apart, held), want, atol=1e-5)
 
 
 def test_without_the_loop_the_last_layer_computes_what_is_read():

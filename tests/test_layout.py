@@ -45,6 +45,7 @@ SAME_FLOOR = {
     ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
     ('evaluate', 'rewards'): 'a metric of the text is the same function as a reward of the text',
     ('networks.decoder', 'networks.branches'): 'its attention',
+    ('networks.*', 'networks.chosen'): 'which tokens of a run go on',
     ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
     ('sweep*', 'sweep.*'): 'the grid, the queue that runs it, the tables and plots of what came out',
     ('plan*', 'plan.*'): 'the programs, the compiler, the table',

@@ -9,7 +9,6 @@ Whole runs, runs whose prompt is in a cache, and only some tokens of a run; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,8 +17,7 @@ from flax import struct
 
 from perl_jax import flash, layers, masked
 from perl_jax.layers import Segment
-
-Pick = Callable[[jax.Array], jax.Array]  # some of the tokens: [B, T, ...] -> [B, Q, ...]
+from perl_jax.networks.chosen import Pick
 
 
 @struct.dataclass
@@ -28,7 +26,7 @@ class Packed:
 
     positions: jax.Array  # int [B, T]
     prompt_mask: jax.Array  # bool [B, P of the prompt, cached or not]
-    cached: jax.Array | int  # how many response tokens the cache holds
+    cached: jax.Array | int  # how many response tokens came before
     P: int = struct.field(pytree_node=False)
     K: int = struct.field(pytree_node=False)
 
@@ -40,8 +38,7 @@ class Packed:
 
 def attend(
     query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    own: tuple[jax.Array, jax.Array] | None,
     run: Packed,
     cache: Any,
     pick: Pick | None = None,
@@ -56,7 +53,7 @@ def attend(
 
     Args:
       query: [B, T, H, E], or [B, Q, H, E] of the picked ones. H is a multiple of N (grouped queries).
-      key, value: [B, T, N, E].
+      own: keys and values [B, T, N, E] of the run; None where the cache has them already.
       cache: keys and values of the prompt [B, P, N, E] and of responses [B, K, S, N, E], where `run` has no prompt.
       local: bool [], whether only the last `window` tokens are seen, the token itself included; None is no.
       use_flash: whole runs in one kernel, where flash.usable says so.
@@ -65,35 +62,34 @@ def attend(
     Returns:
       [B, T or Q, H * E] in the query's dtype; the softmax is float32.
     """
-    how, P = {'scale': scale, 'softcap': softcap}, run.P
-    R = (key.shape[1] - P) // max(run.K, 1)
+    how, P, T = {'scale': scale, 'softcap': softcap}, run.P, run.positions.shape[1]
+    R = (T - P) // max(run.K, 1)
 
     def near(query: jax.Array, key: jax.Array) -> jax.Array | bool:  # positions [B, K, R], [B, 1 or K, S]
         return True if local is None else ~local | (query[..., None] - key[..., None, :] < window)
 
     if pick is not None:
         seen = _seen(run, R, pick)[:, None] & near(pick(run.positions)[:, None], run.positions[:, None])
-        return layers.attend(query[:, None], [Segment(key, value, seen)], **how)[:, 0]
+        return layers.attend(query[:, None], [Segment(*own, seen)], **how)[:, 0]
     far = local is None or window >= P + R  # no window hides anything
-    if P and far and use_flash and flash.usable(query, key):
-        return flash.attend(query, key, value, run.prompt_mask, run.K, **how)
+    if P and far and use_flash and flash.usable(query, own[0]):
+        return flash.attend(query, *own, run.prompt_mask, run.K, **how)
     outs = []
     if P:
         at = run.positions[:, None, :P]
-        itself = Segment(key[:, :P], value[:, :P], _causal(P) & near(at, at))
+        itself = Segment(*(x[:, :P] for x in own), _causal(P) & near(at, at))
         outs.append(layers.attend(query[:, None, :P], [itself], **how)[:, 0])
     if run.K:
         at = run.branches(run.positions)
-        prompt = (key[:, :P], value[:, :P]) if P else cache[0]
+        prompt = tuple(x[:, :P] for x in own) if P else cache[0]
         before = jnp.arange(prompt[0].shape[1])[None, None]
-        segments = [
-            Segment(*prompt, run.prompt_mask[:, None, None] & near(at, before)),
-            Segment(run.branches(key), run.branches(value), _causal(R) & near(at, at)),
-        ]
+        segments = [Segment(*prompt, run.prompt_mask[:, None, None] & near(at, before))]
+        if own is not None:
+            segments.append(Segment(*map(run.branches, own), _causal(R) & near(at, at)))
         if not P:
             ahead = jnp.arange(cache[1][0].shape[2])
             there = masked.lengths(run.prompt_mask)[:, None, None] + ahead[None, None]
-            filled = (ahead < run.cached)[None, None, None]
+            filled = (ahead < run.cached + (R if own is None else 0))[None, None, None]
             segments.append(Segment(*cache[1], filled & near(at, there)))
         out = layers.attend(run.branches(query), segments, **how)
         outs.append(out.reshape(len(out), -1, out.shape[-1]))

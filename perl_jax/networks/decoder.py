@@ -21,7 +21,8 @@ from jaxtyping import PyTree
 from perl_jax import layers, masked, sharded, unpadding
 from perl_jax.layers import Dense, Mlp, RMSNorm
 from perl_jax.networks import branches
-from perl_jax.networks.branches import Packed, Pick
+from perl_jax.networks.branches import Packed
+from perl_jax.networks.chosen import Chosen, choose, last_token
 from perl_jax.unpadding import Unpadding
 
 
@@ -37,8 +38,8 @@ class DecoderConfig:
     sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
     local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
     flash: attention over whole prompts and responses in one kernel on TPUs (flash.py).
-    scan_layers: False, for small models: no loop over the layers where prompts are read. What the backward pass needs
-      is not stacked then, and the last layer computes only the tokens whose states are read. Parameters stay stacked.
+    scan_layers: False, for small models: no loop over the layers. What the backward pass needs is not stacked then, and
+      the last layer computes only the tokens whose states are read. Parameters stay stacked (but see `unstack`).
     remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
     """
 
@@ -73,11 +74,14 @@ class DecoderConfig:
 
 @struct.dataclass
 class Cache:
-    """Keys and values [L, B, N, P, E] of the prompt, shared by its branches, and [L, B, K, N, R, E] of responses."""
+    """Keys and values [L, B, N, P, E] of the prompt, shared by its branches, and [L, B, K, N, R, E] of responses.
 
-    prompt: tuple[jax.Array, jax.Array]
+    Where layers have no loop, lists of L without that axis.
+    """
+
+    prompt: tuple[Any, Any]
     prompt_mask: jax.Array  # bool [B, P]
-    responses: tuple[jax.Array, jax.Array]
+    responses: tuple[Any, Any]
 
 
 @struct.dataclass
@@ -91,28 +95,15 @@ class _Context:
     keep: bool = struct.field(pytree_node=False)  # hand back keys and values
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-    """The tokens of a run that go on, by default all: Q of each row's T. Where x is without padding, M of a group's N.
-
-    Where it has its padding, rows are groups, `tokens` is `rows`, and nothing is to be padded or taken out.
-    """
-
-    rows: Pick | None = None  # [B, T, ...] -> [B, Q, ...]
-    tokens: Pick = lambda x: x  # [G, N, ...] -> [G, M, ...]
-    pad: Pick = lambda x: x  # [G, M, ...] -> [B, Q, ...]
-    unpad: Pick = lambda x: x  # [B, Q, ...] -> [G, M, ...]
-
-
 class _Attention(nn.Module):
     config: DecoderConfig
-    chosen: _Chosen | None
+    chosen: Chosen | None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
-        c, run, every = self.config, context.run, _Chosen()
+        c, run, every = self.config, context.run, Chosen()
         if context.real is not None:
-            every = _Chosen(pad=context.real.pad, unpad=context.real.unpad)
+            every = Chosen(pad=context.real.pad, unpad=context.real.unpad)
         chosen = self.chosen or every
         project = lambda name, heads, x: Dense(  # noqa: E731
             heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
@@ -126,19 +117,23 @@ class _Attention(nn.Module):
         if local is not None:
             rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
         q, k = layers.rotate(q, jax.tree.map(chosen.tokens, rope)), layers.rotate(k, rope)
-        cache, kept = jax.tree.map(_by_heads, cache), None
-        x = branches.attend(
-            chosen.pad(q), every.pad(k), every.pad(v), run, cache, chosen.rows, local=local,
-            window=c.sliding_window, use_flash=c.flash, scale=c.query_scale, softcap=c.attention_softcap,
-        )  # fmt: skip
+        kept = None
         if context.keep:
             kept = jax.tree.map(_by_heads, (run.branches(k), run.branches(v)) if run.K else (k, v))
+        own = every.pad(k), every.pad(v)
+        if cache is not None and not c.scan_layers:
+            kept, own = _write(cache[1], kept, run.cached), None
+            cache = cache[0], kept
+        x = branches.attend(
+            chosen.pad(q), own, run, jax.tree.map(_by_heads, cache), chosen.rows, local=local,
+            window=c.sliding_window, use_flash=c.flash, scale=c.query_scale, softcap=c.attention_softcap,
+        )  # fmt: skip
         return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(chosen.unpad(x)), kept
 
 
 class _Layer(nn.Module):
     config: DecoderConfig
-    chosen: _Chosen | None = None  # the tokens that go on; keys and values are of all
+    chosen: Chosen | None = None  # the tokens that go on; keys and values are of all
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
@@ -167,15 +162,15 @@ class _Stack(nn.Module):
             self.logits_dense = Dense(c.vocab_size, ('embed', 'vocab'), c.dtype)
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: _Context, cache: Any, chosen: _Chosen) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, chosen: Chosen) -> tuple[jax.Array, Any]:
         c, local, layer = self.config, None, _Layer
-        looped = c.scan_layers or not context.run.P or self.is_initializing()
+        looped = c.scan_layers or self.is_initializing()
         if c.sliding_window is not None:
             local = (jnp.arange(c.num_layers) + 1) % c.global_every != 0
         if c.remat != 'none':
             layer = nn.remat(layer, prevent_cse=not looped, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
         if not looped:
-            x, kept = self._one_by_one(layer, x, context, local, chosen)
+            x, kept = self._one_by_one(layer, x, context, cache, local, chosen)
             return self.decoder_norm(x), kept
         scanned = nn.scan(
             layer,
@@ -189,7 +184,7 @@ class _Stack(nn.Module):
         return self.decoder_norm(chosen.tokens(x)), kept
 
     def _one_by_one(
-        self, layer: type[nn.Module], x: jax.Array, context: _Context, local: Any, chosen: _Chosen
+        self, layer: type[nn.Module], x: jax.Array, context: _Context, cache: Any, local: Any, chosen: Chosen
     ) -> tuple[jax.Array, Any]:
         """The scanned layers without the loop; the last only for the tokens that are chosen."""
         c, kept = self.config, []
@@ -197,16 +192,15 @@ class _Stack(nn.Module):
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
 
         @functools.partial(jax.jit, static_argnums=0)  # traced once for all layers but the last
-        def apply(chosen: _Chosen | None, variables: Any, x: jax.Array, local: Any, rngs: Any) -> tuple[jax.Array, Any]:
-            return layer(c, chosen, parent=None).apply(variables, x, context, None, local, rngs=rngs)
+        def apply(chosen: Chosen | None, variables: Any, x: jax.Array, held: Any, rngs: Any) -> tuple[jax.Array, Any]:
+            return layer(c, chosen, parent=None).apply(variables, x, context, *held, rngs=rngs)
 
-        cut = lambda x: isinstance(x, list)  # noqa: E731 (by unstack)
         for i in range(c.num_layers):
-            variables, here = jax.tree.map(operator.itemgetter(i), (stacked, local), is_leaf=cut)
+            variables, held = jax.tree.map(operator.itemgetter(i), (stacked, (cache, local)), is_leaf=_is_list)
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, i)}
-            x, own = apply(chosen if i == c.num_layers - 1 else None, variables, x, here, rngs)
+            x, own = apply(chosen if i == c.num_layers - 1 else None, variables, x, held, rngs)
             kept.append(own)
-        return x, jax.tree.map(lambda *y: jnp.stack(y), *kept)
+        return x, jax.tree.map(lambda *y: list(y), *kept)
 
 
 class Decoder(nn.Module):
@@ -244,14 +238,14 @@ class Decoder(nn.Module):
 
         run = None if real is None else real.run
         if ends is None and run is None:  # the prompt's last token, then all of the responses'
-            pick = lambda y: jnp.concatenate([_last(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
-            chosen = _Chosen(pick, pick)
+            pick = lambda y: jnp.concatenate([last_token(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
+            chosen = Chosen(pick, pick)
         else:
             k, read = jnp.arange(K), ends
             if ends is None:
                 k, read = jnp.repeat(k, R), jnp.tile(jnp.arange(R), K)[None]
             at = jnp.where(read > 0, P + R * k[None] + read - 1, jnp.maximum(length - 1, 0)[:, None])
-            chosen = _choose(at, run, real.targets if ends is None else None)
+            chosen = choose(at, run, real.targets if ends is None else None)
         x, _ = self._run(tokens, positions, inputs_mask, None, chosen, real=run, P=P, K=K)
         if self.is_initializing():
             self.logits(x)
@@ -268,31 +262,34 @@ class Decoder(nn.Module):
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
         length = masked.lengths(inputs_mask)
-        last = lambda y: _last(y, length)  # noqa: E731
-        x, kept = self._run(inputs, positions, inputs_mask, None, _Chosen(last, last), P=P, K=0, keep=True)
-        kept = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'kv_heads', 'length', 'kv'), kept)
-        room = jnp.zeros((c.num_layers, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
-        room = sharded.split(room, 'layers', 'batch', None, 'kv_heads', 'length', 'kv')
-        return x[:, 0], Cache(kept, inputs_mask, (room, room))
+        last = lambda y: last_token(y, length)  # noqa: E731
+        x, kept = self._run(inputs, positions, inputs_mask, None, Chosen(last, last), P=P, K=0, keep=True)
+        names, sizes = (('layers',), (c.num_layers,)) if c.scan_layers else ((), ())
+        kept = jax.tree.map(lambda y: sharded.split(y, *names, 'batch', 'kv_heads', 'length', 'kv'), kept)
+        room = jnp.zeros((*sizes, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
+        room = sharded.split(room, *names, 'batch', None, 'kv_heads', 'length', 'kv')
+        rooms = room if c.scan_layers else [room] * c.num_layers
+        return x[:, 0], Cache(kept, inputs_mask, (rooms, rooms))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D].
 
-        The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
+        Looped layers only read the cache; all of them are written together at the end. Without the loop each layer is
+        written before it is read. So XLA updates it in place.
         """
         (B, K) = tokens.shape
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
         held = cache.prompt, cache.responses
-        x, new = self._run(tokens, positions, cache.prompt_mask, held, _Chosen(), P=0, K=K, keep=True, cached=step)
-        write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=4)  # noqa: E731
-        return x, cache.replace(responses=jax.tree.map(write, cache.responses, new))
+        x, new = self._run(tokens, positions, cache.prompt_mask, held, Chosen(), P=0, K=K, keep=True, cached=step)
+        return x, cache.replace(responses=_write(cache.responses, new, step) if self.config.scan_layers else new)
 
-    def unstack(self, params: PyTree) -> PyTree:
-        """A base for `__call__`, which then need not cut it at each step: lists of L where layers have no loop."""
-        if self.config.scan_layers:
-            return params
+    def unstack(self, tree: PyTree) -> PyTree:
+        """The base, or a LoRA tree of its shape, as lists of L where layers have no loop, which then cut up nothing."""
+        stacked = tree.get('decoder', {}).get('layers')
+        if self.config.scan_layers or stacked is None or any(map(_is_list, jax.tree.leaves(stacked, is_leaf=_is_list))):
+            return tree
         cut = jax.jit(functools.partial(jax.tree.map, lambda x: [x[i] for i in range(len(x))]))
-        return params | {'decoder': params['decoder'] | {'layers': cut(params['decoder']['layers'])}}
+        return tree | {'decoder': tree['decoder'] | {'layers': cut(stacked)}}
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 [..., V]."""
@@ -317,34 +314,16 @@ class Decoder(nn.Module):
         return self.decoder(x, context, cache, chosen)
 
 
-def _choose(at: jax.Array, run: Unpadding | None, targets: Unpadding | None) -> _Chosen:
-    """The tokens `at` [B, Q] of a run: those that predict `targets`, padding too; or others, none of them padding."""
-    rows = lambda y: _at(y, at)  # noqa: E731
-    if run is None:
-        return _Chosen(rows, rows)
+def _is_list(x: Any) -> bool:
+    return isinstance(x, list)
 
-    def pad(y: jax.Array) -> jax.Array:
-        return (y if targets is None else targets.pad(y)).reshape(*at.shape, *y.shape[2:])
 
-    def unpad(y: jax.Array) -> jax.Array:
-        if targets is None:
-            return y.reshape(len(run.slot), -1, *y.shape[2:])
-        return targets.unpad(y.reshape(*targets.shape, *y.shape[2:]))
-
-    slots = unpad(_at(run.slot.reshape(run.shape), at))
-    return _Chosen(rows, lambda y: _at(y, slots), pad, unpad)
+def _write(room: PyTree, now: PyTree, step: jax.Array) -> PyTree:
+    """Token `step` of the responses' keys and values [..., R, E]."""
+    write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=room.ndim - 2)  # noqa: E731
+    return jax.tree.map(write, room, now)
 
 
 def _by_heads(x: jax.Array) -> jax.Array:
     """Keys or values [..., S, N, E] -> [..., N, S, E] and back: each token reads them head by head."""
     return jnp.swapaxes(x, -3, -2)
-
-
-def _at(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x [B, T, ...] at index [B, Q] -> [B, Q, ...]."""
-    return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
-
-
-def _last(x: jax.Array, length: jax.Array) -> jax.Array:
-    """x at each prompt's last real token: [B, P, ...], length [B] -> [B, 1, ...]."""
-    return _at(x, jnp.maximum(length - 1, 0)[:, None])

@@ -253,9 +253,9 @@ class T5(nn.Module):
             return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
         return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
 
-    def unstack(self, params: PyTree) -> PyTree:
+    def unstack(self, tree: PyTree) -> PyTree:
         """As it is: the layers are always looped over."""
-        return params
+        return tree
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token; make room for K responses of R tokens.
