@@ -38,9 +38,13 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         lecun = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'truncated_normal')
         init = nn.with_logical_partitioning(lecun, self.axes)
-        kernel = self.param('kernel', init, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
-        y = sharded.matmul(x, kernel.astype(self.dtype), self.axes)
+        if self.has_variable('params', 'transposed'):  # by Decoder.unstack
+            kernel = self.get_variable('params', 'transposed').astype(self.dtype)
+            y = sharded.matmul_transposed(x, kernel, self.axes)
+        else:
+            kernel = self.param('kernel', init, (x.shape[-1], self.features))
+            y = sharded.matmul(x, kernel.astype(self.dtype), self.axes)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias = self.param('bias', init, (self.features,)).astype(self.dtype)

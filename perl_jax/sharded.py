@@ -8,6 +8,8 @@ import jax
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+FEW = 64  # rows: 4 take half as long, 16 little more than half, 128 as long (512 x 2,048, two cores)
+
 
 def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
     """x [batch, ..., in] times a kernel [in, out] whose 'embed' FSDP spreads over the chips: whichever is less moves.
@@ -24,6 +26,18 @@ def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None])
     y = nn.with_logical_constraint(x, (None, *rest, axes[0])) @ kernel
     y = nn.with_logical_constraint(y, (None, *rest, axes[1]))
     return nn.with_logical_constraint(y, ('batch', *rest, whole[1]))
+
+
+def matmul_transposed(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
+    """As `matmul`, of a kernel [out, in] whose transpose has these `axes`.
+
+    Up to FEW rows stand on the kernel's right: on a CPU XLA packs the right operand of a product anew each time, and
+    to pack a kernel takes longer than to multiply a few rows by it. (The barrier keeps XLA from turning that round.)
+    """
+    if x.size // x.shape[-1] > FEW or partitions('embed') > 1:
+        return matmul(x, kernel.T, axes)
+    y = jax.lax.optimization_barrier(kernel @ x.reshape(-1, x.shape[-1]).T)
+    return y.T.reshape(*x.shape[:-1], -1)
 
 
 def partitions(axis: str) -> int:

@@ -242,7 +242,8 @@ def test_layers_without_the_loop_are_the_same_layers(name, seen):
 def test_an_unstacked_base_is_the_same_base(name):
     apart, params = Decoder(dataclasses.replace(APART[name].config, scan_layers=False)), tiny.base()
     unstacked, adapter = apart.unstack(params), tiny.adapter(SPEC, params, head=False)
-    assert all(len(x) == L for x in unstacked['decoder']['layers']['mlp']['wo'].values())
+    (kernels,) = unstacked['decoder']['layers']['mlp']['wo'].values()
+    assert [kernel.shape for kernel in kernels] == [(D, CONFIG.mlp_dim)] * L
     assert APART[name].unstack(params) is params
 
     def total(adapter, base):
@@ -250,7 +251,9 @@ def test_an_unstacked_base_is_the_same_base(name):
         return jnp.where(read(BATCH)[..., None], x, 0).sum(), x
 
     run = jax.jit(jax.grad(total, has_aux=True))
-    tiny.assert_close(run(adapter, unstacked), run(adapter, params), atol=1e-5)
+    (got, states), (want, same) = run(adapter, unstacked), run(adapter, params)
+    np.testing.assert_allclose(states, same, atol=1e-5)
+    tiny.assert_close(got, want, atol=1e-4)  # of up to 57: transposed kernels sum up in another order
 
 
 @pytest.mark.parametrize('name', APART)
