@@ -56,6 +56,7 @@ def sample(
     Raises:
       UserError: the prompts do not divide into microbatches.
     """
+    variables = {name: network.unstack(tree) for name, tree in variables.items()}  # not at each token
     one, parts = functools.partial(_sample, network, variables, eos_id, config), config.num_microbatches
     if parts == 1:
         return one(prompts, rng)
@@ -72,7 +73,6 @@ def _sample(
     network: nn.Module, variables: Variables, eos_id: int, config: SamplingConfig, prompts: Prompts, rng: jax.Array
 ) -> Rollout:
     B, K, R = prompts.inputs.shape[0], config.num_samples, config.max_decode_length
-    variables = {name: network.unstack(tree) for name, tree in variables.items()}  # not at each token
 
     def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = truncate(network.apply(variables, hidden, method='logits'), config)

@@ -20,6 +20,7 @@ from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
 from perl_jax.kl import KLConfig
 from perl_jax.lora import FullSpec, LoraSpec
+from perl_jax.networks.decoder import Decoder
 from perl_jax.partitioning import Partitioner
 from perl_jax.rl import experience
 from perl_jax.sampling import SamplingConfig, sample
@@ -211,6 +212,19 @@ def test_samples_and_their_experience_equal(mesh, K):
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
     np.testing.assert_allclose(judged.rewards, want_experience.rewards, atol=1e-4)
     tiny.assert_close(jax.device_get(metrics), want_metrics, atol=1e-4)
+
+
+@meshes
+def test_without_a_loop_over_the_layers_a_mesh_draws_the_same(mesh):
+    apart, partitioner = Decoder(dataclasses.replace(NETWORK.config, scan_layers=False)), MESHES[mesh]
+    with partitioner.scope():
+        base, adapter, prompts, _ = placed_rollout_inputs(partitioner, K)
+        draw = jax.jit(lambda *x: sample(apart, lora.bind(*x), prompts, KEY, EOS, SAMPLING))
+        drawn = [draw(held, adapter) for held in (base, apart.unstack(base))]
+    want, _ = rollout_on_one(K)
+    for got in drawn:
+        np.testing.assert_array_equal(got.targets, want.targets)
+        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
 
 
 @meshes
