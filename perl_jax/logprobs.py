@@ -114,9 +114,25 @@ def response_logprobs(
     return token_logprobs(network, variables, hidden, batch, temperature)
 
 
+@jax.custom_vjp
 def _pick(logits: Float[Array, 'B K T V'], targets: Int[Array, 'B K T']) -> Float[Array, 'B K T']:
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
+    """log softmax(logits) at the targets. JAX's own gradient would scatter into zeros as large as the logits."""
+    return _pick_forward(logits, targets)[0]
+
+
+def _pick_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    norms = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    return (picked - norms)[..., 0], (logits, targets, norms)
+
+
+def _pick_backward(kept: tuple[jax.Array, ...], given: jax.Array) -> tuple[jax.Array, None]:
+    logits, targets, norms = kept
+    one_hot = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    return given[..., None] * (one_hot - jnp.exp(logits - norms)), None
+
+
+_pick.defvjp(_pick_forward, _pick_backward)
 
 
 def _by_chunk(one: Callable[..., PyTree], vocab_size: int, *arrays: jax.Array) -> PyTree:

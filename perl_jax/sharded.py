@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
@@ -20,12 +22,35 @@ def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None])
     by the part that it holds, and the products change places. Both found by the plan: docs/tpu.md.
     """
     rest, tokens = (None,) * (x.ndim - 2), x.size // x.shape[-1]
-    whole = tuple(None if axis == 'embed' else axis for axis in axes)
+    whole = _whole(axes)
     if 'embed' not in axes or partitions('embed') == 1 or 4 * tokens > kernel.shape[axes.index('embed')]:
         return x @ nn.with_logical_constraint(kernel, whole)
     y = nn.with_logical_constraint(x, (None, *rest, axes[0])) @ kernel
     y = nn.with_logical_constraint(y, (None, *rest, axes[1]))
     return nn.with_logical_constraint(y, ('batch', *rest, whole[1]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul_widening(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
+    """As `matmul`, for LoRA's B [r, out], whose gradient is a product with the thin x^T [r, batch * ...] in front.
+
+    JAX's own gradient has dy^T in front and turns the result; for that XLA on a CPU first turns all of dy.
+    """
+    return matmul(x, kernel, axes)
+
+
+def _widening_forward(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]):
+    return matmul(x, kernel, axes), (x, kernel)
+
+
+def _widening_backward(axes: tuple[str | None, str | None], kept: tuple[jax.Array, jax.Array], given: jax.Array):
+    x, kernel = kept
+    back = jax.linear_transpose(lambda x: matmul(x, kernel, axes), x)
+    slope = jnp.einsum('...r,...o->ro', x, given)
+    return *back(given), nn.with_logical_constraint(slope, _whole(axes))
+
+
+matmul_widening.defvjp(_widening_forward, _widening_backward)
 
 
 def matmul_transposed(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
@@ -34,10 +59,16 @@ def matmul_transposed(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, s
     Up to FEW rows stand on the kernel's right: on a CPU XLA packs the right operand of a product anew each time, and
     to pack a kernel takes longer than to multiply a few rows by it. (The barrier keeps XLA from turning that round.)
     """
-    if x.size // x.shape[-1] > FEW or partitions('embed') > 1:
+    if partitions('embed') > 1:
         return matmul(x, kernel.T, axes)
+    if x.size // x.shape[-1] > FEW:
+        return jnp.einsum('...i,oi->...o', x, kernel)  # with a transpose, XLA would turn the kernel ahead of a loop
     y = jax.lax.optimization_barrier(kernel @ x.reshape(-1, x.shape[-1]).T)
     return y.T.reshape(*x.shape[:-1], -1)
+
+
+def _whole(axes: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
+    return tuple(None if axis == 'embed' else axis for axis in axes)
 
 
 def partitions(axis: str) -> int:

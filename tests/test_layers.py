@@ -44,6 +44,22 @@ def test_dense_adds_its_pair():
     np.testing.assert_allclose(dense(X, a=A, b=B), X @ (KERNEL + A @ B), rtol=1e-5, atol=1e-5)
 
 
+def test_a_pairs_gradients_are_those_of_plain_autodiff():
+    weights = normal(2, 5, 4)
+
+    def ours(x, a, b):
+        return (dense(x, a=a, b=b) * weights).sum()
+
+    def plain(x, a, b):
+        return ((x @ KERNEL + x @ a @ b) * weights).sum()
+
+    got, want = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(X, A, B) for f in (ours, plain))
+    tiny.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    pairs = np.stack([A, 2 * A]), np.stack([B, -B])  # an ensemble's
+    got, want = (jax.vmap(jax.grad(f, argnums=(0, 1, 2)), (None, 0, 0))(X, *pairs) for f in (ours, plain))
+    tiny.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_dense_computes_in_its_dtype():
     low = layers.Dense(4, ('embed', 'mlp'), jnp.bfloat16)
     got = low.apply({'params': {'kernel': KERNEL}, 'lora': {'a': A, 'b': B}}, jnp.array(X))
@@ -98,6 +114,18 @@ def test_rotation_is_a_complex_product_of_the_halves():
         turns = np.exp(1j * positions[b, t] * theta ** (-np.arange(4) / 4))
         z = (x[b, t, h, :4] + 1j * x[b, t, h, 4:]) * turns
         np.testing.assert_allclose(got[b, t, h], np.concatenate([z.real, z.imag]), atol=1e-5)
+
+
+@pytest.mark.parametrize('times', [3, 5])
+def test_however_often_something_is_turned_sines_are_made_twice(times):
+    """Once for each table, and not in each operation that turns something."""
+
+    def run(x, positions):
+        table = layers.rope_table(positions, 8, 100.0)
+        return [layers.rotate(x * i, table) for i in range(times)]
+
+    text = jax.jit(run).lower(normal(2, 16, 4, 8), jnp.zeros((2, 16), int)).compile().as_text()
+    assert text.count(' sine(') == text.count(' cosine(') == 2
 
 
 def test_scores_depend_on_the_distance_alone():

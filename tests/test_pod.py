@@ -18,8 +18,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PHASES = ('sft', 'reward', 'policy')
 EVERY = '--gin.runs.RunConfig.log_period=2'
 BUCKETS = '--gin.LENGTH_BUCKETS=4'
-# At the recipe's 0.005 the value head falls so steeply that one rounding of the base's float32 (1e-7) moves the norm of its
-# gradient by 1.2e-5 within six updates; at this rate by 7e-7, and the sums of several processes can be told from a mistake.
+# At the recipe's 0.005 a value is learned so fast that one rounding of the base's float32 (1e-7) moves the norm of its
+# gradient by 1.2e-5 within six updates; at this rate by 7e-7, and sums in another order can be told from a mistake.
 STEADY = '--gin.VALUE_LEARNING_RATE=0.0005'
 SHARDED = '--gin.partitioning.Partitioner.num_partitions=2'
 FSDP = (
