@@ -76,12 +76,14 @@ def _sample(
 
     def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = truncate(network.apply(variables, hidden, method='logits'), config)
-        logprobs = jax.nn.log_softmax(logits)
+        logits -= logits.max(axis=-1, keepdims=True)
+        weights = jnp.exp(logits)  # softmax, but for a division
         if config.temperature == 0:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
-            token = categorical(jax.random.fold_in(rng, t), jnp.exp(logprobs))
-        return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+            token = categorical(jax.random.fold_in(rng, t), weights)
+        picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        return token, picked - jnp.log(weights.sum(-1))
 
     def write(
         t: jax.Array, tokens: jax.Array, logprobs: jax.Array, mask: jax.Array, hidden: jax.Array, alive: jax.Array
@@ -108,16 +110,17 @@ def _sample(
     return Rollout(prompts.inputs, prompts.inputs_mask, tokens, mask, logprobs)
 
 
-def categorical(rng: jax.Array, probs: jax.Array) -> jax.Array:
-    """A token of each distribution [..., V], int32 [...]; never one of probability 0.
+def categorical(rng: jax.Array, weights: jax.Array) -> jax.Array:
+    """A token of each row [..., V] in proportion to its weight, int32 [...]; never one of weight 0.
 
     First a block of about sqrt(V) tokens is drawn, then a token of the block, each from one random number: to invert a
     cumulative sum takes two numbers a row, where Gumbel's trick (jax.random.categorical) takes V.
     """
-    V = probs.shape[-1]
-    size = math.isqrt(V - 1) + 1
-    blocks = jnp.pad(probs, [(0, 0)] * (probs.ndim - 1) + [(0, size * size - V)])
-    blocks = blocks.reshape(*probs.shape[:-1], size, size)
+    V = weights.shape[-1]
+    root = math.isqrt(V - 1) + 1
+    size = next((n for n in range(root, root // 4, -1) if V % n == 0), root)  # leaves nothing over, if one does
+    blocks = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % size)])
+    blocks = blocks.reshape(*weights.shape[:-1], -1, size)
     first, second = jax.random.split(rng)
     block = _invert(first, blocks.sum(-1))
     chosen = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]

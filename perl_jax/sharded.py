@@ -63,8 +63,8 @@ def matmul_transposed(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, s
         return matmul(x, kernel.T, axes)
     if x.size // x.shape[-1] > FEW:
         return jnp.einsum('...i,oi->...o', x, kernel)  # with a transpose, XLA would turn the kernel ahead of a loop
-    y = jax.lax.optimization_barrier(kernel @ x.reshape(-1, x.shape[-1]).T)
-    return y.T.reshape(*x.shape[:-1], -1)
+    y = jax.lax.optimization_barrier(jnp.tensordot(kernel, x, (1, x.ndim - 1)))
+    return jnp.moveaxis(y, 0, -1)
 
 
 def _whole(axes: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
