@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -25,14 +26,17 @@ REWARD = Stage(
     split='test', metrics=['auc'], reference={'tuning': 'full'},
 )  # fmt: skip
 
-# Stands in for a run: notes when it was there, takes a while, leaves what a run leaves. argv: folder, seconds, code.
+# Stands in for a run: notes when it was there, takes a while, leaves what a run leaves. argv: folder, seconds, code,
+# and a file that it waits for.
 RUN = """
 import json, os, sys, time
-folder, seconds, code = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+folder, seconds, code, gate = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 os.makedirs(folder, exist_ok=True)
 note = lambda word: open(folder + '.notes', 'a').write(f'{word} {time.time()}\\n')
 note('start')
 time.sleep(seconds)
+while gate and not os.path.exists(gate):
+    time.sleep(0.01)
 if code:
     sys.exit(code)
 json.dump({'phase': 'sft', 'finished': 'now'}, open(folder + '/draft', 'w'))
@@ -41,10 +45,10 @@ note('end')
 """
 
 
-def stub(cell, seconds=0.0, code=0):
+def stub(cell, seconds=0.0, code=0, gate=''):
     """The cell with a command that stands in for its run, and one that stands in for its evaluation."""
     here = [sys.executable, '-c']
-    commands = [[*here, RUN, cell.folder, str(seconds), str(code)]]
+    commands = [[*here, RUN, cell.folder, str(seconds), str(code), gate]]
     if cell.evaluation:
         commands.append([*here, f'open({cell.evaluation!r}, "w").write("{{}}")'])
     return dataclasses.replace(cell, commands=tuple(commands))
@@ -92,12 +96,13 @@ def test_a_failure_is_one_line_with_its_log_and_children_have_none(tmp_path, cap
 
 def test_a_sweep_that_is_killed_and_started_again_does_each_cell_once(tmp_path):
     """kill -9 leaves the cell's process running; the next sweep waits for it and takes over what it finished."""
+    gate = tmp_path / 'gate'
     program = (
         'import sys; sys.path[:0] = ["tests"]; import test_sweep_queue as t\n'
-        f'cells = [t.stub(c, 1.5) for c in t.grid.cells({str(tmp_path)!r}, [t.SFT])]\n'
+        f'cells = [t.stub(c, gate={str(gate)!r}) for c in t.grid.cells({str(tmp_path)!r}, [t.SFT])]\n'
         't.queue.run(cells, 1, lambda: None)'
     )
-    cells = [stub(cell, 1.5) for cell in grid.cells(str(tmp_path), [SFT])]
+    cells = [stub(cell) for cell in grid.cells(str(tmp_path), [SFT])]
     process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not notes(cells[0]) and process.poll() is None:
         time.sleep(0.01)
@@ -105,6 +110,7 @@ def test_a_sweep_that_is_killed_and_started_again_does_each_cell_once(tmp_path):
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, f'it ended before it was killed: {err}'
     assert not queue.is_done(cells[0])
+    threading.Timer(1, gate.touch).start()  # while the second sweep waits
     assert queue.run(cells, 1, lambda: None) == []
     assert [[word for word, _ in notes(cell)] for cell in cells] == [['start', 'end']] * 2
 
