@@ -31,15 +31,13 @@ def added(stats: Any) -> int:
     return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
-def measure(before: set[Any]) -> dict[str, int]:
-    """Bytes on the first device: 'held' now, and the 'peak' while the largest of the programs since `before` runs.
+def measure(before: set[Any], between: int) -> dict[str, int]:
+    """Bytes on the first device: 'held' `between` programs, and the 'peak' in the largest of those since `before`.
 
     Where the device counts for itself, also its own 'device_peak' since the process began.
     """
-    now, adds = held(), [0]
-    for program in programs() - before:
-        adds.append(added(program.get_compiled_memory_stats()))
-    found = {'held': now, 'peak': now + max(adds)}
+    adds = [added(program.get_compiled_memory_stats()) for program in programs() - before]
+    found = {'held': between, 'peak': between + max(adds, default=0)}
     counted = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in counted:
         found['device_peak'] = counted['peak_bytes_in_use']

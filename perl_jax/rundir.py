@@ -70,7 +70,7 @@ class RunDir:
         self.pending: tuple[int, Metrics, int, int] | None = None
         self.window = list(window)  # the metrics of steps that are not written yet
         self.step_seconds: list[float] = []  # of each window
-        self.programs = memory.programs()
+        self.programs, self.held = memory.programs(), 0
         self.examples = self.tokens = 0
         self.opened = self.clock = time.perf_counter()
 
@@ -112,14 +112,16 @@ class RunDir:
         self.bar.close()
         if self.writes:
             self.events.close()
+        if self.held:  # only now: a batch of another fill may have had a program of its own
+            self.about['memory'] = memory.measure(self.programs, self.held)
         self._save_about(finished=_now() if finished else None)
 
     def _settle(self, force: bool = False) -> None:
         if self.pending is not None:
             step, metrics, batch_size, due = self.pending
             self.pending = None
-            if step == self.first + 1:  # its programs are compiled by now, and what the next step needs is held
-                self.about['memory'] = memory.measure(self.programs)
+            if step == self.first + 1:  # what the next step needs is held by now
+                self.held = memory.held()
             values = self.finite(step, metrics)
             self.tokens += values.pop('tokens')
             self.examples += batch_size

@@ -2,6 +2,7 @@ import json
 import math
 import os
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -72,6 +73,18 @@ def test_a_run_leaves_its_log(tmp_path):
     assert ABOUT.items() <= about.items()
     assert about['finished'] >= about['started'] and about['seconds'] >= 0
     assert [p for p in os.listdir(tmp_path) if 'tfevents' in p]
+
+
+def test_the_peak_counts_programs_that_later_batches_needed(tmp_path):
+    run = start(tmp_path, total=4)
+    step = jax.jit(lambda x: x.T @ x)  # a program for each width, as there is for each fill
+    kept = []
+    for i, width in enumerate([8, 8, 1024, 8]):
+        kept = [step(jnp.ones((8, width)))]
+        run.log(i + 1, metrics(i + 1), 8)
+    run.close(finished=True)
+    memory = rundir.read(str(tmp_path))['memory']
+    assert kept and memory['peak'] - memory['held'] >= 4 * 1024**2
 
 
 def test_throughput_is_of_the_window(tmp_path):

@@ -135,10 +135,8 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f'{path}: cannot be read; a PEFT adapter has an {_CONFIG}') from error
     except ValueError as error:
         raise UserError(f'{path}: not JSON ({error})') from error
-    for key, plain in ('peft_type', 'LORA'), ('bias', 'none'), ('use_dora', False), ('rank_pattern', {}):
-        if (value := config.get(key) or plain) != plain:
-            raise UserError(f'{path}: {key} = {value!r} is not supported; only plain LoRA is')
-    for key, plain in ('alpha_pattern', {}), ('fan_in_fan_out', False):
+    wanted = {'peft_type': 'LORA', 'bias': 'none', 'use_dora': False, 'fan_in_fan_out': False}
+    for key, plain in (wanted | {'rank_pattern': {}, 'alpha_pattern': {}}).items():
         if (value := config.get(key) or plain) != plain:
             raise UserError(f'{path}: {key} = {value!r} is not supported; only plain LoRA is')
     for key in ('r', 'lora_alpha', 'task_type'):
