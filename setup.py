@@ -10,8 +10,8 @@ VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'perl_jax/__init__.py').r
 README = HERE / 'README.md'
 
 HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0']
-# Tasks from the hub, from Parquet files and from TFDS, which needs importlib_resources and does not say so.
 TPU = ['jax[tpu]']  # libtpu: on a TPU it runs programs, elsewhere it compiles them
+# Tasks from the hub, from Parquet files and from TFDS, which needs importlib_resources and does not say so.
 DATASETS = ['datasets>=3', 'pyarrow', 'importlib_resources']
 
 setup(

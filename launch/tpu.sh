@@ -95,7 +95,7 @@ case $command in
     do_it git -C "$here" archive --format=tar.gz --output="$archive" HEAD
     do_it gcloud compute tpus tpu-vm scp "$archive" "$name":perl_jax.tar.gz --worker=all --zone="$zone" "${project[@]}"
     # The machines' own Python is too old; uv brings one.
-    ssh_all 'rm -rf perl_jax && mkdir perl_jax && tar -xzf perl_jax.tar.gz -C perl_jax && cd perl_jax && python3 -m pip install -q --user uv && python3 -m uv venv -q --python 3.11 .venv && python3 -m uv pip install -q --python .venv/bin/python -e ".[tpu,hf]"'
+    ssh_all 'rm -rf perl_jax && mkdir perl_jax && tar -xzf perl_jax.tar.gz -C perl_jax && cd perl_jax && python3 -m pip install -q --user uv && python3 -m uv venv -q --python 3.11 .venv && python3 -m uv pip install -q --python .venv/bin/python -e ".[tpu,hf,datasets]"'
     [[ -n $dry_run ]] || rm -f "$archive"
     ;;
   run)

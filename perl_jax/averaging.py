@@ -1,6 +1,6 @@
-"""Averages of adapters, of what they do to the weights (B A) and not of A and of B, kept as pairs of thin matrices.
+"""Averages of adapters, of what they do to the weights (A B) and not of A and of B, kept as pairs of thin matrices.
 
-    w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2]       `concatenate`: exact, the ranks add up
+    w1 A1 B1 + w2 A2 B2 = [A1, A2] [w1 B1; w2 B2]       `concatenate`: exact, the ranks add up
     Qa Ra = A,  Qb Rb = B^T,  U S V = svd(Ra Rb^T)      `truncate`: the nearest of a lower rank
 
 The mean of A times the mean of B would be another matrix: each member is free to turn its A against its B. No matrix of

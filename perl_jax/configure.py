@@ -174,7 +174,7 @@ def text() -> str:
 
 
 def load_tensorflow() -> None:
-    """Every command but report needs it, and its import writes to stderr whatever its log level."""
+    """Every command but report and average needs it, and its import writes to stderr whatever its log level."""
     with silenced():
         import tensorflow  # noqa: F401
 

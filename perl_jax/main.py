@@ -50,7 +50,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0: done.   2: an error that the user can mend, said in one line.   75: preempted, saved; to be run again.
-    130: interrupted.   Of one process among several, 1: another was lost.
+    130: interrupted.   141: who read the output closed it.   Of one process among several, 1: another was lost.
     """
     program, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help', 'help'):

@@ -4,6 +4,9 @@
     K responses each     D model width        L layers
     P prompt length      H heads              r LoRA rank
     R response length    N key/value heads    E head width
+    T tokens of a run, P + K R     S keys     M members of an ensemble     G data partitions (unpadding.py)
+
+In datasets and evaluations N counts rows ([N, K]), in unpadding.py the slots of a group ([G, N]).
 
 One prompt has K responses in every batch: K = 1 for SFT and thumbs, 2 for preference pairs (the chosen one first), the
 number of samples for rollouts. Tokens are padded on the right; the masks say which are real, so no token id is special.

@@ -1,8 +1,8 @@
 """Taskmaster Coffee and Ticketing: the PERL paper's thumbs on an agent's next turn, and dialogs to learn it from.
 
 Registers taskmaster_{coffee,ticketing}_{sft,pairs,thumbs,prompts}. The files are read from TASKMASTER_DIR when a task's
-data is first asked for (taskmaster_files.py); what the text looks like is said in taskmaster_text.py. `group` says
-which examples come from one session, for intervals that are bootstrapped by it.
+data is first asked for (taskmaster_files.py); what the text looks like is said in taskmaster_text.py. `group` (not in
+sft) says which examples come from one session, for intervals that are bootstrapped by it.
 """
 
 import functools

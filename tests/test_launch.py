@@ -83,7 +83,8 @@ def test_install_copies_the_last_commit_to_every_worker(call):
     assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp'] and copy[6:] == [
         'me:perl_jax.tar.gz', '--worker=all', ZONE
     ]  # fmt: skip
-    assert install[:6] == [*tpu_vm('ssh', 'me')[:-1], ] and install[6] == '--worker=all' and '[tpu,hf]' in install[7]
+    assert install[:6] == [*tpu_vm('ssh', 'me')[:-1], ]
+    assert install[6] == '--worker=all' and '[tpu,hf,datasets]' in install[7]
 
 
 def test_run_starts_the_worker_script_with_the_very_words(call):

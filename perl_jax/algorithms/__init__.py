@@ -23,6 +23,8 @@ class Algorithm(Protocol):
 
     has_value: a value is learned.   min_samples: the least K.   clip: of the ratio pi / pi_old, None if it is not used.
     epochs, minibatches: how often a rollout is learned from, and in how many parts of its prompts.
+
+    `returns` and `value_loss` are asked for only where a value is learned: RLOO and GRPO have neither.
     """
 
     has_value: bool

@@ -48,7 +48,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run on a topology, or on `devices` where there is none."""
+    """A run on a topology, or on this machine's devices where there is none."""
 
     phase: str
     partitioner: Partitioner
