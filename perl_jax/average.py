@@ -1,14 +1,15 @@
 """One run made of several by averaging their weights: WARM (Rame et al. 2024, arXiv 2401.12187) for adapters.
 
-Done right: what the adapters do to the weights is averaged, B A and not A and B (averaging.py). The rewards should be
+Done right: what the adapters do to the weights is averaged, A B and not A and B (averaging.py). The rewards should be
 fine-tuned from one base and one head (HEAD_SEED), as WARM's are, or their average may mean nothing.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
+
+from etils import epath
 
 from perl_jax import averaging, rundir, runs
 from perl_jax import base as bases
@@ -42,8 +43,7 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
             raise UserError('average: --rank is for LoRA; full tuning is averaged as it is')
         made, error = averaging.truncate(made, rank)
         logging.getLogger('perl_jax').info(f'average: rank {rank} is {float(error):.1%} off the exact average')
-    with open(os.path.join(first, 'config.gin')) as file:
-        config_text = file.read()
+    config_text = epath.Path(first, 'config.gin').read_text()
     with rundir.whole(model_dir) as folder:
         source = 'the average of ' + ', '.join(model_dirs)
         runs.made(folder, phase, role, made, about['base'], about['base_parameters'], source, config_text)

@@ -149,15 +149,11 @@ def read_adapters(model_dir: str, *, phase: str, flag: str) -> tuple[dict[str, l
     if not epath.Path(model_dir, 'checkpoints').is_dir():
         raise UserError(f"{flag}: '{model_dir}' is not the MODEL_DIR of a run: it has no checkpoints/")
     checkpoints = Checkpoints(model_dir, read_only=True)
-    if (latest := checkpoints.latest()) is None:
+    if (step := checkpoints.best()) is None:
         raise UserError(f"{flag}: '{model_dir}' has no checkpoint yet; let that run finish first")
-    about = checkpoints.about(latest)
+    about = checkpoints.about(step)
     if about['phase'] != phase:
         raise UserError(f"{flag}: '{model_dir}' is a run of {about['phase']}; name one of {phase}")
-    checkpoints.close()
-    checkpoints = Checkpoints(model_dir, about.get('best'), read_only=True)  # now it knows what best means
-    step = checkpoints.best()
-    about = checkpoints.about(step)
     adapters = checkpoints.restore_adapters(step)
     checkpoints.close()
     return adapters, about

@@ -1,7 +1,8 @@
 """Checkpoints: what one run learned and nothing else. The base is named in them by path and fingerprint, never copied.
 
 MODEL_DIR/checkpoints/STEP/state    adapter, optimizer, step (Orbax; written in the background, renamed when whole)
-MODEL_DIR/checkpoints/STEP/about    {'phase', 'base': {'path', 'fingerprint'}, 'adapters': {...}}
+MODEL_DIR/checkpoints/STEP/about    {'phase', 'base': {'path', 'fingerprint', 'dtype'}, 'adapters': {...},
+                                     'window', 'best_metric'}
 """
 
 from __future__ import annotations
@@ -58,13 +59,14 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The best step by the metric that the run was told, the latest if it was told none."""
+        """The best step by the metric that the run was told, the latest if it was told none or none is measured yet."""
         latest = self.latest()
         metric = None if latest is None else self.about(latest).get('best_metric')
         if metric is None:
             return latest
-        measured = {step: self.manager.metrics(step) for step in self.manager.all_steps()}
-        return max((metrics[metric], step) for step, metrics in measured.items() if metrics)[1]
+        found = {step: self.manager.metrics(step) for step in self.manager.all_steps()}
+        measured = [(metrics[metric], step) for step, metrics in found.items() if metrics]
+        return max(measured)[1] if measured else latest
 
     def about(self, step: int) -> dict[str, Any]:
         """What a checkpoint says of itself."""

@@ -18,7 +18,6 @@ from perl_jax import types
 from perl_jax.errors import UserError
 from perl_jax.streams import Dataset, Example, Stream
 
-KINDS = ('sft', 'pairs', 'thumbs', 'prompts')
 MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
 
 
@@ -33,7 +32,7 @@ class DatasetConfig:
     batch_size: prompts a batch, over all devices.
     vocabulary: the base model's, in place of the task's own, or the path of its tokenizer (interop/vocabularies.py says
       which kinds); None keeps the task's.
-    limit: read at most so many examples; None reads all.
+    limit: read at most so many examples, of a mixture's tasks alike; None reads all.
     length_buckets: training batches take rows of like lengths, and the least of so many widths that holds them;
       dense layers see real tokens alone (unpadding.py), their share rounded up likewise, and a policy's answers' too.
       Each shape that comes up compiles its own step. 1 is full width, in the order drawn.
@@ -68,7 +67,7 @@ def stream(
     provider = find(config.mixture_or_task_name)
     tasks = members(provider)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
-    loaded = [_load(t, config, kind) for t in tasks]
+    loaded = _parts(tasks, config, kind)
     return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets, groups, parts)
 
 
@@ -93,7 +92,7 @@ def find(name: str) -> Any:
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or sorted(known)[:8]
         raise UserError(
             f"no task or mixture is called '{name}'; nearest: {', '.join(near) or 'none is registered'} "
-            '(is its module named by MIXTURE_OR_TASK_MODULE or --module?)'
+            '(is its module imported: `import MODULE` in a gin file, or --module=MODULE of inspect?)'
         )
     return seqio.get_mixture_or_task(name)
 
@@ -106,14 +105,24 @@ def members(provider: Any) -> list[Any]:
 
 
 def load(config: DatasetConfig, kind: str) -> Dataset:
-    """Read one split of a task, or of every task of a mixture in turn; `kind` is one of `KINDS`.
+    """Read one split of a task, or of every task of a mixture in turn; `kind` is sft, pairs, thumbs or prompts.
 
     Raises:
       UserError: an unknown task or split, features that do not fit the kind, or more than `MAX_DROPPED` dropped.
     """
-    parts = [_load(task, config, kind) for task in members(find(config.mixture_or_task_name))]
+    whole = joined(_parts(members(find(config.mixture_or_task_name)), config, kind))
+    return whole if config.limit is None else whole.take(np.arange(min(config.limit, len(whole))))
+
+
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """The rows of datasets of one kind, one after the other."""
     arrays = {k: np.concatenate([part.arrays[k] for part in parts]) for k in parts[0].arrays}
     return dataclasses.replace(parts[0], arrays=arrays, examples=[e for part in parts for e in part.examples])
+
+
+def _parts(tasks: Sequence[Any], config: DatasetConfig, kind: str) -> list[Dataset]:
+    share = None if config.limit is None else -(-config.limit // len(tasks))
+    return [_load(task, dataclasses.replace(config, limit=share), kind) for task in tasks]
 
 
 def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:

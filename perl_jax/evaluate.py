@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from perl_jax import partitioning, rewards
+from perl_jax import partitioning
 from perl_jax.data import Dataset, Example, decode
+from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
-from perl_jax.rewards import TextFunction
 from perl_jax.types import Responses, Rollout
 
 
@@ -20,7 +20,7 @@ def answers(
     batch_size: int,
     partitioner: Partitioner,
     respond: Callable[[Any, list[Example], int], tuple[Rollout, Mapping[str, Any]]],
-    functions: Mapping[str, TextFunction],
+    functions: Mapping[str, Callable[[str, str, Mapping[str, Any]], float]],
 ) -> list[dict[str, Any]]:
     """One sampled answer to each prompt of a dataset, as rows for samples.jsonl.
 
@@ -28,7 +28,7 @@ def answers(
     (the examples are this process's); `functions` judge the text. A row holds prompt, response, tokens, whatever was
     given, and the task's `reference`.
     """
-    rows, judges = [], {name: rewards.function(f) for name, f in functions.items()}
+    rows = []
     for i, (batch, mine, _) in enumerate(dataset.batches(batch_size, partitioner.rows(batch_size))):
         rollout, given = partitioning.gather(respond(partitioner.batch(batch), mine, i))
         responses, lengths = decode(dataset.vocabulary, rollout), rollout.targets_mask.sum(-1)
@@ -36,7 +36,7 @@ def answers(
             prompt, response = example['inputs_pretokenized'], responses[b][0]
             row = {'prompt': prompt, 'response': response, 'tokens': int(lengths[b, 0])}
             row |= {k: float(v[b, 0]) for k, v in given.items()}
-            row |= {k: float(f(prompt, response, example)) for k, f in judges.items()}
+            row |= {k: float(f(prompt, response, example)) for k, f in functions.items()}
             row |= {'reference': example['reference']} if 'reference' in example else {}
             rows.append(row)
     return rows
@@ -66,14 +66,21 @@ def scores(
 
 
 def reward_metrics(datasets: Sequence[Dataset], rewards: Sequence[np.ndarray]) -> dict[str, float]:
-    """Pairwise accuracy for pairs; accuracy, balanced accuracy and AUC of the logit for thumbs."""
-    metrics = {}
-    for dataset, reward in zip(datasets, rewards, strict=True):
-        if 'labels' in dataset.arrays:
-            metrics |= classification(reward[:, 0], dataset.arrays['labels'][:, 0])
-        else:
-            metrics |= ranking(reward)
+    """Pairwise accuracy of all pairs [N, 2]; accuracy, balanced accuracy and AUC of the logit of all thumbs [N, 1]."""
+    metrics, labels = {}, [dataset.arrays.get('labels') for dataset in datasets]
+    found = list(zip(rewards, labels, strict=True))
+    if pairs := [reward for reward, label in found if label is None]:
+        metrics |= ranking(np.concatenate(pairs))
+    if thumbs := [(reward[:, 0], label[:, 0]) for reward, label in found if label is not None]:
+        metrics |= classification(*map(np.concatenate, zip(*thumbs)))
     return metrics
+
+
+def check_metric(name: str, metric: str, datasets: Sequence[Dataset]) -> None:
+    """What these rows can give is known before they are scored: of thumbs that are all alike there is no AUC."""
+    given = reward_metrics(datasets, [np.zeros((len(dataset), 2)) for dataset in datasets])
+    if metric not in given:
+        raise UserError(f"{name} = '{metric}': the held-out rows give {', '.join(given)}; name one of these")
 
 
 def ranking(rewards: np.ndarray) -> dict[str, float]:
@@ -84,14 +91,15 @@ def ranking(rewards: np.ndarray) -> dict[str, float]:
 
 
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Logits and 0/1 labels [N]. Balanced accuracy is the mean of both classes' recall; AUC counts ties as half.
+    """Logits and labels [N], which are up above a half.
 
-    With one class alone the two are not defined and are left out.
+    Balanced accuracy is the mean of both classes' recall; AUC counts ties as half. With one class alone the two are not
+    defined and are left out.
     """
     from scipy import stats
 
-    up, down = logits[labels == 1], logits[labels == 0]
-    metrics = {'accuracy': float(np.mean((logits > 0) == (labels == 1)))}
+    up, down = logits[labels > 0.5], logits[labels <= 0.5]
+    metrics = {'accuracy': float(np.mean((logits > 0) == (labels > 0.5)))}
     if len(up) and len(down):
         metrics['balanced_accuracy'] = float(((up > 0).mean() + (down <= 0).mean()) / 2)
         metrics['auc'] = float(stats.mannwhitneyu(up, down).statistic / (len(up) * len(down)))

@@ -1,4 +1,4 @@
-"""A finished run, measured again or asked: what `perl_jax eval` and `perl_jax sample` do.
+"""A finished run, measured again or asked: what `perl_jax eval` and `sample` do, and what `judge` asks a run.
 
 gin calls these with the run's own config.gin, so that base, tasks, lengths and sampling are those it was trained with.
 """
@@ -21,7 +21,7 @@ from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
-from perl_jax.rewards import TextFunction, member_scores
+from perl_jax.rewards import TextFunction, functions, member_scores
 from perl_jax.sampling import SamplingConfig, sample
 
 
@@ -35,7 +35,7 @@ def eval_reward(
 ) -> dict[str, Any]:
     """Score a whole split with a reward's best checkpoint; prints the metrics with 95% intervals.
 
-    Of an ensemble it is the members' mean that is measured.
+    Of an ensemble it is the members' mean that is measured; of several tasks of one kind, all their rows together.
     `group` is a field of the examples that are drawn together in the bootstrap (taskmaster: 'group'). Writes
     MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a reliability diagram for each task.
     """
@@ -43,13 +43,19 @@ def eval_reward(
         frozen, adapters = members(model_dir, base, partitioner)
         score_fn = jax.jit(functools.partial(member_scores, base.network))
         configs = [dataclasses.replace(config, split=split, limit=None) for config in dataset.each()]
-        datasets = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in configs]
+        kinds = [data.reward_kind(config.mixture_or_task_name) for config in configs]
+        datasets = [data.load(config, kind) for config, kind in zip(configs, kinds)]
         rewards = evaluate.scores(
             datasets, dataset.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapters, batch).mean(0)
         )
+    bins = {
+        config.mixture_or_task_name: calibration.reliability(*calibration.outcomes(one, values))
+        for config, one, values in zip(configs, datasets, rewards, strict=True)
+    }
     result: dict[str, Any] = {}
-    bins: dict[str, Any] = {}
-    for config, one, values in zip(configs, datasets, rewards, strict=True):
+    for kind in dict.fromkeys(kinds):
+        alike = [i for i, other in enumerate(kinds) if other == kind]
+        one, values = data.joined([datasets[i] for i in alike]), np.concatenate([rewards[i] for i in alike])
         groups = [str(e.get(group, i)) for i, e in enumerate(one.examples)]
 
         def measure(rows: np.ndarray, one: data.Dataset = one, values: np.ndarray = values) -> dict[str, float]:
@@ -57,7 +63,6 @@ def eval_reward(
             return evaluate.reward_metrics([some], [values[rows]]) | calibration.metrics(some, values[rows])
 
         result |= evaluate.with_intervals(measure, groups)
-        bins[config.mixture_or_task_name] = calibration.reliability(*calibration.outcomes(one, values))
     if jax.process_index() == 0:
         rundir.replace(os.path.join(model_dir, f'calibration_{split}.json'), json.dumps(bins, indent=2))
     return _report(model_dir, split, result)
@@ -96,7 +101,8 @@ def sample_policy(
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Print answers to `num` prompts of the task, or to `prompt`."""
-    config = dataclasses.replace(_given(dataset), limit=num, batch_size=partitioner.mesh.shape['data'])
+    config = dataclasses.replace(_given(dataset), limit=num, batch_size=partitioner.data_parallelism)
+    sampling = dataclasses.replace(sampling, num_microbatches=1)  # so few prompts need no parts
     with partitioner.scope():
         prompts = data.load(config, 'prompts')
         if prompt is not None:
@@ -137,7 +143,7 @@ def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitione
     adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
     frozen = bases.named(config.network, about['base'], partitioner)
     axes = partitioning.adapter_axes(adapter, frozen.axes)
-    return frozen, partitioning.place(adapter, partitioner.tree(axes))
+    return frozen, jax.device_put(adapter, partitioner.tree(axes))
 
 
 def members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, list[lora.Adapter]]:
@@ -145,7 +151,7 @@ def members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tup
     adapters, about = bases.read_adapters(model_dir, phase='reward', flag='--model_dir')
     frozen = bases.named(config.network, about['base'], partitioner)
     axes = [partitioner.tree(partitioning.adapter_axes(adapter, frozen.axes)) for adapter in adapters.values()]
-    return frozen, [partitioning.place(*pair) for pair in zip(adapters.values(), axes)]
+    return frozen, [jax.device_put(*pair) for pair in zip(adapters.values(), axes)]
 
 
 def _answers(
@@ -166,8 +172,9 @@ def _answers(
             base.network, lora.bind(params, adapter), batch, rng, prompts.eos_id, one
         )
     )
-    respond = lambda batch, _, i: (fn(frozen.params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
-    return evaluate.answers(prompts, config.batch_size, partitioner, respond, metric_fns or {})
+    params = base.network.unstack(frozen.params)  # not for each batch
+    respond = lambda batch, _, i: (fn(params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
+    return evaluate.answers(prompts, config.batch_size, partitioner, respond, functions(metric_fns))
 
 
 def _given(dataset: DatasetConfig | None) -> DatasetConfig:

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -117,7 +117,11 @@ class _Layer:
 
     def fans(self) -> tuple[int, int]:
         """How many numbers go in and come out for each place of the batch, whatever their shapes."""
-        for n in range(1, self.x.ndim + 1):
+        axis, counts = getattr(self.module, 'axis', None), range(1, self.x.ndim + 1)
+        if axis is not None:  # DenseGeneral says which it contracts; of others the shapes have to tell
+            axes = sorted(i % self.x.ndim for i in (axis if isinstance(axis, Sequence) else [axis]))
+            counts = [n for n in counts if axes == list(range(self.x.ndim - n, self.x.ndim))]
+        for n in counts:
             batch = self.x.shape[: self.x.ndim - n]
             fans = math.prod(self.x.shape[len(batch) :]), math.prod(self.y.shape[len(batch) :])
             if self.y.shape[: len(batch)] == batch and math.prod(fans) == jnp.size(self.kernel):

@@ -66,6 +66,8 @@ class KLConfig:
             raise UserError("KL_ESTIMATOR = 'k1' has no gradient in the loss; take 'k2', or KL_PLACE = 'reward'")
         if not 0 <= self.beta <= 1:
             raise UserError(f'BETA = {self.beta}: give a number from 0 to 1')
+        if self.target is not None and not (self.target > 0 and self.beta > 0):
+            raise UserError(f'KL_TARGET = {self.target} with BETA = {self.beta}: both have to be above 0 to be steered')
 
     @property
     def in_loss(self) -> bool:

@@ -212,11 +212,6 @@ def adapter_axes(adapter: Adapter, base_axes: PyTree) -> Adapter:
     return adapter.replace(lora=lora, params=params, head=head)
 
 
-def place(tree: PyTree, shardings: PyTree) -> Any:
-    """Put host arrays where they belong."""
-    return jax.tree.map(jax.device_put, tree, shardings)
-
-
 def gather(tree: PyTree) -> PyTree:
     """Whole arrays on the host, in every process."""
 

@@ -111,7 +111,7 @@ class LearnedReward:
                 own = bases.named(network, about['base'], partitioner)
             members += [frozen(adapter, own.params) for adapter in adapters.values()]
         axes = [partitioner.tree(partitioning.adapter_axes(member, base.axes)) for member in members]
-        members = [partitioning.place(*pair) for pair in zip(members, axes)]
+        members = [jax.device_put(*pair) for pair in zip(members, axes)]
 
         judge, params = compiled(network, self.aggregate, partitioner), network.unstack(own.params)
         return lambda rollout, examples: judge(params, members, rollout)

@@ -123,8 +123,15 @@ def start(
     checkpoints = Checkpoints(config.model_dir, best)
     first = checkpoints.latest() or 0
     if first:
+        said = checkpoints.about(first)['adapters']
+        for role, adapter in _learned(states).items():
+            if said[role]['scale'] != adapter.scale:
+                raise UserError(
+                    f"MODEL_DIR '{config.model_dir}' is a run with LoRA's alpha / rank = {said[role]['scale']:g}, now "
+                    f'{adapter.scale:g}; set LoraSpec.alpha as it was, or name another folder'
+                )
         states = checkpoints.restore(first, states)
-    name = {'phase': phase, 'base': base.name, 'best': best}
+    name = {'phase': phase, 'base': base.name}
     if first >= config.total_steps:
         checkpoints.close()
         logging.getLogger('perl_jax').warning(
@@ -164,7 +171,7 @@ def made(
     state = TrainState(step=jnp.int32(0), adapter=jax.tree.map(jnp.asarray, adapter), opt_state=())
     adapters = {role: {'scale': adapter.scale, 'dropout': adapter.dropout}}
     checkpoints = Checkpoints(folder)
-    checkpoints.save(0, {role: state}, {'phase': phase, 'base': base, 'best': None, 'adapters': adapters})
+    checkpoints.save(0, {role: state}, {'phase': phase, 'base': base, 'adapters': adapters})
     checkpoints.close()
     about = {
         'phase': phase,

@@ -34,6 +34,14 @@ class SamplingConfig:
     top_p: float = 1.0
     num_microbatches: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UserError(f'TEMPERATURE = {self.temperature}: give a number of at least 0')
+        if not 0 < self.top_p <= 1:
+            raise UserError(f'SamplingConfig.top_p = {self.top_p}: give a number above 0, and 1 to keep every token')
+        if self.top_k < 0:
+            raise UserError(f'SamplingConfig.top_k = {self.top_k}: give a number of tokens, or 0 to keep all')
+
     @property
     def truncates(self) -> bool:
         """Whether tokens are drawn from less than the policy's whole distribution."""
@@ -50,7 +58,8 @@ def sample(
 ) -> Rollout:
     """Draw K responses of at most R tokens for each of B prompts. Pure: the same `rng` draws the same tokens.
 
-    `Rollout.logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p), float32.
+    `Rollout.logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p), float32;
+    of greedy tokens those at temperature 1.
     A response that ended keeps its EOS as its last real token; one that ran out of room has none.
 
     Raises:

@@ -139,6 +139,8 @@ def _check(
     spec: lora.LoraSpec | lora.FullSpec, sampling: SamplingConfig, algorithm: Algorithm, batch_size: int, shared: bool
 ) -> None:
     name = type(algorithm).__name__
+    if sampling.temperature == 0:
+        raise UserError('TEMPERATURE = 0: a policy learns from answers that are drawn; give a number above 0')
     if sampling.num_samples < algorithm.min_samples:
         raise UserError(
             f'NUM_SAMPLES = {sampling.num_samples}: {name} compares the answers to one prompt; '

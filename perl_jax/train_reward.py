@@ -8,6 +8,7 @@ Several adapters may be trained side by side on the one base, an ensemble.
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,17 +40,20 @@ def reward_step(
 ) -> tuple[TrainState, Metrics]:
     """One step on the sum of the batches' mean losses: `Thumbs` are classified, other `Responses` are pairs. Pure."""
 
+    thumbs = sum(batch.labels.size for batch in batches if isinstance(batch, Thumbs))
+    pairs = sum(len(batch.inputs) for batch in batches if not isinstance(batch, Thumbs))
+
     def loss(adapter: lora.Adapter, parts: Sequence[Responses], rng: jax.Array) -> tuple[jax.Array, Any]:
-        total, hits, variables = 0.0, {}, lora.bind(base, adapter, train=True)
+        total, hits, variables = 0.0, collections.Counter(), lora.bind(base, adapter, train=True)
         for part, batch in zip(parts, batches):
             rewards = score(network, variables, part, rngs={'dropout': rng})
             if isinstance(batch, Thumbs):
                 total += losses.pointwise(rewards, part.labels).sum() / batch.labels.size
-                hits['accuracy/pointwise'] = ((rewards > 0) == (part.labels == 1)).sum() / batch.labels.size
+                hits['accuracy/pointwise'] += ((rewards > 0) == (part.labels > 0.5)).sum() / thumbs
             else:
                 total += losses.pairwise(rewards).sum() / len(batch.inputs)
-                hits['accuracy/pairwise'] = (rewards[:, 0] > rewards[:, 1]).sum() / len(batch.inputs)
-        return total, (hits, ())
+                hits['accuracy/pairwise'] += (rewards[:, 0] > rewards[:, 1]).sum() / pairs
+        return total, (dict(hits), ())
 
     rng = jax.random.fold_in(rng, state.step)
     value, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, batches, num_microbatches, rng)
@@ -142,6 +146,7 @@ def train(
             for role, seed in zip(roles, seeds)
         }
         heldout = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in eval_dataset.each()]
+        evaluate.check_metric('BEST_METRIC', best_metric, heldout)
         data.check_vocabulary(heldout[0].vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 

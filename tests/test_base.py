@@ -136,7 +136,7 @@ def test_of_a_reward_run_the_best_checkpoint_is_read(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), 'auc')
     for step, auc in ((1, 0.7), (2, 0.9), (3, 0.8)):
         adapter = lora.Adapter(head={'kernel': jnp.full(3, float(step))})
-        about = {'phase': 'reward', 'best': 'auc', 'adapters': {'reward': {'scale': 1.0, 'dropout': 0.0}}}
+        about = {'phase': 'reward', 'adapters': {'reward': {'scale': 1.0, 'dropout': 0.0}}}
         checkpoints.save(step, {'reward': types.TrainState(jnp.int32(step), adapter, ())}, about, {'auc': auc})
     checkpoints.close()
     adapter, _ = bases.read_adapter(str(tmp_path), 'reward', phase='reward', flag='x')

@@ -115,6 +115,13 @@ def test_a_reader_gets_the_best_without_knowing_the_metric(tmp_path):
     assert tiny.same(adapter, states[1].adapter)
 
 
+def test_of_a_run_that_was_stopped_before_it_was_measured_the_latest_is_read(tmp_path):
+    states = [make(LoraSpec(), seed) for seed in range(2)]
+    save(tmp_path, states, [None, None], best='auc')
+    adapter, _ = read_adapter(str(tmp_path), 'reward', phase='reward', flag='X')
+    assert tiny.same(adapter, states[1].adapter)
+
+
 def test_reading_writes_nothing(tmp_path):
     save(tmp_path, [make(LoraSpec())])
     tree = lambda: {(p, p.stat().st_mtime_ns) for p in tmp_path.rglob('*')}  # noqa: E731

@@ -256,6 +256,11 @@ def test_model_dir_of_another_rank(toys):
     assert 'another trainable_parameters' in refused(toys.reward, argv)
 
 
+def test_model_dir_of_another_alpha(toys):
+    argv = toy('reward', toys.reward, *toys.sources[:1], '--gin.lora.LoraSpec.alpha=64')
+    assert 'set LoraSpec.alpha as it was' in refused(toys.reward, argv)
+
+
 def test_model_dir_with_checkpoints_of_nobody(tmp_path):
     (tmp_path / 'checkpoints/3').mkdir(parents=True)
     assert 'has checkpoints but no run.json' in refused(tmp_path, toy('sft', tmp_path))

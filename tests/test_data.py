@@ -145,6 +145,14 @@ def test_limit_reads_the_first():
     assert [e['inputs_pretokenized'] for e in dataset.examples] == ['000', '001', '002']
 
 
+@pytest.mark.parametrize(('limit', 'read'), [(5, 'aaabb'), (1, 'a'), (2, 'ab'), (50, 'a' * 9 + 'b' * 9)])
+def test_limit_is_of_a_mixture_and_its_tasks_alike(limit, read):
+    members = [task('prompts', [name] * 9) for name in 'ab']
+    seqio.MixtureRegistry.add(name := f'data_{next(_numbers)}_prompts', members, default_rate=1.0)
+    dataset = data.load(DatasetConfig(name, LENGTHS, 2, limit=limit), 'prompts')
+    assert ''.join(e['inputs_pretokenized'] for e in dataset.examples) == read
+
+
 def test_take():
     dataset = load('sft', sft(5)).take(np.array([3, 1]))
     assert [e['inputs_pretokenized'] for e in dataset.examples] == ['003', '001']

@@ -5,6 +5,7 @@ import pytest
 
 from perl_jax import evaluate, types
 from perl_jax.data import Dataset
+from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
 
 
@@ -58,6 +59,27 @@ def test_metrics_of_several_tasks_stand_together():
     pairs, thumbs = Dataset({}, [], None, 1), Dataset({'labels': np.array([[1.0], [0.0]])}, [], None, 1)
     got = evaluate.reward_metrics([pairs, thumbs], [np.array([[2.0, 1.0]]), np.array([[1.0], [-1.0]])])
     assert got == {'pairwise_accuracy': 1, 'margin': 1, 'accuracy': 1, 'balanced_accuracy': 1, 'auc': 1}
+
+
+def test_several_tasks_of_a_kind_are_measured_as_one():
+    pairs = [Dataset({}, [], None, 1)] * 2
+    got = evaluate.reward_metrics(pairs, [np.array([[2.0, 1.0]]), np.array([[1.0, 2.0]] * 3)])
+    assert got == {'pairwise_accuracy': 0.25, 'margin': -0.5}
+    up, down = (Dataset({'labels': np.full((2, 1), label)}, [], None, 1) for label in (1.0, 0.0))
+    got = evaluate.reward_metrics([up, down], [np.array([[1.0], [3.0]]), np.array([[-1.0], [2.0]])])
+    assert got == {'accuracy': 0.75, 'balanced_accuracy': 0.75, 'auc': 0.75}
+
+
+def test_labels_between_count_as_the_nearer():
+    got = evaluate.classification(np.array([3.0, -3.0, 1.0]), np.array([0.9, 0.1, 0.2]))
+    assert got == {'accuracy': 2 / 3, 'balanced_accuracy': 0.75, 'auc': 1}
+
+
+def test_a_metric_that_the_rows_cannot_give_is_refused():
+    alike = Dataset({'labels': np.ones((2, 1))}, [{}, {}], None, 1)
+    evaluate.check_metric('BEST_METRIC', 'accuracy', [alike])
+    with pytest.raises(UserError, match="BEST_METRIC = 'auc': the held-out rows give accuracy; name one"):
+        evaluate.check_metric('BEST_METRIC', 'auc', [alike])
 
 
 # Intervals.

@@ -182,6 +182,15 @@ def test_a_layer_that_is_no_product():
         intercept(nn.Sequential([nn.Conv(D, (3,))]), LoraSpec(targets='layers_0')).init(KEY, X)
 
 
+def test_a_product_over_other_axes_than_the_last():
+    """Whatever the sizes: here the shapes alone would allow it."""
+    x = jnp.ones((2, D, D))
+    trailing = intercept(nn.Sequential([nn.DenseGeneral((D,), axis=-1)]), LoraSpec(targets='layers_0'))
+    trailing.init(KEY, x)
+    with pytest.raises(UserError, match='matches layers_0, which is no matrix product over the trailing axes'):
+        intercept(nn.Sequential([nn.DenseGeneral((D,), axis=1)]), LoraSpec(targets='layers_0')).init(KEY, x)
+
+
 @jax.numpy_rank_promotion('allow')  # as T5X needs it
 @pytest.mark.parametrize('example', ['t5', 'scalable_t5', 'decoder_only'])
 def test_t5x(example):

@@ -161,7 +161,10 @@ def test_beta_is_steered_to_the_target_as_in_ziegler_et_al():
 
 @pytest.mark.parametrize(
     ('setting', 'said'),
-    [({'estimator': 'k4'}, 'KL_ESTIMATOR'), ({'place': 'both'}, 'KL_PLACE'), ({'beta': 1.5}, 'BETA')],
+    [
+        ({'estimator': 'k4'}, 'KL_ESTIMATOR'), ({'place': 'both'}, 'KL_PLACE'), ({'beta': 1.5}, 'BETA'),
+        ({'target': 0.0}, 'KL_TARGET = 0.0'), ({'target': 5.0, 'beta': 0.0}, 'with BETA = 0.0'),
+    ],  # fmt: skip
 )
 def test_settings_that_make_no_sense_are_refused(setting, said):
     with pytest.raises(UserError, match=said):

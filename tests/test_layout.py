@@ -43,7 +43,6 @@ SAME_FLOOR = {
     ('algorithms.*', 'algorithms'): 'each says what it is',
     ('interop.*', 'interop.*'): 'readers of one format share what they know of it',
     ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
-    ('evaluate', 'rewards'): 'a metric of the text is the same function as a reward of the text',
     ('networks.decoder', 'networks.branches'): 'its attention',
     ('networks.*', 'networks.chosen'): 'which tokens of a run go on',
     ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',

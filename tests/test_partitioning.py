@@ -173,5 +173,5 @@ def test_abstract_and_unbox():
 
 def test_place():
     shardings = {'a': Partitioner().sharding('batch'), 'b': Partitioner().sharding()}
-    placed = partitioning.place({'a': np.ones(8), 'b': np.zeros(3)}, shardings)
+    placed = jax.device_put({'a': np.ones(8), 'b': np.zeros(3)}, shardings)
     assert {name: x.sharding for name, x in placed.items()} == shardings

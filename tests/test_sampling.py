@@ -240,6 +240,15 @@ def test_ties_are_kept():
     assert np.isfinite(truncate(logits, SamplingConfig(top_p=0.1))).tolist() == [True, False, True, False]
 
 
+@pytest.mark.parametrize(('setting', 'said'), [
+    ({'top_p': 0.0}, 'top_p = 0.0'), ({'top_p': 1.5}, 'top_p'), ({'top_k': -1}, 'top_k'),
+    ({'temperature': -1.0}, 'TEMPERATURE'), ({'temperature': float('nan')}, 'TEMPERATURE'),
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(setting, said):
+    with pytest.raises(UserError, match=said):
+        SamplingConfig(**setting)
+
+
 def test_truncates_tells():
     assert not SamplingConfig(temperature=0.3).truncates
     assert SamplingConfig(top_k=1).truncates and SamplingConfig(top_p=0.99).truncates

@@ -98,6 +98,13 @@ def test_reward_learns_to_prefer_the_chosen_and_the_thumbs_up(spec):
     assert scores[THUMBS.labels == 1].mean() > scores[THUMBS.labels == 0].mean() + 0.5
 
 
+def test_accuracy_is_over_all_batches_of_a_kind():
+    flipped = dataclasses.replace(PAIRS, targets=PAIRS.targets[:, ::-1], targets_mask=PAIRS.targets_mask[:, ::-1])
+    step = jax.jit(tiny.stepper('reward', TX))
+    _, metrics = step(tiny.base(), start('reward', LORA), (PAIRS, flipped), KEY)
+    assert float(metrics['accuracy/pairwise']) == pytest.approx(0.5)
+
+
 @specs
 def test_metrics_are_of_the_state_before_the_step(spec):
     run = trained('reward', spec)

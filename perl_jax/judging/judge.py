@@ -181,10 +181,8 @@ def _report(
 ) -> dict[str, Any]:
     for name, (value, low, high) in result.items():
         print(f'{about["split"]}  {name:20s} {value:8.4f}   95% [{low:.4f}, {high:.4f}]')
-    with open(f'{path}.jsonl', 'w') as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+    rundir.replace(f'{path}.jsonl', ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
     figures = {k: {'value': v[0], 'low': v[1], 'high': v[2]} for k, v in result.items()}
-    with open(f'{path}.json', 'w') as file:
-        json.dump(about | {'answers': len(rows), 'metrics': figures}, file, indent=2)
+    rundir.replace(f'{path}.json', json.dumps(about | {'answers': len(rows), 'metrics': figures}, indent=2) + '\n')
     print(f'{path}.json')
     return result

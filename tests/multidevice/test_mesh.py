@@ -12,11 +12,12 @@ import pytest
 import tiny
 from tiny import EOS, NETWORK, D
 
-from perl_jax import flash, lora, partitioning, rl_programs, types
+from perl_jax import flash, infer, lora, partitioning, rl_programs, runs, types
 from perl_jax.algorithms.reinforce import Reinforce
 from perl_jax.base import BaseConfig
 from perl_jax.base import load as load_base
 from perl_jax.checkpoints import Checkpoints, fingerprint
+from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.kl import KLConfig
 from perl_jax.lora import FullSpec, LoraSpec
@@ -59,7 +60,7 @@ def declared(kind, state, partitioner):
 
 
 def place_base(partitioner):
-    return partitioning.place(tiny.base(), partitioner.tree(partitioning.abstract(NETWORK)[1]))
+    return jax.device_put(tiny.base(), partitioner.tree(partitioning.abstract(NETWORK)[1]))
 
 
 def five_steps(step, base, state, batch):
@@ -100,7 +101,7 @@ def on_eight(kind, spec, mesh):
     with partitioner.scope():
         base, batch = place_base(partitioner), partitioner.batch(BATCHES[kind])
         shardings = declared(kind, start(kind, spec), partitioner)
-        before = partitioning.place(start(kind, spec), shardings)
+        before = jax.device_put(start(kind, spec), shardings)
         step = jax.jit(tiny.stepper(kind, TX), donate_argnums=1, out_shardings=(shardings, None))
         step = step.lower(base, before, batch, KEY).compile()
         after, metrics = five_steps(step, base, before, batch)
@@ -157,7 +158,7 @@ def test_a_batch_without_padding_equals_and_no_token_moves(mesh):
     with partitioner.scope():
         base = place_base(partitioner)
         shardings = declared('policy', start('policy', LORA), partitioner)
-        before = partitioning.place(start('policy', LORA), shardings)
+        before = jax.device_put(start('policy', LORA), shardings)
         for each in (batch, tiny.without_padding(batch, partitioner.data_parallelism)):
             step = jax.jit(tiny.stepper('policy', TX), out_shardings=(shardings, None))
             programs.append(step.lower(base, before, partitioner.batch(each), KEY).compile())
@@ -195,7 +196,7 @@ def rollout_on_one(K):
 def placed_rollout_inputs(partitioner, K):
     base, (adapter, prompts, scores) = place_base(partitioner), rollout_inputs(K)
     axes = partitioning.adapter_axes(adapter, partitioning.abstract(NETWORK)[1])
-    adapter = partitioning.place(adapter, partitioner.tree(axes))
+    adapter = jax.device_put(adapter, partitioner.tree(axes))
     return base, adapter, partitioner.batch(prompts), partitioner.batch(scores)
 
 
@@ -298,7 +299,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path, spec):
     run.save(5, _saved(after), about)
     run.close()
     shardings = declared('policy', start('policy', spec), MESHES['4x2'])
-    like = partitioning.place(jax.tree.map(np.zeros_like, start('policy', spec)), shardings)
+    like = jax.device_put(jax.tree.map(np.zeros_like, start('policy', spec)), shardings)
     run = Checkpoints(str(tmp_path))
     back = types.PolicyState(**run.restore(5, _saved(like)))
     assert tiny.same(run.restore_adapters(5)['value'], after.value.adapter)
@@ -326,7 +327,7 @@ def test_under_fsdp_the_rows_of_the_embedding_move_and_not_the_table():
     partitioner = MESHES['fsdp']
     with partitioner.scope():
         base, batch = place_base(partitioner), partitioner.batch(BATCHES['sft'])
-        state = partitioning.place(start('sft', LORA), declared('sft', start('sft', LORA), partitioner))
+        state = jax.device_put(start('sft', LORA), declared('sft', start('sft', LORA), partitioner))
         text = jax.jit(tiny.stepper('sft', TX)).lower(base, state, batch, KEY).compile().as_text()
     table, gathers = f'[{tiny.V},{D}]', [line for line in text.splitlines() if ' all-gather(' in line]
     reads = [line for line in gathers if table in line.split(' all-gather(')[0]]
@@ -354,3 +355,17 @@ def test_the_fused_kernel_on_a_mesh(mesh):
     assert got.sharding.shard_shape(got.shape)[0] == B // on.data_parallelism
     np.testing.assert_allclose(got, want, atol=1e-5)
     tiny.assert_close(found, gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_a_few_prompts_are_answered_on_any_mesh(tmp_path, capsys):
+    """As `perl_jax sample` does it, of a run that takes its prompts in parts."""
+    from perl_jax.tasks import toy  # noqa: F401 (registers them)
+
+    network = Decoder(dataclasses.replace(NETWORK.config, vocab_size=384))  # the toy's bytes
+    base = BaseConfig(network)
+    frozen = load_base(base, Partitioner(), 0)
+    runs.made(str(tmp_path), 'policy', 'policy', LORA.init(KEY, frozen.params), frozen.name, 1, 'a test', '')
+    prompts = DatasetConfig('toy_prompts', {'inputs': 64}, 8)
+    sampling = dataclasses.replace(SAMPLING, num_microbatches=2)
+    infer.sample_policy(str(tmp_path), base, prompts, sampling, num=3, partitioner=MESHES['all'])
+    assert capsys.readouterr().out.count('"tokens"') == 3
