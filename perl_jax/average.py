@@ -39,6 +39,8 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
         raise UserError('average: some of these runs are LoRA and some full tuning; average one kind')
     made = averaging.concatenate(members, [1 / len(members)] * len(members))
     if rank is not None:
+        if rank < 1:
+            raise UserError(f'average: --rank={rank}: give a whole number of at least 1')
         if made.lora is None:
             raise UserError('average: --rank is for LoRA; full tuning is averaged as it is')
         made, error = averaging.truncate(made, rank)

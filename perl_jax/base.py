@@ -8,6 +8,7 @@ of an SFT run (its own base with its adapter merged in), or nothing, for random 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,10 @@ class BaseConfig:
     network: nn.Module
     path: str | None = None
     dtype: str = 'float32'
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ('float32', 'bfloat16', 'float16'):
+            raise UserError(f"BASE_DTYPE = {self.dtype!r}: give 'float32', 'bfloat16' or 'float16'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +89,24 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
         params = _read(config, partitioner)
         _check(config.path, shapes, params)
         params = jax.tree.map(lambda x, where: jax.device_put(jnp.asarray(x, config.dtype), where), params, shardings)
-    return Base(params, axes, config.path, fingerprint(params))
+    path = config.path if '://' in config.path else os.path.abspath(config.path)  # found from any folder
+    return Base(params, axes, path, fingerprint(params))
 
 
-def named(network: nn.Module, name: Mapping[str, str], partitioner: Partitioner) -> Base:
-    """The base that a checkpoint names; an error if what is there now has another fingerprint."""
+def named(network: nn.Module, name: Mapping[str, str], partitioner: Partitioner, now: str | None = None) -> Base:
+    """The base that a checkpoint names; an error if what is there has another fingerprint.
+
+    `now` is where it lies if it is no longer where it was.
+    """
     path, seed = name['path'], 0
     if path.startswith('random:'):
         path, seed = None, int(path.removeprefix('random:'))
+    elif now is not None and '://' not in path and not os.path.exists(path):
+        path = now
     base = load(BaseConfig(network, path, name['dtype']), partitioner, seed)
     if base.fingerprint != name['fingerprint']:
-        raise UserError(
-            f"the base at '{name['path']}' has changed since the run that names it; put back the one it was made on"
-        )
+        where = path or name['path']
+        raise UserError(f"the base at '{where}' has changed since the run that names it; put back what it was made on")
     return base
 
 
@@ -118,6 +128,11 @@ def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
         raise UserError(
             f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no Hugging Face or T5X checkpoint and no "
             'MODEL_DIR of an SFT run'
+        )
+    if epath.Path(path, 'adapter_config.json').exists():
+        raise UserError(
+            f"INITIAL_CHECKPOINT_PATH: '{path}' is an adapter of PEFT; make a MODEL_DIR of it with "
+            '`perl_jax import --format=peft`'
         )
     adapter, about = read_adapter(path, 'policy', phase='sft', flag='INITIAL_CHECKPOINT_PATH')
     if adapter.params is not None:

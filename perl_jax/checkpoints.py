@@ -79,8 +79,19 @@ class Checkpoints:
         self.manager.save(step, args=args, metrics=metrics)
 
     def restore(self, step: int, like: PyTree) -> PyTree:
-        """A state shaped and placed like `like` (arrays with shardings)."""
+        """A state shaped and placed like `like` (arrays with shardings).
+
+        Raises:
+          UserError: the checkpoint cannot be read, or holds other things: another optimizer's, of another adapter.
+        """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(like))
+        there, wanted = self._names(step), _names(template)
+        if there != wanted:
+            raise UserError(
+                f'checkpoint {os.path.join(self.folder, str(step))} is of another OPTIMIZER or TUNING: '
+                f'{min(there ^ wanted)} is {"there" if there - wanted else "not there"}; give those that it was made '
+                'with, or name another MODEL_DIR'
+            )
         tree = self._read(step, state=ocp.args.StandardRestore(template))['state']
         return serialization.from_state_dict(like, tree)
 
@@ -100,6 +111,12 @@ class Checkpoints:
         """Wait for what is still being written."""
         self.manager.close()
 
+    def _names(self, step: int) -> set[str]:
+        try:
+            return _names(_metadata(os.path.join(self.folder, str(step), 'state')))
+        except Exception as error:
+            raise _broken(self.folder, step) from error
+
     def _read(self, step: int, **args: Any) -> Any:
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**args))
@@ -109,6 +126,10 @@ class Checkpoints:
 
 def _metadata(item: str) -> PyTree:
     return ocp.PyTreeCheckpointer().metadata(item).item_metadata.tree
+
+
+def _names(tree: PyTree) -> set[str]:
+    return {jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(tree)}
 
 
 def _broken(folder: str, step: int) -> UserError:

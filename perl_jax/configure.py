@@ -62,7 +62,7 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
         near = difflib.get_close_matches(macro, sorted(macros | used), n=3, cutoff=0.4)
         raise UserError(f"gin: nothing reads a macro called '{macro}'; nearest: {', '.join(near) or 'none'}")
     with _one_line():
-        gin.bind_parameter('perl_jax.runs.RunConfig.config_text', gin.operative_config_str)  # asked once all is set
+        gin.bind_parameter('perl_jax.runs.RunConfig.config_text', operative)  # asked once all is set
         gin.finalize()
 
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -74,6 +74,25 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
             raise
 
     return checked
+
+
+def operative() -> str:
+    """What a run has used, as a gin file: its config.gin.
+
+    What a macro made, gin notes under a scope of the macro's name, and that is the stronger one: where the file is
+    read, bindings of the plain name would change nothing. So that scope is left out, but where two use one name.
+    """
+    import gin
+
+    text = gin.operative_config_str()
+    scopes: dict[str, set[str]] = {}
+    for scope, name in re.findall(rf'^(?:({"|".join(_MACRO.findall(text))})/)?([\w.]+)\.\w+ = ', text, re.MULTILINE):
+        scopes.setdefault(name, set()).add(scope)
+    for name, (scope, *others) in scopes.items():
+        if scope and not others:
+            scoped = rf'^(# Parameters for )?{scope}/{re.escape(name)}(?=[.:])'
+            text = re.sub(scoped, rf'\g<1>{name}', text, flags=re.MULTILINE)
+    return text
 
 
 def _read(files: list[str], paths: list[str]) -> None:

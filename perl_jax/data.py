@@ -49,6 +49,9 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.length_buckets, int) or self.length_buckets < 1:
             raise UserError(f'LENGTH_BUCKETS = {self.length_buckets!r}: give a whole number of at least 1')
+        lengths = self.task_feature_lengths
+        if not isinstance(lengths, Mapping) or not all(isinstance(n, int) and n > 0 for n in lengths.values()):
+            raise UserError(f"TASK_FEATURE_LENGTHS = {lengths!r}: give tokens, as in {{'inputs': 512, 'targets': 64}}")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise UserError(f'BATCH_SIZE = {self.batch_size!r}: give a whole number of at least 1')
 

@@ -53,7 +53,7 @@ def export_run(
                     'export those with --format=hf and name that folder in base_model_name_or_path'
                 )
         else:
-            params = lora.merge(bases.named(network, about['base'], partitioner).params, adapter)
+            params = lora.merge(bases.named(network, about['base'], partitioner, base.path).params, adapter)
             if format == 't5x':
                 t5x.save(folder, params, 0)
             else:
@@ -82,6 +82,9 @@ def import_run(
         base = dataclasses.replace(base, path=base.path or peft.base_of(input))
     else:
         base = dataclasses.replace(base, path=input)
+        found = 'hf' if hf.is_checkpoint(input) else 't5x' if t5x.find(input) else format
+        if found != format:
+            raise UserError(f"import: --format={format}: '{input}' is a checkpoint of {found}")
     with partitioner.scope(), rundir.whole(model_dir) as folder:
         frozen = bases.load(base, partitioner, 0)
         if format == 'peft':

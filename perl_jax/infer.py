@@ -141,7 +141,7 @@ def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitione
     """The base of a finished run, and its best adapter for a role, on the mesh."""
     phase = rundir.read(model_dir)['phase']
     adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
-    frozen = bases.named(config.network, about['base'], partitioner)
+    frozen = bases.named(config.network, about['base'], partitioner, config.path)
     axes = partitioning.adapter_axes(adapter, frozen.axes)
     return frozen, jax.device_put(adapter, partitioner.tree(axes))
 
@@ -149,7 +149,7 @@ def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitione
 def members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, list[lora.Adapter]]:
     """`bound`, for all members of a reward run."""
     adapters, about = bases.read_adapters(model_dir, phase='reward', flag='--model_dir')
-    frozen = bases.named(config.network, about['base'], partitioner)
+    frozen = bases.named(config.network, about['base'], partitioner, config.path)
     axes = [partitioner.tree(partitioning.adapter_axes(adapter, frozen.axes)) for adapter in adapters.values()]
     return frozen, [jax.device_put(*pair) for pair in zip(adapters.values(), axes)]
 

@@ -52,6 +52,12 @@ class LoraSpec:
 
     tuning = 'lora'
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise UserError(f'LoraSpec.rank = {self.rank!r}: give a whole number of at least 1')
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'LoraSpec.dropout = {self.dropout}: give a number from 0 to below 1')
+
     def init(self, rng: jax.Array, base: PyTree) -> Adapter:
         """A fresh adapter in float32; the bound network still computes exactly what the base does."""
         flat, lora = traverse_util.flatten_dict(base, sep='/'), {}

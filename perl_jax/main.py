@@ -76,6 +76,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, a folder that is not ours
+        code, said = 2, f'{command}: ' + str(error).partition('\n')[0]
     except KeyboardInterrupt:
         code, said = 130, 'interrupted; the same command goes on from the last checkpoint'
     except Exception:
@@ -131,6 +133,9 @@ def _quiet() -> None:
 
 def _run(command: str, argv: list[str]) -> None:
     files, bindings, paths, rest = configure.flags(command, _join(command, argv))
+    if rest[:1] in (['-h'], ['--help']):
+        print(HELP, end='')
+        return
     if rest:
         raise UserError(f"{command}: unknown argument '{rest[0]}' (perl_jax --help)")
     if not files:

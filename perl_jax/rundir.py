@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
+import logging
 import math
 import os
 import shutil
@@ -191,11 +193,34 @@ def read(model_dir: str) -> dict[str, Any] | None:
         return None
     try:
         about = json.loads(path.read_text())
-        if 'phase' not in about:
-            raise ValueError('it names no phase')
-    except (ValueError, TypeError) as error:
+        if about['phase'] not in ('sft', 'reward', 'policy'):
+            raise ValueError(f"its phase is '{about['phase']}'")
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{path}' is not what a run writes ({error}); name another folder") from error
     return about
+
+
+@contextlib.contextmanager
+def locked(model_dir: str) -> Iterator[None]:
+    """While this holds, no other run of this machine writes there; the lock goes with the process, and is no file."""
+    if jax.process_index() != 0 or '://' in model_dir:
+        yield
+        return
+    os.makedirs(model_dir, exist_ok=True)
+    folder = os.open(model_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise UserError(
+            f"MODEL_DIR '{model_dir}': another process is writing there; wait for it, or name another folder"
+        ) from error
+    except OSError:
+        pass  # a network's file system may have no locks
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def check(model_dir: str, about: dict[str, Any]) -> None:
@@ -226,7 +251,15 @@ def _cut(path: str, step: int) -> None:
     if not epath.Path(path).exists():
         return
     whole = epath.Path(path).read_text().split('\n')[:-1]  # a line that a killed process broke off has no end
-    replace(path, ''.join(line + '\n' for line in whole if json.loads(line)['step'] <= step))
+    kept, odd = [], 0
+    for line in whole:
+        try:
+            kept += [line + '\n'] if json.loads(line)['step'] <= step else []
+        except (ValueError, TypeError, KeyError):
+            odd += 1  # as a machine that lost its power leaves them
+    if odd:
+        logging.getLogger('perl_jax').warning(f'{path}: {odd} lines are no log of a step; dropped')
+    replace(path, ''.join(kept))
 
 
 def replace(path: str, text: str) -> None:

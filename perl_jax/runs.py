@@ -38,6 +38,10 @@ class RunConfig:
     config_text: Callable[[], str] = str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_dir, str) or not self.model_dir or self.model_dir.startswith('~'):
+            raise UserError(f'MODEL_DIR = {self.model_dir!r}: give the path of a folder, without ~')
+        if not isinstance(self.random_seed, int) or self.random_seed < 0:
+            raise UserError(f'RANDOM_SEED = {self.random_seed!r}: give a whole number of at least 0')
         for name, macro in ('total_steps', 'TRAIN_STEPS'), ('eval_period', 'EVAL_PERIOD'), ('log_period', ''):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -109,7 +113,7 @@ def start(
       best: the metric of the evaluation whose best checkpoint is kept beside the latest.
 
     Raises:
-      UserError: MODEL_DIR belongs to another run or another base.
+      UserError: MODEL_DIR belongs to another run, another base or another process.
     """
     about = {
         'phase': phase,
@@ -120,38 +124,33 @@ def start(
         'devices': bases.describe_devices(),
     }
     rundir.check(config.model_dir, about)
-    checkpoints = Checkpoints(config.model_dir, best)
-    first = checkpoints.latest() or 0
-    if first:
-        said = checkpoints.about(first)['adapters']
-        for role, adapter in _learned(states).items():
-            if said[role]['scale'] != adapter.scale:
-                raise UserError(
-                    f"MODEL_DIR '{config.model_dir}' is a run with LoRA's alpha / rank = {said[role]['scale']:g}, now "
-                    f'{adapter.scale:g}; set LoraSpec.alpha as it was, or name another folder'
-                )
-        states = checkpoints.restore(first, states)
-    name = {'phase': phase, 'base': base.name}
-    if first >= config.total_steps:
-        checkpoints.close()
-        logging.getLogger('perl_jax').warning(
-            f"{phase}: '{config.model_dir}' is finished ({first} of {config.total_steps} steps); "
-            'for more raise TRAIN_STEPS'
+    with rundir.locked(config.model_dir):
+        checkpoints = Checkpoints(config.model_dir, best)
+        first = checkpoints.latest() or 0
+        if first:
+            _check_scale(config.model_dir, checkpoints.about(first)['adapters'], states)
+            states = checkpoints.restore(first, states)
+        name = {'phase': phase, 'base': base.name}
+        if first >= config.total_steps:
+            checkpoints.close()
+            logging.getLogger('perl_jax').warning(
+                f"{phase}: '{config.model_dir}' is finished ({first} of {config.total_steps} steps); "
+                'for more raise TRAIN_STEPS'
+            )
+            yield Run(config, None, checkpoints, states, name, lambda step: False)
+            return
+        window = checkpoints.about(first).get('window', []) if first else []
+        folder = rundir.RunDir(
+            config.model_dir, about, first, config.total_steps, config.log_period, config.config_text(), window
         )
-        yield Run(config, None, checkpoints, states, name, lambda step: False)
-        return
-    window = checkpoints.about(first).get('window', []) if first else []
-    folder = rundir.RunDir(
-        config.model_dir, about, first, config.total_steps, config.log_period, config.config_text(), window
-    )
-    finished = False
-    try:
-        with preemption() as preempted:
-            yield Run(config, folder, checkpoints, states, name, preempted)
-        finished = True
-    finally:
-        checkpoints.close()
-        folder.close(finished)
+        finished = False
+        try:
+            with preemption() as preempted:
+                yield Run(config, folder, checkpoints, states, name, preempted)
+            finished = True
+        finally:
+            checkpoints.close()
+            folder.close(finished)
 
 
 def made(
@@ -182,6 +181,15 @@ def made(
         'devices': bases.describe_devices(),
     }
     rundir.imported(folder, about, source, config_text)
+
+
+def _check_scale(model_dir: str, adapters: dict[str, dict[str, float]], states: dict[str, Any]) -> None:
+    for role, adapter in _learned(states).items():
+        if (before := adapters[role]['scale']) != adapter.scale:
+            raise UserError(
+                f"MODEL_DIR '{model_dir}' is a run with LoRA's alpha / rank = {before:g}, now {adapter.scale:g}; "
+                'set LoraSpec.alpha as it was, or name another folder'
+            )
 
 
 def _learned(states: dict[str, Any]) -> dict[str, lora.Adapter]:

@@ -35,6 +35,8 @@ class SamplingConfig:
     num_microbatches: int = 1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.max_decode_length, int) or self.max_decode_length < 1:
+            raise UserError(f'MAX_DECODE_LENGTH = {self.max_decode_length!r}: give a whole number of at least 1')
         if not self.temperature >= 0:
             raise UserError(f'TEMPERATURE = {self.temperature}: give a number of at least 0')
         if not 0 < self.top_p <= 1:

@@ -68,7 +68,7 @@ def train(
     """
     judges = rewards.functions(metric_fns)
     network, key = base.network, jax.random.key(run.random_seed)
-    _check(spec, sampling, algorithm, dataset.batch_size, shared_base)
+    _check(spec, sampling, algorithm, dataset.batch_size, shared_base, anchor_ema)
     with partitioner.scope():
         minibatch = dataset.batch_size // algorithm.minibatches
         partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
@@ -136,9 +136,16 @@ def _kept(state: PolicyState) -> dict[str, Any]:
 
 
 def _check(
-    spec: lora.LoraSpec | lora.FullSpec, sampling: SamplingConfig, algorithm: Algorithm, batch_size: int, shared: bool
+    spec: lora.LoraSpec | lora.FullSpec,
+    sampling: SamplingConfig,
+    algorithm: Algorithm,
+    batch_size: int,
+    shared: bool,
+    anchor_ema: float,
 ) -> None:
     name = type(algorithm).__name__
+    if not 0 <= anchor_ema <= 1:
+        raise UserError(f'ANCHOR_EMA = {anchor_ema}: give a number from 0 to 1')
     if sampling.temperature == 0:
         raise UserError('TEMPERATURE = 0: a policy learns from answers that are drawn; give a number above 0')
     if sampling.num_samples < algorithm.min_samples:

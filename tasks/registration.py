@@ -109,7 +109,7 @@ class _Source(seqio.FunctionDataSource):
             for key, column in columns.items():
                 column.append(types[key](example[key]))
         self._counts[split] = count
-        dtypes = {str: tf.string, int: tf.int32, float: tf.float32}
+        dtypes = {str: tf.string, int: tf.int64, float: tf.float32}
         return tf.data.Dataset.from_tensor_slices(
             {key: tf.constant(column, dtypes[types[key]]) for key, column in columns.items()}
         )

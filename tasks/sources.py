@@ -170,7 +170,8 @@ def _numbered(name: str, rows: Iterable) -> Rows:
 
 def _json(file: pathlib.Path) -> Iterable:
     """JSON lines whatever the suffix, or one list. A line that is not JSON comes as text, which is an odd row."""
-    with gzip.open(file, 'rt', encoding='utf-8') if file.suffix == '.gz' else file.open(encoding='utf-8') as lines:
+    opened = gzip.open if file.suffix == '.gz' else open
+    with opened(file, 'rt', encoding='utf-8-sig') as lines:  # with or without a byte order mark
         first = lines.read(1)
         lines.seek(0)
         if first == '[':

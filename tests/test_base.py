@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,26 @@ def test_a_base_that_has_changed_is_refused():
         bases.named(NETWORK, random(3).name | {'fingerprint': 'other'}, ONE)
 
 
+def test_a_base_that_was_moved_is_found_where_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sft_run(tmp_path / 'sft', random(3), lora.FullSpec())
+    name = load('sft').name  # as a recipe names it
+    monkeypatch.chdir('/')
+    with ONE.scope():
+        assert bases.named(NETWORK, name, ONE).name == name  # from another folder
+        shutil.move(tmp_path / 'sft', tmp_path / 'moved')
+        with pytest.raises(UserError, match=f"INITIAL_CHECKPOINT_PATH: '{tmp_path}/sft' is no"):
+            bases.named(NETWORK, name, ONE)
+        again = bases.named(NETWORK, name, ONE, str(tmp_path / 'moved'))
+    assert again.fingerprint == name['fingerprint']
+
+
+@pytest.mark.parametrize('dtype', ['bf16', 'int8', None])
+def test_no_such_dtype(dtype):
+    with pytest.raises(UserError, match='BASE_DTYPE = '):
+        BaseConfig(NETWORK, dtype=dtype)
+
+
 # What is wrong with a path.
 
 
@@ -98,6 +119,9 @@ def test_no_such_path(tmp_path):
     with pytest.raises(UserError, match=f"'{tmp_path}/x' is no .gguf file, no Hugging Face or T5X checkpoint"):
         load(f'{tmp_path}/x')
     with pytest.raises(UserError, match=f"INITIAL_CHECKPOINT_PATH: '{tmp_path}' is not the MODEL_DIR of a run"):
+        load(str(tmp_path))
+    (tmp_path / 'adapter_config.json').write_text('{}')
+    with pytest.raises(UserError, match='is an adapter of PEFT; make a MODEL_DIR of it with `perl_jax import'):
         load(str(tmp_path))
 
 

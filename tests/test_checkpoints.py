@@ -179,6 +179,17 @@ def test_another_shape_is_refused(tmp_path):
     run.close()
 
 
+def test_another_optimizer_is_named_and_nothing_is_to_be_deleted(tmp_path):
+    state = make(LoraSpec())
+    save(tmp_path, [state])
+    other = dataclasses.replace(state, opt_state=optax.adam(1e-3).init(state.adapter))
+    run = Checkpoints(str(tmp_path), read_only=True)
+    with pytest.raises(UserError, match='checkpoints/10 is of another OPTIMIZER or TUNING: reward/opt_state/') as error:
+        run.restore(10, {'reward': other})
+    assert 'delete' not in str(error.value)
+    run.close()
+
+
 def test_read_adapter_says_what_is_wrong_with_a_folder(tmp_path):
     with pytest.raises(UserError, match="REWARD: '.*nowhere' is not the MODEL_DIR of a run"):
         read_adapter(str(tmp_path / 'nowhere'), 'reward', phase='reward', flag='REWARD')

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_settings_come_from_files_and_flags_and_the_later_one_counts(tmp_path):
     )  # fmt: skip
     want = {'BATCH_SIZE': '3', 'RANDOM_SEED': '6', 'EVAL_PERIOD': '7', 'EVAL_EXAMPLES': '9', 'MODEL_DIR': "'x'"}
     assert {name: setting(text, name) for name in want} == want
-    assert setting(text, 'OPTIMIZER/adafactor.decay_rate') == '0.5'
+    assert setting(text, 'adafactor.decay_rate') == '0.5'
 
 
 def test_gin_files_are_looked_for_in_ones_own_folders_first(tmp_path):
@@ -91,8 +92,8 @@ def test_gin_files_are_looked_for_in_ones_own_folders_first(tmp_path):
         (tmp_path / name / 'recipes').mkdir(parents=True)
         (tmp_path / name / 'recipes/toy_sft.gin').write_text(f"include 'runs/sft.gin'\nRANDOM_SEED = {seed}\n")
     own = f'--gin_search_paths={tmp_path}/none,{tmp_path}/two,{tmp_path}/one'
-    needed = ('MIXTURE_OR_TASK_NAME', 'TASK_FEATURE_LENGTHS', 'NETWORK', 'PROMPTS_TASK_NAME')
-    given = toy('sft', 'x', *(f'--gin.{name}=None' for name in needed))
+    needed = (f'--gin.{name}=None' for name in ('MIXTURE_OR_TASK_NAME', 'NETWORK', 'PROMPTS_TASK_NAME'))
+    given = toy('sft', 'x', "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}", *needed)
     assert setting(configured(*given, own), 'RANDOM_SEED') == '2'
     assert setting(configured(*given), 'RANDOM_SEED') == '0', 'the folders of an earlier call are forgotten'
 
@@ -105,6 +106,17 @@ def test_a_setting_of_one_call_does_not_reach_the_next():
 def test_a_macro_of_ones_own_may_be_used(tmp_path):
     text = configured(*toy('sft', 'x', '--gin.SIZE=12', '--gin.BATCH_SIZE=%SIZE'))
     assert setting(text, 'SIZE') == '12' and setting(text, 'BATCH_SIZE') == '%SIZE'
+
+
+def test_settings_are_spelled_alike_for_a_recipe_and_for_what_it_wrote(tmp_path):
+    """gin writes what a macro made under the macro's scope, which would win."""
+    written = tmp_path / 'config.gin'
+    written.write_text(configured(*toy('sft', 'x', LORA)))
+    again = lambda *flags: configured('sft', f'--gin_file={written}', *flags)  # noqa: E731
+    settings = lambda text: {line for line in text.splitlines() if ' = ' in line}  # noqa: E731
+    assert settings(again()) == settings(written.read_text())
+    text = again('--gin.lora.LoraSpec.rank=3', '--gin.optax.adafactor.decay_rate=0.5')
+    assert setting(text, 'LoraSpec.rank') == '3' and setting(text, 'adafactor.decay_rate') == '0.5'
 
 
 # Bad flags and files.
@@ -157,10 +169,20 @@ BAD_SETTINGS = {
     'no such path': ([quoted('INITIAL_CHECKPOINT_PATH', 'none')], ["INITIAL_CHECKPOINT_PATH: 'none'", '.gguf']),
     'no such weights': ([quoted('INITIAL_CHECKPOINT_PATH', 'none.gguf')], ['none.gguf']),
     'no such layer': ([LORA, quoted('lora.LoraSpec.targets', 'attn')], ["'attn'", 'self_attention/query']),
-    'devices that do not divide': (
-        ['--gin.partitioning.Partitioner.num_partitions=3'],
-        ['num_partitions = 3'],
-    ),
+    'devices that do not divide': (['--gin.partitioning.Partitioner.num_partitions=3'], ['num_partitions = 3']),
+    'no length of targets': (["--gin.TASK_FEATURE_LENGTHS={'inputs': 26}"], ['TASK_FEATURE_LENGTHS', 'targets']),
+    'a length alone': (['--gin.TASK_FEATURE_LENGTHS=26'], ['TASK_FEATURE_LENGTHS = 26', "{'inputs': 512"]),
+    'no tokens': (["--gin.TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 5}"], ["'inputs': 0"]),
+    'no batch': (['--gin.BATCH_SIZE=0'], ['BATCH_SIZE = 0']),
+    'no regex': ([LORA, quoted('lora.LoraSpec.targets', '(')], ["LoraSpec.targets = '('"]),
+    'no rank': ([LORA, '--gin.lora.LoraSpec.rank=0'], ['LoraSpec.rank = 0']),
+    'all dropped': ([LORA, '--gin.lora.LoraSpec.dropout=1.5'], ['LoraSpec.dropout = 1.5']),
+    'too small a vocabulary': (['--gin.decoder.DecoderConfig.vocab_size=10'], ['vocab']),
+    'no such dtype': ([quoted('BASE_DTYPE', 'bf16')], ["BASE_DTYPE = 'bf16'", "'bfloat16'"]),
+    'a seed below 0': (['--gin.RANDOM_SEED=-1'], ['RANDOM_SEED = -1']),
+    'no folder': ([quoted('MODEL_DIR', '')], ["MODEL_DIR = ''"]),
+    'a home': ([quoted('MODEL_DIR', '~/run')], ["MODEL_DIR = '~/run'"]),
+    'a model of no folder': (['--gin_file=models/from_hf.gin'], ['models/from_hf.gin: set INITIAL_CHECKPOINT_PATH']),
 }
 
 
@@ -213,18 +235,6 @@ def test_a_metric_that_does_not_exist(function, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(('flag', 'words'), [
-    ("--gin.TASK_FEATURE_LENGTHS={'inputs': 26}", ['TASK_FEATURE_LENGTHS', 'targets']),
-    ('--gin.BATCH_SIZE=0', ['BATCH_SIZE = 0']),
-    (quoted('lora.LoraSpec.targets', '('), ["LoraSpec.targets = '('"]),
-    ('--gin.decoder.DecoderConfig.vocab_size=10', ['vocab']),
-])  # fmt: skip
-def test_bad_settings(flag, words, tmp_path):
-    line = perl(*toy('sft', tmp_path / 'run', LORA, flag)).line
-    assert all(word in line for word in words), line
-    assert not (tmp_path / 'run').exists()
-
-
 # Folders that are not what they should be.
 
 
@@ -259,6 +269,15 @@ def test_model_dir_of_another_rank(toys):
 def test_model_dir_of_another_alpha(toys):
     argv = toy('reward', toys.reward, *toys.sources[:1], '--gin.lora.LoraSpec.alpha=64')
     assert 'set LoraSpec.alpha as it was' in refused(toys.reward, argv)
+
+
+@pytest.mark.parametrize('folder', ['file', 'file/run', '/proc/run'])
+def test_model_dir_that_cannot_be(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path('file').write_text('mine')
+    line = perl(*toy('sft', folder)).line
+    assert re.search(f"(File exists|Not a directory|No such file or directory): '{folder}", line)
+    assert pathlib.Path('file').read_text() == 'mine'
 
 
 def test_model_dir_with_checkpoints_of_nobody(tmp_path):

@@ -108,7 +108,9 @@ def test_an_adapter_goes_out_and_comes_back(toys, tmp_path):
 
 def test_weights_that_are_imported_are_a_run_to_start_from(toys, tmp_path):
     export(toys.sft, 'hf', tmp_path / 'weights')
-    ran('import', '--format=hf', f'--input={tmp_path}/weights', f'--model_dir={tmp_path}/sft', MODEL)
+    flags = f'--input={tmp_path}/weights', f'--model_dir={tmp_path}/sft', MODEL
+    assert "weights' is a checkpoint of hf" in perl('import', '--format=t5x', *flags).line
+    ran('import', '--format=hf', *flags)
     for name, source in ('a', toys.sft), ('b', tmp_path / 'sft'), ('c', tmp_path / 'weights'):
         ran(*toy('reward', tmp_path / name, quoted('INITIAL_CHECKPOINT_PATH', source), '--gin.TRAIN_STEPS=2'))
     assert rows(tmp_path / 'a') == rows(tmp_path / 'b') == rows(tmp_path / 'c')

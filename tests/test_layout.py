@@ -183,3 +183,11 @@ def test_tasks_and_gin_are_links():
     for name in ('tasks', 'gin'):
         link = ROOT / 'perl_jax' / name
         assert os.readlink(link) == f'../{name}', f'{link} has to be a symlink to ../{name}'
+
+
+def test_no_test_is_hidden_by_another_of_its_name():
+    hidden = {}
+    for path in (ROOT / 'tests').rglob('test_*.py'):
+        names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        hidden |= {f'{path.name}::{name}': names.count(name) for name in names if names.count(name) > 1}
+    assert not hidden, f'rename one of these: {hidden}'

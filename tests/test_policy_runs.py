@@ -89,4 +89,4 @@ def test_warm_up_is_the_policys():
     flags = '--gin_file=tuning/warmup.gin', '--gin.WARMUP_STEPS=7'
     text = configured(*toy('policy', 'z', *sources, *flags))
     assert 'warmup_constant_schedule.warmup_steps = %WARMUP_STEPS' in text and 'WARMUP_STEPS = 7' in text
-    assert 'OPTIMIZER/adafactor.learning_rate = @optax.warmup_constant_schedule()' in text
+    assert '\nadafactor.learning_rate = @optax.warmup_constant_schedule()' in text

@@ -51,7 +51,12 @@ def test_a_label_is_a_float32_scalar():
 def test_further_fields_pass_through():
     (example,) = read(add('prompts', lambda split: [EXAMPLES['prompts']]))
     assert (example['reference'], example['count'], example['weight']) == (b'yes', 3, 0.5)
-    assert (example['count'].dtype, example['weight'].dtype) == (np.int32, np.float32)
+    assert (example['count'].dtype, example['weight'].dtype) == (np.int64, np.float32)
+
+
+def test_large_numbers_stay_what_they_are():
+    (example,) = read(add('prompts', lambda split: [EXAMPLES['prompts'] | {'count': 10**11}]))
+    assert example['count'] == 10**11
 
 
 def test_order_and_number_are_those_of_the_function():

@@ -75,6 +75,23 @@ def test_a_run_leaves_its_log(tmp_path):
     assert [p for p in os.listdir(tmp_path) if 'tfevents' in p]
 
 
+def test_one_process_at_a_time_writes_to_a_folder(tmp_path):
+    for _ in range(2):  # and then another may
+        with rundir.locked(str(tmp_path / 'run')), rundir.locked(str(tmp_path / 'other')):
+            both = pytest.raises(UserError, match="run': another process is writing there")
+            with both, rundir.locked(str(tmp_path / 'run')):
+                pytest.fail('both are in')
+    assert not os.listdir(tmp_path / 'run')
+
+
+def test_lines_that_no_run_wrote_are_dropped(tmp_path, caplog):
+    train(start(tmp_path), stop=4)
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text(path.read_text() + '\0\0\0\n[1]\n{"step": "x"}\n')
+    start(tmp_path, first=3)
+    assert timeless(lines(tmp_path)) == UNBROKEN[:3]
+
+
 def test_the_peak_counts_programs_that_later_batches_needed(tmp_path):
     run = start(tmp_path, total=4)
     step = jax.jit(lambda x: x.T @ x)  # a program for each width, as there is for each fill

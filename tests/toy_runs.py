@@ -14,14 +14,13 @@ import sys
 import tempfile
 import types
 
-import gin
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from perl_jax import base, checkpoints, main, runs
+from perl_jax import base, checkpoints, configure, main, runs
 from perl_jax.partitioning import Partitioner
 from perl_jax.tasks import toy as grammar_tasks
 
@@ -99,7 +98,7 @@ def configured(*argv):
         patch.setattr(Partitioner, 'scope', stop)
         result = perl(*argv)
         pytest.fail(result.err)
-    return gin.operative_config_str()
+    return configure.operative()
 
 
 @contextlib.contextmanager
