@@ -72,7 +72,8 @@ def test_what_a_run_requires_is_what_its_gin_file_says(phase):
     text = (ROOT / f'gin/runs/{phase}.gin').read_text()
     required = re.findall('[A-Z_]{4,}', re.search(r'# Required: (.*?)\n# \w', text, re.DOTALL)[1])
     assert 'MODEL_DIR' in required
-    some = {'TRAIN_STEPS': 1, 'MIXTURE_OR_TASK_NAME': "'toy_pairs'", 'TASK_FEATURE_LENGTHS': {'inputs': 8, 'targets': 8}}
+    lengths = {'inputs': 8, 'targets': 8}
+    some = {'TRAIN_STEPS': 1, 'MIXTURE_OR_TASK_NAME': "'toy_pairs'", 'TASK_FEATURE_LENGTHS': lengths}
     given = {name: some.get(name, "'x'") for name in required}
     files = '--gin_file=models/toy.gin', f'--gin_file=runs/{phase}.gin', '--gin_bindings=import perl_jax.tasks.toy'
     configured(phase, *files, *(f'--gin.{name}={value}' for name, value in given.items()))
