@@ -13,7 +13,7 @@ from etils import epath
 
 from perl_jax import averaging, rundir, runs
 from perl_jax import base as bases
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_count
 
 
 def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> None:
@@ -39,8 +39,7 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
         raise UserError('average: some of these runs are LoRA and some full tuning; average one kind')
     made = averaging.concatenate(members, [1 / len(members)] * len(members))
     if rank is not None:
-        if rank < 1:
-            raise UserError(f'average: --rank={rank}: give a whole number of at least 1')
+        check_count('average: --rank', rank)
         if made.lora is None:
             raise UserError('average: --rank is for LoRA; full tuning is averaged as it is')
         made, error = averaging.truncate(made, rank)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax import types
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_count
 from perl_jax.streams import Dataset, Example, Stream
 
 MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
@@ -47,13 +47,11 @@ class DatasetConfig:
     length_buckets: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.length_buckets, int) or self.length_buckets < 1:
-            raise UserError(f'LENGTH_BUCKETS = {self.length_buckets!r}: give a whole number of at least 1')
+        check_count('LENGTH_BUCKETS', self.length_buckets)
+        check_count('BATCH_SIZE', self.batch_size)
         lengths = self.task_feature_lengths
         if not isinstance(lengths, Mapping) or not all(isinstance(n, int) and n > 0 for n in lengths.values()):
             raise UserError(f"TASK_FEATURE_LENGTHS = {lengths!r}: give tokens, as in {{'inputs': 512, 'targets': 64}}")
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise UserError(f'BATCH_SIZE = {self.batch_size!r}: give a whole number of at least 1')
 
     def each(self) -> list[DatasetConfig]:
         """One config for each task that is named."""

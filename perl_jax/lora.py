@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import struct, traverse_util
 from jaxtyping import Array, Float, PyTree
 
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_count
 from perl_jax.types import Variables
 
 ATTENTION = r'.*attention/(query|key|value|out)'
@@ -53,8 +53,7 @@ class LoraSpec:
     tuning = 'lora'
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise UserError(f'LoraSpec.rank = {self.rank!r}: give a whole number of at least 1')
+        check_count('LoraSpec.rank', self.rank)
         if not 0 <= self.dropout < 1:
             raise UserError(f'LoraSpec.dropout = {self.dropout}: give a number from 0 to below 1')
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from perl_jax import topology
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_count
 from perl_jax.lora import Adapter
 from perl_jax.types import TrainState
 
@@ -116,9 +116,8 @@ class Partitioner:
 
     def check_batch(self, name: str, size: int, num_microbatches: int = 1) -> None:
         """A batch, and each of its microbatches, must divide over the data axes."""
+        check_count('NUM_MICROBATCHES', num_microbatches)
         parts, over = self.data_parallelism * num_microbatches, f'the {self.data_parallelism} rows of the mesh'
-        if num_microbatches < 1:
-            raise UserError(f'NUM_MICROBATCHES = {num_microbatches}: give a whole number of at least 1')
         if size % parts:
             if num_microbatches > 1:
                 over += f' in {num_microbatches} microbatches'

@@ -17,7 +17,7 @@ from perl_jax import lora, rundir
 from perl_jax.base import Base
 from perl_jax.checkpoints import Checkpoints
 from perl_jax.distributed import preemption
-from perl_jax.errors import Preempted, UserError
+from perl_jax.errors import Preempted, UserError, check_count
 from perl_jax.types import TrainState
 
 
@@ -40,12 +40,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model_dir, str) or not self.model_dir or self.model_dir.startswith('~'):
             raise UserError(f'MODEL_DIR = {self.model_dir!r}: give the path of a folder, without ~')
-        if not isinstance(self.random_seed, int) or self.random_seed < 0:
-            raise UserError(f'RANDOM_SEED = {self.random_seed!r}: give a whole number of at least 0')
-        for name, macro in ('total_steps', 'TRAIN_STEPS'), ('eval_period', 'EVAL_PERIOD'), ('log_period', ''):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f'{macro or f"RunConfig.{name}"} = {value!r}: give a whole number of at least 1')
+        check_count('TRAIN_STEPS', self.total_steps)
+        check_count('EVAL_PERIOD', self.eval_period)
+        check_count('RunConfig.log_period', self.log_period)
+        check_count('RANDOM_SEED', self.random_seed, 0)
 
 
 class Run:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from perl_jax import accumulate, sharded
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_count
 from perl_jax.types import Prompts, Rollout, Variables
 
 
@@ -35,14 +35,12 @@ class SamplingConfig:
     num_microbatches: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_decode_length, int) or self.max_decode_length < 1:
-            raise UserError(f'MAX_DECODE_LENGTH = {self.max_decode_length!r}: give a whole number of at least 1')
+        check_count('MAX_DECODE_LENGTH', self.max_decode_length)
+        check_count('SamplingConfig.top_k', self.top_k, 0)
         if not self.temperature >= 0:
             raise UserError(f'TEMPERATURE = {self.temperature}: give a number of at least 0')
         if not 0 < self.top_p <= 1:
             raise UserError(f'SamplingConfig.top_p = {self.top_p}: give a number above 0, and 1 to keep every token')
-        if self.top_k < 0:
-            raise UserError(f'SamplingConfig.top_k = {self.top_k}: give a number of tokens, or 0 to keep all')
 
     @property
     def truncates(self) -> bool:

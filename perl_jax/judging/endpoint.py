@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_count
 
 RETRIED = (408, 429, 500, 502, 503, 504)
 
@@ -45,8 +45,7 @@ class Endpoint:
         for name, value, least in (
             ('concurrency', self.concurrency, 1), ('tokens', self.max_tokens, 1), ('retries', self.retries, 0),
         ):  # fmt: skip
-            if value < least:
-                raise UserError(f'--judge_{name} = {value}: give a whole number of at least {least}')
+            check_count(f'--judge_{name}', value, least)
         if not self.timeout > 0:
             raise UserError(f'--judge_timeout = {self.timeout}: give a number of seconds above 0')
 

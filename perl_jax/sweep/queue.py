@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 from perl_jax import rundir
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_count
 from perl_jax.sweep.grid import Cell
 
 
@@ -60,8 +60,7 @@ def run(cells: Sequence[Cell], jobs: int, after_each: Callable[[], None]) -> lis
     Raises:
       UserError: `jobs` is no number of processes.
     """
-    if not isinstance(jobs, int) or jobs < 1:
-        raise UserError(f'sweep: JOBS = {jobs!r}; give a whole number of at least 1')
+    check_count('sweep: JOBS', jobs)
     log = logging.getLogger('perl_jax')
     done, failed, running = {cell.folder for cell in cells if is_done(cell)}, [], {}
     waiting = [cell for cell in cells if cell.folder not in done]
