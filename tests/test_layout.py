@@ -23,7 +23,7 @@ FLOORS = [
         'algorithms', 'algorithms.*', 'streams', 'logprobs',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
-    {'base', 'rl', 'anchors', 'texts'},
+    {'base', 'lineage', 'rl', 'anchors', 'texts'},
     {
         'rewards', 'evaluate', 'calibration', 'runs', 'rl_programs',
         'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
