@@ -78,7 +78,8 @@ def pool(network, frozen: bases.Base, members: Mapping[str, list[lora.Adapter]],
     config = data.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts)
     heldout = data.load(config, 'prompts')
     sampling = SamplingConfig(num_samples=samples, max_decode_length=24, temperature=1.0)
-    draw = jax.jit(lambda params, batch, key: sample(network, {'params': params}, batch, key, heldout.eos_id, sampling))
+    ends = heldout.eos_ids
+    draw = jax.jit(lambda params, batch, key: sample(network, {'params': params}, batch, key, ends, sampling))
     judge = jax.jit(functools.partial(member_scores, network))
     gold, found = [], {folder: [] for folder in members}
     for i, (batch, examples, n) in enumerate(heldout.batches(BATCH)):

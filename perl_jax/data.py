@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -152,7 +153,7 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
     examples = [{k: _plain(v) for k, v in row.items() if k not in room} for row, ok in zip(rows, keep) if ok]
-    return Dataset(arrays, examples, vocabulary, vocabulary.eos_id)
+    return Dataset(arrays, examples, vocabulary, eos_ids(vocabulary))
 
 
 def with_vocabulary(task: Any, vocabulary: Any) -> Any:
@@ -191,6 +192,11 @@ def bos_id(vocabulary: Any) -> int | None:
     except NotImplementedError:  # seqio's base class
         return None
     return found if found is not None and found >= 0 else None
+
+
+def eos_ids(vocabulary: Any) -> tuple[int, ...]:
+    """The tokens that end a response, the one that training targets end with first; SeqIO's vocabularies have one."""
+    return tuple(getattr(vocabulary, 'eos_ids', None) or [vocabulary.eos_id])
 
 
 def _admit(rows: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str) -> np.ndarray:
@@ -244,7 +250,9 @@ def _plain(value: Any) -> Any:
 def decode(vocabulary: Any, batch: types.Responses) -> list[list[str]]:
     """The responses [B, K] as text, without EOS and padding."""
     tokens, mask = np.asarray(batch.targets), np.asarray(batch.targets_mask)
-    return [
-        [vocabulary.decode([int(t) for t in row[keep]]) for row, keep in zip(rows, keeps)]
-        for rows, keeps in zip(tokens, mask)
-    ]
+    ends = getattr(vocabulary, 'eos_ids', ())  # where there is only one, `decode` stops at it by itself
+
+    def text(row: np.ndarray) -> str:
+        return vocabulary.decode([int(t) for t in itertools.takewhile(lambda t: t not in ends, row)])
+
+    return [[text(row[keep]) for row, keep in zip(rows, keeps)] for rows, keeps in zip(tokens, mask)]

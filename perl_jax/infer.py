@@ -169,7 +169,7 @@ def _answers(
     one = dataclasses.replace(sampling, num_samples=1)
     fn: Callable[..., Any] = jax.jit(
         lambda params, adapter, batch, rng: sample(
-            base.network, lora.bind(params, adapter), batch, rng, prompts.eos_id, one
+            base.network, lora.bind(params, adapter), batch, rng, prompts.eos_ids, one
         )
     )
     params = base.network.unstack(frozen.params)  # not for each batch

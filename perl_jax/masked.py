@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -20,6 +25,11 @@ def total(x: Float[Array, '*batch T'], mask: Bool[Array, '*batch T']) -> Float[A
 def mean(x: Float[Array, '*batch T'], mask: Bool[Array, '*batch T']) -> Float[Array, '']:
     """Mean over all real tokens of all rows; 0 where there are none."""
     return total(x, mask).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def is_any(tokens: Int[Array, '*batch'], ids: int | Sequence[int]) -> Bool[Array, '*batch']:
+    """Which tokens are one of `ids`: a few, known when this compiles, such as the EOS ids of a vocabulary."""
+    return functools.reduce(operator.or_, [tokens == int(i) for i in np.ravel(ids)])
 
 
 def share(mask: Bool[Array, '*batch T']) -> Float[Array, '*batch T']:

@@ -24,14 +24,14 @@ from perl_jax.sampling import SamplingConfig
 from perl_jax.types import Experience, Metrics, Responses, Rollout, TrainState
 
 Role = tuple[PyTree, lora.Adapter | None]  # what lora.bind joins
-Shaping = Callable[[jax.Array, Responses, int], jax.Array]  # shaping.py
+Shaping = Callable[[jax.Array, Responses, Sequence[int]], jax.Array]  # shaping.py
 
 
 def experience(
     network: nn.Module,
     kl_config: KLConfig,
     shaping: Sequence[Shaping],
-    eos_id: int,
+    eos_ids: int | Sequence[int],
     sampling: SamplingConfig,
     policy: Role,
     anchor: Role,
@@ -62,7 +62,7 @@ def experience(
         penalty = kl.ESTIMATORS[kl_config.estimator](rollout.logprobs, anchor_logprobs)
     shaped = scores
     for shape in shaping:
-        shaped = shape(shaped, rollout, eos_id)
+        shaped = shape(shaped, rollout, eos_ids)
     rewards = advantages.token_rewards(shaped, penalty, mask, beta)
     metrics = {
         'reward/score': scores.mean(),

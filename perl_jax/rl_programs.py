@@ -88,7 +88,7 @@ def compiled(
     shaping: Sequence[rl.Shaping],
     entropy_bonus: float,
     num_microbatches: int,
-    eos_id: int,
+    eos_ids: int | Sequence[int],
     shardings: PolicyState,
     partitioner: Partitioner,
     length_buckets: int = 1,
@@ -116,14 +116,14 @@ def compiled(
     return Programs(
         sample=jax.jit(
             lambda base, adapter, prompts, rng, config: sample(
-                network, lora.bind(base, adapter), prompts, rng, eos_id, config
+                network, lora.bind(base, adapter), prompts, rng, eos_ids, config
             ),
             static_argnums=4,
             out_shardings=batch,
         ),
         fit=fit,
         experience=jax.jit(
-            functools.partial(rl.experience, network, kl, shaping, eos_id, sampling), out_shardings=(batch, None)
+            functools.partial(rl.experience, network, kl, shaping, eos_ids, sampling), out_shardings=(batch, None)
         ),
         values=jax.jit(functools.partial(rl.values, network), out_shardings=batch),
         value_step=jax.jit(value_step, donate_argnums=1, out_shardings=(shardings.value, batch, None)),

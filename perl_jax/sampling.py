@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from perl_jax import accumulate, sharded
+from perl_jax import accumulate, masked, sharded
 from perl_jax.errors import UserError, check_count
 from perl_jax.types import Prompts, Rollout, Variables
 
@@ -53,20 +54,20 @@ def sample(
     variables: Variables,
     prompts: Prompts,
     rng: jax.Array,
-    eos_id: int,
+    eos_ids: int | Sequence[int],
     config: SamplingConfig,
 ) -> Rollout:
     """Draw K responses of at most R tokens for each of B prompts. Pure: the same `rng` draws the same tokens.
 
     `Rollout.logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p), float32;
     of greedy tokens those at temperature 1.
-    A response that ended keeps its EOS as its last real token; one that ran out of room has none.
+    Any of `eos_ids` ends a response, which keeps it as its last real token; one that ran out of room has none.
 
     Raises:
       UserError: the prompts do not divide into microbatches.
     """
     variables = {name: network.unstack(tree) for name, tree in variables.items()}  # not at each token
-    one, parts = functools.partial(_sample, network, variables, eos_id, config), config.num_microbatches
+    one, parts = functools.partial(_sample, network, variables, eos_ids, config), config.num_microbatches
     if parts == 1:
         return one(prompts, rng)
     if len(prompts.inputs) % (parts * sharded.partitions('batch')):
@@ -79,7 +80,12 @@ def sample(
 
 
 def _sample(
-    network: nn.Module, variables: Variables, eos_id: int, config: SamplingConfig, prompts: Prompts, rng: jax.Array
+    network: nn.Module,
+    variables: Variables,
+    eos_ids: int | Sequence[int],
+    config: SamplingConfig,
+    prompts: Prompts,
+    rng: jax.Array,
 ) -> Rollout:
     B, K, R = prompts.inputs.shape[0], config.num_samples, config.max_decode_length
 
@@ -104,7 +110,7 @@ def _sample(
             logprobs.at[:, :, t].set(logprob),
             mask.at[:, :, t].set(alive),
         )
-        return tokens, logprobs, mask, alive & (token != eos_id)
+        return tokens, logprobs, mask, alive & ~masked.is_any(token, eos_ids)
 
     def body(state):
         t, tokens, logprobs, mask, alive, cache = state

@@ -21,10 +21,15 @@ class Dataset:
     arrays: dict[str, np.ndarray]
     examples: list[Example]
     vocabulary: Any  # seqio.Vocabulary
-    eos_id: int
+    eos_ids: tuple[int, ...]  # any of them ends a response
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that training targets end with."""
+        return self.eos_ids[0]
 
     @functools.cached_property
     def longest(self) -> dict[str, np.ndarray]:
@@ -88,8 +93,13 @@ class Stream:
 
     @property
     def eos_id(self) -> int:
-        """The token that ends a response."""
+        """The token that training targets end with."""
         return self.datasets[0].eos_id
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response."""
+        return self.datasets[0].eos_ids
 
     def __call__(self, step: int) -> tuple[Any, list[Example]]:
         position = self._positions(step)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perl_jax.data import Dataset, DatasetConfig, bos_id, find, members, with_vocabulary
+from perl_jax.data import Dataset, DatasetConfig, bos_id, eos_ids, find, members, with_vocabulary
 
 
 def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Sequence[Sequence[str]] = ()) -> Dataset:
@@ -23,7 +23,7 @@ def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Seq
         ids = [[*vocabulary.encode(text), vocabulary.eos_id] for row in responses for text in row]
         both = _padded(ids, max(map(len, ids)))
         arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
-    return Dataset(arrays, [{'inputs_pretokenized': text} for text in prompts], vocabulary, vocabulary.eos_id)
+    return Dataset(arrays, [{'inputs_pretokenized': text} for text in prompts], vocabulary, eos_ids(vocabulary))
 
 
 def vocabulary(config: DatasetConfig) -> Any:

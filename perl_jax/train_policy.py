@@ -89,7 +89,7 @@ def train(
         judge = dataclasses.replace(frozen, params=of['reward'])
         score_fn = rewards.scorer(reward, network, judge, partitioner, heldout.vocabulary)
         programs = rl_programs.compiled(
-            network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, stream.eos_id, shardings,
+            network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, stream.eos_ids, shardings,
             partitioner, dataset.length_buckets,
         )  # fmt: skip
 

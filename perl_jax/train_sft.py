@@ -107,7 +107,7 @@ def train(
 
         @jax.jit
         def sample_fn(params: PyTree, adapter: lora.Adapter, batch: Any, rng: jax.Array) -> Any:
-            return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_id, sampling)
+            return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_ids, sampling)
 
         def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
             one = functools.partial(logprob_fn, held, adapter)

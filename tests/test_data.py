@@ -328,7 +328,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
     other, _ = data.stream(config, 'pairs', 4)(7)
     assert not np.array_equal(other.inputs, batch.inputs)
     assert not np.array_equal(ahead[8][0].inputs, batch.inputs)
-    assert one.eos_id == toy.vocabulary().eos_id
+    assert one.eos_id == toy.vocabulary().eos_id and one.eos_ids == (one.eos_id,)
 
 
 def test_batches_do_not_depend_on_the_process():
@@ -378,3 +378,23 @@ def test_a_mixture_can_be_read_whole(vocabulary):
     assert collections.Counter(e['inputs_pretokenized'] for e in dataset.examples) == dict.fromkeys(
         ['000', '001', '002', '003'], 2
     )
+
+
+class TwoEnds(seqio.ByteVocabulary):
+    """Bytes whose answers may end with a line break too."""
+
+    eos_ids = (1, ord('\n') + 3)
+
+
+def test_several_eos_ids_come_with_the_vocabulary_and_the_first_ends_targets():
+    dataset = load('sft', [{'inputs': 'ab', 'targets': 'c'}], TwoEnds())
+    assert dataset.eos_ids == (1, 13) and dataset.eos_id == 1
+    assert dataset.arrays['targets'][0, 0].tolist() == [*ids('c'), 1, 0, 0]
+    assert load('sft', [{'inputs': 'ab', 'targets': 'c'}]).eos_ids == (1,)
+
+
+def test_the_text_of_a_response_ends_before_any_of_its_eos_ids():
+    targets = np.array([[[*ids('a'), 13, *ids('b')], [*ids('ab'), 1], [*ids('abc')]]])
+    batch = types.Responses(targets[0], targets[0] > 0, targets, targets > 0)
+    assert data.decode(TwoEnds(), batch) == [['a', 'ab', 'abc']]
+    assert data.decode(BYTES, batch) == [['a\nb', 'ab', 'abc']]

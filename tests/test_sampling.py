@@ -116,6 +116,22 @@ def test_eos_is_kept_and_all_behind_it_is_masked():
     assert not rollout.logprobs[~rollout.targets_mask].any()
 
 
+def test_any_of_several_eos_ids_ends_a_response():
+    """A chat model's `<|eot_id|>` beside its `<|end_of_text|>`: the one that was drawn is the last real token."""
+    chain, config = markov(5, 4, 3, EOS, 4, 4), dataclasses.replace(CONFIG, max_decode_length=5)
+    for ends, want in {(EOS,): [3, EOS, 0, 0, 0], (EOS, 3): [3, 0, 0, 0, 0], (4, EOS): [3, EOS, 0, 0, 0]}.items():
+        rollout = from_table(chain, config, eos_id=ends)
+        assert rollout.targets[0, 0].tolist() == want
+        assert rollout.targets_mask[0, 0].sum() == want.index(0)
+
+
+def test_a_second_eos_id_that_never_comes_changes_no_draw():
+    config = dataclasses.replace(CONFIG, num_samples=20, max_decode_length=8)
+    one, several = (from_table(LOGITS, config, eos_id=ends) for ends in (EOS, (EOS, VOCAB)))
+    for name in ('targets', 'targets_mask', 'logprobs'):
+        np.testing.assert_array_equal(getattr(one, name), getattr(several, name))
+
+
 def test_a_response_that_runs_out_of_room_has_no_eos():
     rollout = from_table(markov(5, 4, 3, 4, 5, 2), dataclasses.replace(CONFIG, max_decode_length=5))
     assert rollout.targets[0, 0].tolist() == [3, 4, 5, 2, 3]

@@ -41,3 +41,11 @@ def test_an_eos_id_at_the_padding_is_not_an_end():
         np.zeros((1, 1), int), np.ones((1, 1), bool), np.array([[[4, 5, EOS]]]), np.array([[[True, True, False]]])
     )
     np.testing.assert_allclose(shaping.missing_eos(np.zeros((1, 1)), responses, EOS), -1.0)
+
+
+def test_any_of_several_eos_ids_is_an_end():
+    targets = np.array([[[4, EOS, 0], [4, 5, 7]], [[7, 0, 0], [4, 5, EOS]], [[4, 4, 4], [4, 5, 6]]])
+    mask = np.array([[[True, True, False], [True] * 3], [[True, False, False], [True] * 3], [[True] * 3] * 2])
+    responses = types.Responses(np.zeros((3, 1), int), np.ones((3, 1), bool), targets, mask)
+    cut = np.array([[0, 0], [0, 0], [1, 1]])
+    np.testing.assert_allclose(shaping.missing_eos(SCORES, responses, (EOS, 7), penalty=2.0), SCORES - 2.0 * cut)

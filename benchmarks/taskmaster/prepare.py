@@ -38,7 +38,7 @@ def main() -> None:
                 found = data.load(config, kind)
                 group = np.array([str(e.get('group', i)) for i, e in enumerate(found.examples)])
                 np.savez_compressed(args.output / f'{domain}_{kind}_{split}.npz', group=group, **found.arrays)
-                (args.output / 'eos.txt').write_text(json.dumps(found.eos_id))
+                (args.output / 'eos.txt').write_text(json.dumps(found.eos_ids))
                 full = {k: int((v.sum(-1) == v.shape[-1]).sum()) for k, v in found.arrays.items() if k.endswith('mask')}
                 print(domain, kind, split, len(found), 'rows; as long as there is room:', full, flush=True)
 

@@ -51,7 +51,7 @@ def ask(
         frozen, adapter = infer.bound(model_dir, 'policy', base, partitioner)
         fn = jax.jit(
             lambda params, adapter, batch: sample(
-                base.network, lora.bind(params, adapter), batch, jax.random.key(0), asked.eos_id, GREEDY
+                base.network, lora.bind(params, adapter), batch, jax.random.key(0), asked.eos_ids, GREEDY
             )
         )
         params = base.network.unstack(frozen.params)  # not for each batch
