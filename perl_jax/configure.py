@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,16 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
             raise
 
     return checked
+
+
+@contextlib.contextmanager
+def released() -> Iterator[None]:
+    """Leaves gin unlocked and empty, as whoever calls a command in their own process has to find it."""
+    try:
+        yield
+    finally:
+        if 'gin' in sys.modules:
+            sys.modules['gin'].clear_config()
 
 
 def operative() -> str:

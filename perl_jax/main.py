@@ -62,6 +62,11 @@ def cli(argv: Sequence[str] | None = None) -> int:
     if program:
         startup.begin()
     _quiet()
+    with configure.released():
+        return _command(argv)
+
+
+def _command(argv: list[str]) -> int:
     try:
         command, rest = argv[0], argv[1:]
         if command not in _COMMANDS:

@@ -68,7 +68,7 @@ def train(
     """
     judges = rewards.functions(metric_fns)
     network, key = base.network, jax.random.key(run.random_seed)
-    _check(spec, sampling, algorithm, dataset.batch_size, shared_base, anchor_ema)
+    _check(spec, reward, sampling, algorithm, dataset.batch_size, shared_base, anchor_ema)
     with partitioner.scope():
         minibatch = dataset.batch_size // algorithm.minibatches
         partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
@@ -137,6 +137,7 @@ def _kept(state: PolicyState) -> dict[str, Any]:
 
 def _check(
     spec: lora.LoraSpec | lora.FullSpec,
+    reward: Sequence[LearnedReward | TextReward],
     sampling: SamplingConfig,
     algorithm: Algorithm,
     batch_size: int,
@@ -144,6 +145,12 @@ def _check(
     anchor_ema: float,
 ) -> None:
     name = type(algorithm).__name__
+    if not reward:
+        raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
+    if any(isinstance(source, LearnedReward) and not source.model_dir for source in reward):
+        raise UserError(
+            'REWARD_MODEL_DIR is not given; add --gin.REWARD_MODEL_DIR=VALUE, or a REWARD without a LearnedReward'
+        )
     if not 0 <= anchor_ema <= 1:
         raise UserError(f'ANCHOR_EMA = {anchor_ema}: give a number from 0 to 1')
     if sampling.temperature == 0:

@@ -116,8 +116,13 @@ class _Source(seqio.FunctionDataSource):
 
     def _check(self, split: str, number: int, example: Mapping[str, Any], types: Mapping[str, type]) -> None:
         where = f'task {self._name}, split {split}, example {number}'
-        if odd := set(types) ^ set(example):
-            raise UserError(f'{where}: the fields must be {", ".join(types)}; not so for {", ".join(sorted(odd))}')
+        needed = [key for key in types if key in (*TEXTS[self._kind], 'label')]
+        lacks = [key for key in types if key not in example]
+        more = [key for key in example if key not in (needed if lacks else types)]
+        if lacks or more:
+            said = [f'{verb} {", ".join(keys)}' for verb, keys in (('lacks', lacks), ('has', more)) if keys]
+            rule = f'{self._kind} needs {", ".join(needed)}, and further fields are those of the first example'
+            raise UserError(f'{where}: it {"; ".join(said)}: {rule}')
         for key, kind in types.items():
             value = example[key]
             if kind not in (str, int, float):

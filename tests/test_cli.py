@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 
+import gin
 import pytest
 from toy_runs import ENVIRONMENT, configured, contents, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
@@ -198,7 +199,16 @@ def test_bad_settings(name, tmp_path):
 def test_what_is_missing_is_named(macro):
     names = {'MODEL_DIR', 'INITIAL_CHECKPOINT_PATH', 'REWARD_MODEL_DIR'} - {macro}
     argv = ['policy', '--gin_file=recipes/toy_policy.gin', *(quoted(name, 'none') for name in names)]
-    assert perl(*argv).line == f'perl_jax: gin: {macro} is not given; add --gin.{macro}=VALUE'
+    assert f'{macro} is not given; add --gin.{macro}=VALUE' in perl(*argv).line
+
+
+def test_a_command_leaves_gin_unlocked_and_empty(toys, tmp_path):
+    refused, made = toy('policy', tmp_path / 'run'), ['sample', f'--model_dir={toys.sft_lora}']
+    for argv in (refused, made, ['eval', '--model_dir=none']):
+        perl(*argv)
+        assert not gin.config_is_locked() and not gin.config_str().strip()
+        gin.parse_config('MINE = 1')  # raises where gin is locked
+        gin.clear_config()
 
 
 def test_a_model_is_missing(tmp_path):

@@ -84,6 +84,18 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(tmp_path, flags, sai
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_policy_of_text_rewards_alone_needs_no_reward_run(toys, tmp_path):
+    truth = quoted('rewards.TextReward.function', 'perl_jax.tasks.toy_grammar.truth')
+    argv = toy('policy', tmp_path / 'run', toys.sources[0], *SHORT, '--gin.REWARD=[@rewards.TextReward()]', truth)
+    ran(*argv)
+    assert training(tmp_path / 'run')
+    assert ran('sample', f'--model_dir={tmp_path}/run', '--num=1').out
+    both = '--gin.REWARD=[@rewards.LearnedReward(), @rewards.TextReward()]'
+    line = perl(*argv, both, quoted('MODEL_DIR', tmp_path / 'both')).line
+    assert 'REWARD_MODEL_DIR is not given' in line and not (tmp_path / 'both').exists()
+    assert 'REWARD = []' in perl(*argv, '--gin.REWARD=[]', quoted('MODEL_DIR', tmp_path / 'none')).line
+
+
 def test_warm_up_is_the_policys():
     sources = quoted('INITIAL_CHECKPOINT_PATH', 'x'), quoted('REWARD_MODEL_DIR', 'y')
     flags = '--gin_file=tuning/warmup.gin', '--gin.WARMUP_STEPS=7'

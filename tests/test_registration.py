@@ -114,8 +114,10 @@ def test_an_unknown_split():
 @pytest.mark.parametrize(
     ('kind', 'second', 'reason'),
     [
-        ('pairs', {'inputs': 'q', 'chosen': 'yes'}, 'must be inputs, chosen, rejected; not so for rejected'),
-        ('sft', {'inputs': 'q', 'targets': 'yes', 'more': 'x'}, 'not so for more'),
+        ('pairs', {'inputs': 'q', 'chosen': 'yes'}, 'it lacks rejected: pairs needs inputs, chosen, rejected'),
+        ('sft', {'prompt': 'q', 'completion': 'yes'}, 'it lacks inputs, targets; has prompt, completion: sft needs'),
+        ('sft', {'inputs': 'q', 'targets': 'yes', 'more': 'x'}, 'it has more: sft needs inputs, targets, and further'),
+        ('prompts', {'inputs': 'q', 'reference': 'yes'}, 'it lacks count, weight; has reference: prompts needs inputs'),
         ('sft', {'inputs': 'q', 'targets': None}, 'targets must be of type str, not NoneType'),
         ('thumbs', {'inputs': 'q', 'targets': 'yes', 'label': 'up'}, 'label must be of type float, not str'),
         ('thumbs', {'inputs': 'q', 'targets': 'yes', 'label': -1}, 'label must be a number from 0 to 1, not -1'),
@@ -126,6 +128,11 @@ def test_an_unknown_split():
 def test_a_bad_example_is_named(kind, second, reason):
     with pytest.raises(UserError, match=f'split train, example 2: .*{reason}'):
         read(add(kind, lambda split: [EXAMPLES[kind], second]))
+
+
+def test_a_first_example_of_other_names():
+    with pytest.raises(UserError, match='example 1: it lacks inputs, targets; has prompt, completion: sft needs'):
+        read(add('sft', lambda split: [{'prompt': 'q', 'completion': 'yes'}]))
 
 
 def test_a_field_of_an_odd_type():

@@ -91,14 +91,17 @@ class Configured(Exception):
 def configured(*argv):
     """The operative configuration of a command line: what its run would write to config.gin."""
 
+    texts = []
+
     def stop(*args):
+        texts.append(configure.operative())  # the command clears gin as it ends
         raise Configured
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Configured):
         patch.setattr(Partitioner, 'scope', stop)
         result = perl(*argv)
         pytest.fail(result.err)
-    return configure.operative()
+    return texts[0]
 
 
 @contextlib.contextmanager
