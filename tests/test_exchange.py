@@ -179,8 +179,8 @@ DAMAGES = {
     'architecture': (lambda w: edit(w / 'config.json', model_type='bert'), "'bert' is not supported"),
     'size': (lambda w: edit(w / 'config.json', hidden_size=32), 'emb_dim is 32'),
     'theta': (lambda w: edit(w / 'config.json', rope_theta=5e5), 'rope_theta is 500000.0'),
-    'activation': (lambda w: edit(w / 'config.json', hidden_act='relu'), 'activation'),
-    'key': (lambda w: edit(w / 'config.json', vocab_size=...), 'vocab_size is missing'),
+    'activation': (lambda w: edit(w / 'config.json', hidden_act='relu'), "hidden_act = 'relu'"),
+    'key': (lambda w: edit(w / 'config.json', vocab_size=...), 'vocab_size is 32000'),  # Llama's own default
     'json': (lambda w: (w / 'config.json').write_text('{'), 'not JSON'),
     'no weights': (lambda w: (w / 'model.safetensors').unlink(), 'neither model.safetensors nor'),
     'no header': (lambda w: (w / 'model.safetensors').write_bytes(b'\0' * 7), 'not a safetensors file'),

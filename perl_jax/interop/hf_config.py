@@ -1,7 +1,7 @@
 """Hugging Face's config.json to a network, and back: one function a direction and family, decoders and T5.
 
-Read: llama (2, 3.x, SmolLM2), qwen2, qwen3, gemma, gemma2, gemma3 (the text part), t5 and mt5. What a config asks for
-that the networks do not compute is an error, never ignored.
+Read: llama (2, 3.x, SmolLM2), mistral, qwen2, qwen3, gemma, gemma2, gemma3 (the text part), t5 and mt5. Which keys are
+understood, and which do no harm, stands in hf_families.py; any other that asks for something is an error.
 """
 
 from __future__ import annotations
@@ -13,141 +13,191 @@ from typing import Any
 from flax import linen as nn
 
 from perl_jax.errors import UserError
+from perl_jax.interop.hf_families import (
+    FAMILIES,
+    GELU,
+    SILU,
+    TEXT_OF,
+    check_outer,
+    complete,
+    flag,
+    number,
+    refuse,
+    size,
+)
 from perl_jax.layers import RopeScaling
 from perl_jax.networks.decoder import Decoder, DecoderConfig
 from perl_jax.networks.t5 import T5, T5Config
 
-_SILU, _GELU = 'silu', 'gelu_pytorch_tanh'
-_DECODERS = {  # model_type: what its name stands for, beyond sizes
-    'llama': {},
-    'qwen2': {'use_qkv_bias': True},
-    'qwen3': {'qk_norm': True},
-    'gemma': {'activation': 'gelu', 'scale_embedding': True, 'norm_offset': 1.0},
-    'gemma2': {'activation': 'gelu', 'scale_embedding': True, 'norm_offset': 1.0, 'post_norms': True},
-    'gemma3_text': {
-        'activation': 'gelu', 'scale_embedding': True, 'norm_offset': 1.0, 'post_norms': True, 'qk_norm': True,
-    },
-}  # fmt: skip
-_TIED = ('gemma', 'gemma2', 'gemma3_text')  # where the file says nothing, transformers' default
+_DECODERS = {kind: family.settings for kind, family in FAMILIES.items() if kind not in ('t5', 'mt5')}
+_WINDOWED = ('gemma2', 'gemma3_text')
 _T5 = {'relu': ('relu', False), 'gated-gelu': ('gelu', True), 'gated-silu': ('silu', True)}
+_FULL, _SLIDING = 'full_attention', 'sliding_attention'
+_ROPE_KEYS = {  # what each rope_type reads
+    'default': (),
+    'linear': ('factor',),
+    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
+}
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """config.json of a checkpoint; the text part of one that has several."""
+    """config.json of a checkpoint; the text part of one that has several, whose model_type it then says."""
     path = folder / 'config.json'
     try:
         config = json.loads(path.read_text())
-        return config.get('text_config', config)
     except OSError as error:
         raise UserError(f'{path}: cannot be read; a Hugging Face checkpoint has a config.json') from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f'{path}: not JSON ({error})') from error
+    except ValueError as error:
+        raise UserError(f'{path}: not JSON ({error}); download it again') from error
+    if not isinstance(config, dict):
+        raise UserError(f'{path}: not an object of JSON; download it again')
+    if (kind := config.get('model_type')) not in TEXT_OF:
+        return config
+    text = config.get('text_config')
+    if not isinstance(text, dict):
+        raise UserError(f'{path}: text_config = {text!r}: a model of type {kind} says its sizes there')
+    check_outer(path, config)
+    return {'model_type': TEXT_OF[kind], 'tie_word_embeddings': config.get('tie_word_embeddings', True)} | text
 
 
 def network(folder: pathlib.Path) -> nn.Module:
     """The network that a checkpoint is of, in float32.
 
     Raises:
-      UserError: an architecture, or a setting of one, that the networks do not compute.
+      UserError: an architecture, or a key of config.json, that the networks do not compute.
     """
     config, path = read(folder), folder / 'config.json'
     kind = config.get('model_type')
-    try:
-        if kind in _DECODERS:
-            return Decoder(_decoder(config, kind, path))
-        if kind in ('t5', 'mt5'):
-            return T5(_t5(config, kind, path))
-    except KeyError as error:
-        raise UserError(f'{path}: {error.args[0]} is missing') from error
-    raise UserError(f'{path}: model_type {kind!r} is not supported; there are {", ".join([*_DECODERS, "t5", "mt5"])}')
+    if kind not in FAMILIES:
+        raise UserError(f'{path}: model_type {kind!r} is not supported; there are {", ".join([*FAMILIES, *TEXT_OF])}')
+    known = complete(path, config, kind)
+    if kind in _DECODERS:
+        return Decoder(_decoder(known, kind, path))
+    return T5(_t5(known, kind, path))
 
 
 def _decoder(c: dict[str, Any], kind: str, path: pathlib.Path) -> DecoderConfig:
-    family = _DECODERS[kind]
-    act = c.get('hidden_activation') or c.get('hidden_act', _SILU)
-    act = _GELU if kind == 'gemma' and act == 'gelu' else act  # what transformers makes of Gemma 1's old files
-    _refuse(path, 'activation', act, act != (_GELU if family.get('activation') == 'gelu' else _SILU))
-    for key in ('mlp_bias', 'attention_bias', 'use_sliding_window', 'quantization_config'):
-        _refuse(path, key, c.get(key), bool(c.get(key)))
-    heads = c['num_attention_heads']
+    heads, width = size(path, c, 'num_attention_heads'), size(path, c, 'hidden_size')
+    if c['head_dim'] is None and width % heads:
+        raise UserError(f'{path}: hidden_size = {width} does not divide into num_attention_heads = {heads}')
+    c |= {'num_key_value_heads': heads} if c['num_key_value_heads'] is None else {}
+    c |= {'head_dim': width // heads} if c['head_dim'] is None else {}
     return DecoderConfig(
-        vocab_size=c['vocab_size'],
-        num_layers=c['num_hidden_layers'],
-        emb_dim=c['hidden_size'],
+        vocab_size=size(path, c, 'vocab_size'),
+        num_layers=size(path, c, 'num_hidden_layers'),
+        emb_dim=width,
         num_heads=heads,
-        num_kv_heads=c.get('num_key_value_heads') or heads,
-        head_dim=c.get('head_dim') or c['hidden_size'] // heads,
-        mlp_dim=c['intermediate_size'],
-        norm_epsilon=c.get('rms_norm_eps', 1e-6),
-        logits_via_embedding=c.get('tie_word_embeddings', kind in _TIED),
-        **family,
-        **_rope(c, path),
-        **(_windows(c, kind, path) if kind in ('gemma2', 'gemma3_text') else {}),
+        num_kv_heads=size(path, c, 'num_key_value_heads'),
+        head_dim=size(path, c, 'head_dim'),
+        mlp_dim=size(path, c, 'intermediate_size'),
+        norm_epsilon=number(path, c, 'rms_norm_eps'),
+        logits_via_embedding=flag(path, c, 'tie_word_embeddings'),
+        **_DECODERS[kind],
+        **_rope(c, kind, path),
+        **_windows(c, kind, path),
     )
 
 
-def _rope(c: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+def _rope(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]:
     """Old files say rope_theta and rope_scaling, new ones rope_parameters, Gemma 3 one for each kind of layer."""
-    given = c.get('rope_parameters') or (c.get('rope_scaling') or {}) | {'rope_theta': c.get('rope_theta', 1e4)}
-    local = c.get('rope_local_base_freq')
-    if 'full_attention' in given:
-        local, given = given['sliding_attention']['rope_theta'], given['full_attention']
-    kind, scaling = given.get('rope_type', given.get('type', 'default')), None
+    given, theta = c['rope_scaling'] or c['rope_parameters'] or {}, c['rope_theta']
+    if not isinstance(given, dict):
+        raise UserError(f'{path}: rope_scaling = {given!r}: it must be an object of JSON')
+    if kind != 'gemma3_text':
+        theta = 1e4 if theta is None else theta
+        return dict(zip(('rope_theta', 'rope_scaling'), _frequencies({'rope_theta': theta} | given, c, path)))
+    layers = c['rope_parameters'] or {}
+    if not all(key in (_FULL, _SLIDING) and isinstance(value, dict | None) for key, value in layers.items()):
+        raise UserError(f'{path}: rope_parameters = {layers!r}: it must have {_FULL} and {_SLIDING}')
+    far = {'rope_theta': 1e6 if theta is None else theta} | (layers.get(_FULL) or {}) | (c['rope_scaling'] or {})
+    local = c['rope_local_base_freq']
+    near = {'rope_theta': 1e4 if local is None else local} | (layers.get(_SLIDING) or {})
+    rope_theta, scaling = _frequencies(far, c, path)
+    local_theta, local_scaling = _frequencies(near, c, path)
+    if local_scaling is not None:
+        refuse(path, f'rope_parameters.{_SLIDING}', near)
+    return {'rope_theta': rope_theta, 'rope_scaling': scaling, 'local_rope_theta': local_theta}
+
+
+def _frequencies(given: dict[str, Any], c: dict[str, Any], path: pathlib.Path) -> tuple[float, RopeScaling | None]:
+    """What one rope_parameters says: theta, and how frequencies are scaled."""
+    kind = given.get('rope_type') or given.get('type') or 'default'
+    if kind not in _ROPE_KEYS:
+        refuse(path, 'rope_type', kind)
+    for key, value in given.items():
+        # Keys of other types are not read by this one (transformers warns); 1 turns the whole head, as here.
+        known = ('rope_theta', 'rope_type', 'type', *_ROPE_KEYS['llama3'])
+        if key not in known and not (key == 'partial_rotary_factor' and value == 1) and value is not None:
+            refuse(path, key, value)
+    theta = number(path, given, 'rope_theta')
+    if kind == 'default':
+        return theta, None
     if kind == 'linear':
-        scaling = RopeScaling(float(given['factor']))
-    elif kind == 'llama3':
-        scaling = RopeScaling(
-            float(given['factor']),
-            float(given['low_freq_factor']),
-            float(given['high_freq_factor']),
-            given['original_max_position_embeddings'],
-        )
-    else:
-        _refuse(path, 'rope_type', kind, kind != 'default')
-    return {'rope_theta': float(given['rope_theta']), 'rope_scaling': scaling} | (
-        {} if local is None else {'local_rope_theta': float(local)}
+        return theta, RopeScaling(number(path, given, 'factor'))
+    given = {'original_max_position_embeddings': c['max_position_embeddings']} | given
+    return theta, RopeScaling(
+        *(number(path, given, key) for key in ('factor', 'low_freq_factor', 'high_freq_factor')),
+        size(path, given, 'original_max_position_embeddings'),
     )
 
 
 def _windows(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]:
-    every = 2 if kind == 'gemma2' else c.get('sliding_window_pattern') or c.get('_sliding_window_pattern') or 6
-    layers = c['num_hidden_layers']
-    wanted = ['full_attention' if (i + 1) % every == 0 else 'sliding_attention' for i in range(layers)]
-    _refuse(path, 'layer_types', c.get('layer_types'), c.get('layer_types', wanted) != wanted)
-    return {
-        'query_scale': float(c.get('query_pre_attn_scalar', 256)) ** -0.5,
-        'attention_softcap': c.get('attn_logit_softcapping'),
-        'logits_softcap': c.get('final_logit_softcapping'),
-        'sliding_window': c['sliding_window'],
-        'global_every': every,
-    }
+    """Which layers are local: by layer_types where the file has them, else by the family's pattern."""
+    layers, types = c['num_hidden_layers'], c['layer_types']
+    never = layers + 1  # no layer is the so manieth
+    if kind in _WINDOWED:
+        pattern = c.get('sliding_window_pattern') or c.get('_sliding_window_pattern') or 6
+        every = 2 if kind == 'gemma2' else size(path, {'sliding_window_pattern': pattern}, 'sliding_window_pattern')
+    elif kind == 'mistral':
+        every = 1 if c['sliding_window'] is None else never
+    else:
+        slides = c.get('use_sliding_window') and c['sliding_window'] is not None and c['max_window_layers'] < layers
+        if slides:  # the first layers alone are global there
+            refuse(path, 'use_sliding_window', c['use_sliding_window'])
+        every = 1
+    if types is not None and kind in _WINDOWED:
+        every = types.index(_FULL) + 1 if _FULL in types else never
+    wanted = [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)]
+    if types is not None and types != wanted:
+        refuse(path, 'layer_types', types)
+    windows: dict[str, Any] = {}
+    if every > 1:
+        windows = {'sliding_window': size(path, c, 'sliding_window'), 'global_every': every}
+    if kind in _WINDOWED:
+        windows |= {
+            'query_scale': number(path, c, 'query_pre_attn_scalar') ** -0.5,
+            'attention_softcap': _cap(path, c, 'attn_logit_softcapping'),
+            'logits_softcap': _cap(path, c, 'final_logit_softcapping'),
+        }
+    return windows
+
+
+def _cap(path: pathlib.Path, c: dict[str, Any], key: str) -> float | None:
+    return None if c[key] is None else number(path, c, key)
 
 
 def _t5(c: dict[str, Any], kind: str, path: pathlib.Path) -> T5Config:
-    mlp = c.get('feed_forward_proj', 'relu' if kind == 't5' else 'gated-gelu')
-    _refuse(path, 'feed_forward_proj', mlp, mlp not in _T5)
+    if (mlp := c['feed_forward_proj']) not in _T5:
+        refuse(path, 'feed_forward_proj', mlp)
     activation, gated = _T5[mlp]
+    c |= {'num_decoder_layers': c['num_layers']} if c['num_decoder_layers'] is None else {}
+    # transformers 5 writes tie_word_embeddings = true for all; the difference is in a new key, for mT5 in the type.
+    tied = 'tie_word_embeddings' if c['scale_decoder_outputs'] is None else 'scale_decoder_outputs'
     return T5Config(
-        vocab_size=c['vocab_size'],
-        emb_dim=c['d_model'],
-        num_heads=c['num_heads'],
-        head_dim=c['d_kv'],
-        mlp_dim=c['d_ff'],
-        num_encoder_layers=c['num_layers'],
-        num_decoder_layers=c.get('num_decoder_layers') or c['num_layers'],
+        vocab_size=size(path, c, 'vocab_size'),
+        emb_dim=size(path, c, 'd_model'),
+        num_heads=size(path, c, 'num_heads'),
+        head_dim=size(path, c, 'd_kv'),
+        mlp_dim=size(path, c, 'd_ff'),
+        num_encoder_layers=size(path, c, 'num_layers'),
+        num_decoder_layers=size(path, c, 'num_decoder_layers'),
         activation=activation,
         gated=gated,
-        # transformers 5 writes tie_word_embeddings = true for all; the difference is in a new key, for mT5 in the type.
-        logits_via_embedding=kind != 'mt5' and c.get('scale_decoder_outputs', c.get('tie_word_embeddings', True)),
-        relative_attention_num_buckets=c.get('relative_attention_num_buckets', 32),
-        relative_attention_max_distance=c.get('relative_attention_max_distance', 128),
-        norm_epsilon=c.get('layer_norm_epsilon', 1e-6),
+        logits_via_embedding=flag(path, c, tied) and kind != 'mt5',
+        relative_attention_num_buckets=size(path, c, 'relative_attention_num_buckets'),
+        relative_attention_max_distance=size(path, c, 'relative_attention_max_distance'),
+        norm_epsilon=number(path, c, 'layer_norm_epsilon'),
     )
-
-
-def _refuse(path: pathlib.Path, key: str, value: Any, wrong: bool) -> None:
-    if wrong:
-        raise UserError(f'{path}: {key} = {value!r} is not supported for this model_type')
 
 
 def write(net: nn.Module) -> dict[str, Any]:
@@ -167,11 +217,11 @@ def write(net: nn.Module) -> dict[str, Any]:
         'intermediate_size': c.mlp_dim,
         'rms_norm_eps': c.norm_epsilon,
         'tie_word_embeddings': c.logits_via_embedding,
-        'hidden_activation' if kind.startswith('gemma') else 'hidden_act': _GELU if c.activation == 'gelu' else _SILU,
+        'hidden_activation' if kind.startswith('gemma') else 'hidden_act': GELU if c.activation == 'gelu' else SILU,
         'rope_theta': c.rope_theta,
     }
     if kind.startswith('gemma'):
-        out['hidden_act'] = _GELU
+        out['hidden_act'] = GELU
     if (scaling := c.rope_scaling) is not None:
         out['rope_scaling'] = {'rope_type': 'linear', 'factor': scaling.factor}
         if scaling.original_length is not None:
@@ -183,8 +233,9 @@ def write(net: nn.Module) -> dict[str, Any]:
                 'original_max_position_embeddings': scaling.original_length,
             }
     if c.sliding_window is not None:
+        out['sliding_window'] = c.sliding_window
+    if kind in _WINDOWED:
         out |= {
-            'sliding_window': c.sliding_window,
             'query_pre_attn_scalar': round((c.query_scale or c.head_dim**-0.5) ** -2),  # always whole there
             'attn_logit_softcapping': c.attention_softcap,
             'final_logit_softcapping': c.logits_softcap,
@@ -203,10 +254,17 @@ def model_type(c: DecoderConfig) -> str:
     Raises:
       UserError: none does.
     """
-    for kind, family in _DECODERS.items():
-        plain = {k: getattr(DecoderConfig, k) for f in _DECODERS.values() for k in f}
-        windowed = kind in ('gemma2', 'gemma3_text')
-        if all(getattr(c, k) == v for k, v in (plain | family).items()) and windowed == (c.sliding_window is not None):
+    plain = {field: getattr(DecoderConfig, field) for settings in _DECODERS.values() for field in settings}
+    capped = any(x is not None for x in (c.query_scale, c.attention_softcap, c.logits_softcap))
+    for kind, settings in _DECODERS.items():
+        if any(getattr(c, field) != value for field, value in (plain | settings).items()):
+            continue
+        if kind in _WINDOWED and c.sliding_window is not None and (kind != 'gemma2' or c.global_every == 2):
+            return kind
+        everywhere = c.sliding_window is not None and c.global_every > c.num_layers
+        if kind not in _WINDOWED and not capped and everywhere == (kind == 'mistral') and (
+            everywhere or c.sliding_window is None
+        ):
             return kind
     raise UserError("this model's gin file mixes what no one model of transformers does; it cannot be exported there")
 
