@@ -164,7 +164,8 @@ def copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 _PREFIXES = {
-    'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3', 'gemma': 'Gemma', 'gemma2': 'Gemma2', 'gemma3_text': 'Gemma3',
+    'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2',
+    'qwen3': 'Qwen3', 'gemma': 'Gemma', 'gemma2': 'Gemma2', 'gemma3_text': 'Gemma3',
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 A key that stands in neither table and asks for something (it is not null, false, 0 or empty) ends the command: what a
 config asks for is computed or refused, never ignored. Where a file leaves a key out, the family's own default counts,
-which is that of transformers' config class (tests/parity/test_hf_config.py compares them).
+which is that of transformers' config class (tests/parity/test_hf_defaults.py compares them).
 """
 
 from __future__ import annotations
