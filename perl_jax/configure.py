@@ -155,6 +155,7 @@ def _register() -> None:
         infer,
         kl,
         layers,
+        lineage,
         lora,
         partitioning,
         rewards,
@@ -164,7 +165,7 @@ def _register() -> None:
         sweep,
     )
     from perl_jax.algorithms import grpo, ppo, reinforce, rloo
-    from perl_jax.interop import hf, tokenizers
+    from perl_jax.interop import tokenizers
     from perl_jax.judging import models
     from perl_jax.networks import decoder, t5
     from perl_jax.plan import programs
@@ -172,7 +173,7 @@ def _register() -> None:
     ours = [
         base.BaseConfig, data.DatasetConfig, lora.LoraSpec, lora.FullSpec, partitioning.Partitioner, runs.RunConfig,
         rewards.LearnedReward, rewards.TextReward, sampling.SamplingConfig, decoder.Decoder, decoder.DecoderConfig,
-        t5.T5, t5.T5Config, layers.RopeScaling, hf.network, tokenizers.TokenizersVocabulary, infer.eval_policy,
+        t5.T5, t5.T5Config, layers.RopeScaling, tokenizers.TokenizersVocabulary, infer.eval_policy,
         infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
         exchange.export_run, exchange.import_run, reinforce.Reinforce, rloo.RLOO, grpo.GRPO, ppo.PPO, kl.KLConfig,
         shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos, ensembles.mean, ensembles.minimum,
@@ -186,6 +187,8 @@ def _register() -> None:
         gin.external_configurable(thing, module=thing.__module__)
     for thing in (programs.sft, programs.reward, programs.policy):
         gin.external_configurable(thing, module='perl_jax.plan.programs')
+    # Its name in gin files is older than its place.
+    gin.external_configurable(lineage.network, module='perl_jax.interop.hf')
     for thing in (sweep.run, sweep.Stage):
         gin.external_configurable(thing, module='perl_jax.sweep')
     for thing in theirs:

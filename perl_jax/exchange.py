@@ -82,7 +82,8 @@ def import_run(
         base = dataclasses.replace(base, path=base.path or peft.base_of(input))
     else:
         base = dataclasses.replace(base, path=input)
-        found = 'hf' if hf.is_checkpoint(input) else 't5x' if t5x.find(input) else format
+        found = 'gguf' if input.endswith('.gguf') else 'hf' if hf.is_checkpoint(input) else None
+        found = found or ('t5x' if t5x.find(input) else format)
         if found != format:
             raise UserError(f"import: --format={format}: '{input}' is a checkpoint of {found}")
     with partitioner.scope(), rundir.whole(model_dir) as folder:

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+from flax import linen as nn
+
 from perl_jax import rundir
-from perl_jax.interop import hf
+from perl_jax.errors import UserError
+from perl_jax.interop import gguf, hf
+from perl_jax.networks.decoder import Decoder
 
 
 def chain(path: str) -> list[str]:
@@ -27,3 +31,27 @@ def chain(path: str) -> list[str]:
 def origin(path: str) -> str:
     """The weights that everything at `path` was trained on."""
     return chain(path)[-1]
+
+
+def network(path: str | None) -> nn.Module:
+    """The network of the weights at `path`, or of those that a run there started from: `NETWORK = @hf.network()`.
+
+    Args:
+      path: a Hugging Face folder, hf://OWNER/NAME, a .gguf file, or a MODEL_DIR whose base is one of these.
+
+    Raises:
+      UserError: there is none, or weights that do not say what network they are of.
+    """
+    if path is None:
+        raise UserError(
+            'models/from_hf.gin: set INITIAL_CHECKPOINT_PATH to a Hugging Face folder, hf://OWNER/NAME or a .gguf file'
+        )
+    weights = origin(path)
+    if weights.endswith('.gguf'):
+        return Decoder(gguf.config(weights))
+    if weights != path and not hf.is_checkpoint(weights):
+        raise UserError(
+            f"models/from_hf.gin: '{path}' started from '{weights}', which does not say its network; "
+            'give the model file that it was trained with, such as models/toy.gin'
+        )
+    return hf.network(weights)

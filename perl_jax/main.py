@@ -43,7 +43,7 @@ The same command again goes on where the run was. Recipes lie in perl_jax/gin/re
 """
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
-FORMATS = ('hf', 'peft', 't5x')  # exchange.py
+FORMATS = ('hf', 'peft', 't5x')  # exchange.py; GGUF is only read
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
@@ -194,14 +194,25 @@ def _export(argv: list[str]) -> None:
 
 
 def _import(argv: list[str]) -> None:
+    from perl_jax.interop import peft
+
     files, bindings, paths, rest = configure.flags('import', argv)
     parser = configure.Parser(prog='perl_jax import')
-    parser.add_argument('--format', required=True, choices=FORMATS)
+    parser.add_argument('--format', required=True, choices=(*FORMATS, 'gguf'))
     parser.add_argument('--input', required=True, help="a checkpoint's or adapter's folder; hf://OWNER/NAME, gs://...")
     parser.add_argument('--model_dir', required=True, help='the MODEL_DIR to make')
     args = vars(parser.parse_args(rest))
-    run = configure.configured('exchange.import_run', ['runs/import.gin', *files], bindings, paths)
+    # Where models/from_hf.gin looks; what the user binds comes later and counts.
+    weights = [] if args['format'] == 'peft' else [f'INITIAL_CHECKPOINT_PATH = {_from_anywhere(args["input"])!r}']
+    if args['format'] == 'peft' and not any('INITIAL_CHECKPOINT_PATH' in binding for binding in bindings):
+        weights = [f'INITIAL_CHECKPOINT_PATH = {peft.base_of(args["input"])!r}']
+    run = configure.configured('exchange.import_run', ['runs/import.gin', *files], [*weights, *bindings], paths)
     run(**args, config_text=configure.text())
+
+
+def _from_anywhere(path: str) -> str:
+    """A path that means the same in another folder."""
+    return path if '://' in path or path.startswith('package:') else os.path.abspath(os.path.expanduser(path))
 
 
 def _judge(argv: list[str]) -> None:

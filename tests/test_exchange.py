@@ -227,3 +227,28 @@ def test_partitioning_abstract_is_what_is_read(toys, tmp_path):
     network, base = load(tmp_path / 'out')
     shapes, _ = partitioning.abstract(network)
     assert jax.tree.map(lambda x: x.shape, base.params) == jax.tree.map(lambda x: x.shape, shapes)
+
+
+def test_three_phases_of_a_model_without_a_gin_file_of_its_own(toys, tmp_path):
+    """The network of each is that of the weights, found through the run that it starts from."""
+    export(toys.sft, 'hf', tmp_path / 'weights')
+    model = '--gin_file=models/from_hf.gin', '--gin.TRAIN_STEPS=2', '--gin_file=tuning/lora.gin'
+    ran(*toy('sft', tmp_path / 'sft', quoted('INITIAL_CHECKPOINT_PATH', tmp_path / 'weights'), *model))
+    start = quoted('INITIAL_CHECKPOINT_PATH', tmp_path / 'sft'), *model
+    ran(*toy('reward', tmp_path / 'reward', *start))
+    reward = quoted('REWARD_MODEL_DIR', tmp_path / 'reward')
+    ran(*toy('policy', tmp_path / 'policy', *start, reward))
+    assert ran('sample', f'--model_dir={tmp_path}/policy', '--num=2').out
+    ran('eval', f'--model_dir={tmp_path}/reward')
+    export(tmp_path / 'policy', 'hf', tmp_path / 'out')
+    assert hf.network(str(tmp_path / 'out')) == toy_network()
+    line = perl(*toy('reward', tmp_path / 'no', quoted('INITIAL_CHECKPOINT_PATH', toys.sft), *model)).line
+    assert "sft' started from 'random:0', which does not say its network" in line
+
+
+def test_weights_are_imported_by_their_own_config(toys, tmp_path):
+    export(toys.sft, 'hf', tmp_path / 'weights')
+    imported, model = tmp_path / 'imported', '--gin_file=models/from_hf.gin'
+    ran('import', '--format=hf', f'--input={tmp_path}/weights', f'--model_dir={imported}', model)
+    export(imported, 'hf', tmp_path / 'again')  # by what its config.gin says
+    assert_same(load(tmp_path / 'again')[1].params, load(tmp_path / 'weights')[1].params)

@@ -64,10 +64,8 @@ def resolve(path: str) -> pathlib.Path:
             raise UserError(f'{path}: cannot be had from the hub and is not in its cache ({said})') from error
 
 
-def network(path: str | None) -> nn.Module:
-    """The network that a checkpoint is of, for a gin file that names no sizes: `NETWORK = @hf.network()`."""
-    if path is None:
-        raise UserError('models/from_hf.gin: set INITIAL_CHECKPOINT_PATH to a Hugging Face folder or hf://OWNER/NAME')
+def network(path: str) -> nn.Module:
+    """The network that a checkpoint is of, in float32."""
     return hf_config.network(resolve(path))
 
 
