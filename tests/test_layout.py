@@ -54,7 +54,7 @@ SAME_FLOOR = {
 }
 
 # Only the networks are made of layers; configure.py lets gin name RopeScaling.
-ONLY_FOR = {'layers': r'networks\..*|configure|interop.hf_config'}
+ONLY_FOR = {'layers': r'networks\..*|configure|interop.hf_config|interop.gguf_keys'}
 
 # Modules that are imported under another name than their distribution's, or that come with another one.
 DISTRIBUTIONS = {

@@ -47,7 +47,7 @@ def permute(kernel, heads):
 
 
 def write(path, tensors=None, config=CONFIG, *, arch='llama', quantize=None, pre='smollm', **more):
-    """Write the file. `more` holds further metadata, dots as double underscores, numbers only."""
+    """Write the file. `more` holds further metadata, dots as double underscores."""
     tensors = random_tensors(config) if tensors is None else tensors
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config.num_layers)
@@ -69,7 +69,9 @@ def write(path, tensors=None, config=CONFIG, *, arch='llama', quantize=None, pre
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     for key, value in more.items():
-        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+        add = {bool: writer.add_bool, float: writer.add_float32, str: writer.add_string}.get(
+            type(value), writer.add_uint32
+        )
         add(key.replace('__', '.'), value)
     for name, value in tensors.items():
         if 'attn_q' in name or 'attn_k' in name:

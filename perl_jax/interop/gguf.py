@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perl_jax.errors import UserError
+from perl_jax.interop import gguf_keys
 from perl_jax.interop.paths import resolve
 
 if TYPE_CHECKING:
@@ -72,24 +73,27 @@ def config(path: str | os.PathLike) -> DecoderConfig:
     get = functools.partial(_get, path, fields)
     if (arch := get('general.architecture')) != 'llama':
         raise UserError(f'{path}: the architecture is {arch!r}, and only llama can be read from GGUF')
-    if (scaling := get('llama.rope.scaling.type', 'none')) != 'none':
-        raise UserError(f'{path}: llama.rope.scaling.type is {scaling!r}, and scaled RoPE cannot be read')
-    dim, heads = get('llama.embedding_length'), get('llama.attention.head_count')
-    head_dim = get('llama.attention.key_length', dim // heads)
+    gguf_keys.check(path, fields)
+    size = functools.partial(_size, path, fields)
+    dim, heads = size('llama.embedding_length'), size('llama.attention.head_count')
+    head_dim = size('llama.attention.key_length', dim // heads)
     for key in ('llama.attention.value_length', 'llama.rope.dimension_count'):
         if (value := get(key, head_dim)) != head_dim:
             raise UserError(f'{path}: {key} is {value}, and only the head dimension, {head_dim}, can be read')
     if 'token_embd.weight' not in tensors:
         raise UserError(f'{path}: the tensor token_embd.weight is missing')
+    theta, divisors = _shortest(get('llama.rope.freq_base', 1e4)), tensors.get(gguf_keys.ROPE_FREQS)
+    divisors = None if divisors is None else np.asarray(divisors.data, np.float32).reshape(-1)
     return DecoderConfig(
         vocab_size=int(tensors['token_embd.weight'].shape[-1]),
-        num_layers=get('llama.block_count'),
+        num_layers=size('llama.block_count'),
         emb_dim=dim,
         num_heads=heads,
-        num_kv_heads=get('llama.attention.head_count_kv', heads),
+        num_kv_heads=size('llama.attention.head_count_kv', heads),
         head_dim=head_dim,
-        mlp_dim=get('llama.feed_forward_length'),
-        rope_theta=_shortest(get('llama.rope.freq_base', 1e4)),
+        mlp_dim=size('llama.feed_forward_length'),
+        rope_theta=theta,
+        rope_scaling=gguf_keys.rope_scaling(path, fields, divisors, head_dim, theta),
         norm_epsilon=_shortest(get('llama.attention.layer_norm_rms_epsilon')),
         logits_via_embedding='output.weight' not in tensors,
     )
@@ -109,7 +113,7 @@ def load(path: str | os.PathLike, dtype: Any = np.float32) -> dict[str, Any]:
     shapes = _shapes(c)
     if missing := shapes.keys() - tensors.keys():
         raise UserError(f'{path}: the tensor {min(missing)} is missing ({len(missing)} in all); take a whole file')
-    if extra := tensors.keys() - shapes.keys():
+    if extra := tensors.keys() - shapes.keys() - {gguf_keys.ROPE_FREQS}:
         raise UserError(f'{path}: the tensor {min(extra)} ({len(extra)} in all) has no place in a plain Llama')
     params: dict[str, Any] = {}
     for name, shape in shapes.items():
@@ -195,6 +199,13 @@ def _get(path: Any, fields: dict[str, Any], key: str, default: Any = _ABSENT) ->
         raise UserError(f'{path}: the metadata has no {key}')
     if isinstance(value, list):
         raise UserError(f'{path}: {key} differs from layer to layer, which cannot be read')
+    return value
+
+
+def _size(path: Any, fields: dict[str, Any], key: str, default: Any = _ABSENT) -> int:
+    value = _get(path, fields, key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f'{path}: {key} = {value!r}: it must be a whole number of at least 1')
     return value
 
 
