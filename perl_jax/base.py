@@ -7,14 +7,14 @@ of an SFT run (its own base with its adapter merged in), or nothing, for random 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from flax import linen as nn
 from flax import traverse_util
@@ -24,7 +24,8 @@ from perl_jax import lora, partitioning
 from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, t5x
-from perl_jax.partitioning import Partitioner
+from perl_jax.leaves import Merged, Placed
+from perl_jax.partitioning import Partitioner, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +79,11 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
         init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
         params = init(jax.random.key(seed))
         return Base(params, axes, f'random:{seed}', fingerprint(params))
-    if hf.is_checkpoint(config.path):
-        where, dtype = traverse_util.flatten_dict(shardings, sep='/'), jnp.dtype(config.dtype)
-
-        def put(leaf: str, x: np.ndarray) -> jax.Array:  # and wait, so that only one leaf is ever held twice
-            return jax.block_until_ready(jax.device_put(x.astype(dtype, copy=False), where[leaf]))
-
-        params = hf.load(config.path, config.network, shapes, put)
+    if (tree := _weights(config, shapes)) is None:
+        params = _trained(config, partitioner, shapes, axes)
     else:
-        params = _read(config, partitioner)
-        _check(config.path, shapes, params)
-        params = jax.tree.map(lambda x, where: jax.device_put(jnp.asarray(x, config.dtype), where), params, shardings)
+        _check(config.path, shapes, tree)
+        params = partitioner.place(tree, shardings, config.dtype)
     path = config.path if '://' in config.path else os.path.abspath(config.path)  # found from any folder
     return Base(params, axes, path, fingerprint(params))
 
@@ -116,14 +111,21 @@ def _random(config: BaseConfig, key: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x.astype(config.dtype), params)
 
 
-def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
+def _weights(config: BaseConfig, shapes: PyTree) -> PyTree | None:
+    """The leaves of the weights at a path, not read yet; None where it can only be the MODEL_DIR of a run.
+
+    Raises:
+      UserError: it is neither.
+    """
     path = config.path
+    if hf.is_checkpoint(path):
+        return hf.leaves(path, config.network, shapes)
     if path.endswith('.gguf'):
         from perl_jax.interop import gguf
 
-        return gguf.load(path)
+        return gguf.leaves(path)
     if t5x.find(path) is not None:
-        return t5x.load(path, config.dtype)
+        return t5x.leaves(path)
     if not epath.Path(path).is_dir():
         raise UserError(
             f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no Hugging Face or T5X checkpoint and no "
@@ -134,44 +136,97 @@ def _read(config: BaseConfig, partitioner: Partitioner) -> PyTree:
             f"INITIAL_CHECKPOINT_PATH: '{path}' is an adapter of PEFT; make a MODEL_DIR of it with "
             '`perl_jax import --format=peft`'
         )
-    adapter, about = read_adapter(path, 'policy', phase='sft', flag='INITIAL_CHECKPOINT_PATH')
-    if adapter.params is not None:
-        return adapter.params
-    return lora.merge(named(config.network, about['base'], partitioner).params, adapter)
+    return None
 
 
-def read_adapter(model_dir: str, role: str, *, phase: str, flag: str) -> tuple[lora.Adapter, dict[str, Any]]:
-    """One role of `read_adapters`.
+def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes: PyTree) -> PyTree:
+    """What an SFT run made of its base, on the mesh."""
+    run = finished(config.path, phase='sft', flag='INITIAL_CHECKPOINT_PATH', role='policy')
+    if (full := run.shapes['policy'].params) is not None:
+        _check(config.path, shapes, full)
+        return run.placed(partitioner, axes, ['policy'], config.dtype)['policy'].params
+    base = named(config.network, run.about['base'], partitioner)
+    adapter = run.on_host(['policy'])['policy']
+    flat, where = (traverse_util.flatten_dict(tree, sep='/') for tree in (base.params, partitioner.tree(axes)))
+    pairs = traverse_util.flatten_dict(adapter.lora, sep='/')
+    del base  # each of its arrays is let go as soon as another takes its place
+    for path in flat:
+        leaf, layer = Placed(flat[path]), path.removesuffix('/kernel')
+        if f'{layer}/a' in pairs:
+            dtype, pair = flat[path].dtype, [pairs[f'{layer}/{side}'] for side in 'ab']
+            flat[path] = place(Merged(leaf, dtype, *pair, adapter.scale), where[path], config.dtype)
+        elif flat[path].dtype != config.dtype:
+            flat[path] = place(leaf, where[path], config.dtype)
+    return traverse_util.unflatten_dict(flat, sep='/')
 
-    Raises:
-      UserError: naming `flag`; also where the run has several adapters in that role's place (an ensemble).
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """The best (or latest) checkpoint of a run: what it says of itself, and its adapters once they are asked for.
+
+    shapes: of each role's adapter.
     """
-    adapters, about = read_adapters(model_dir, phase=phase, flag=flag)
-    if role not in adapters:
-        raise UserError(
-            f"{flag}: '{model_dir}' holds {', '.join(adapters)}, where one '{role}' is needed; "
-            'make one of an ensemble with perl_jax average'
-        )
-    return adapters[role], about
+
+    model_dir: str
+    step: int
+    about: dict[str, Any]
+    shapes: dict[str, lora.Adapter]
+
+    def on_host(self, roles: Iterable[str] | None = None) -> dict[str, lora.Adapter]:
+        """The adapters of these roles, or of all, as whole host arrays."""
+        return self._read({role: self.shapes[role] for role in roles or self.shapes})
+
+    def placed(
+        self, partitioner: Partitioner, axes: PyTree, roles: Iterable[str] | None = None, dtype: Any = None
+    ) -> dict[str, lora.Adapter]:
+        """The same on the mesh, each process reading its own part.
+
+        Args:
+          axes: logical axes of the run's base.
+          dtype: of a fully tuned adapter's parameters; None is float32, as they were trained.
+        """
+        roles = roles or self.shapes
+        return self._read({role: partitioner.adapter(self.shapes[role], axes, dtype) for role in roles})
+
+    def _read(self, like: dict[str, lora.Adapter]) -> dict[str, lora.Adapter]:
+        with contextlib.closing(Checkpoints(self.model_dir, read_only=True)) as checkpoints:
+            return checkpoints.restore_adapters(self.step, like)
 
 
-def read_adapters(model_dir: str, *, phase: str, flag: str) -> tuple[dict[str, lora.Adapter], dict[str, Any]]:
-    """The best (or latest) adapters of a run by role, as host arrays, and what their checkpoint says of itself.
+def finished(model_dir: str, *, phase: str, flag: str, role: str | None = None) -> Finished:
+    """Open the best (or latest) checkpoint of a run.
 
     Raises:
-      UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`.
+      UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`, or several adapters in the
+        place of `role` (an ensemble).
     """
     if not epath.Path(model_dir, 'checkpoints').is_dir():
         raise UserError(f"{flag}: '{model_dir}' is not the MODEL_DIR of a run: it has no checkpoints/")
-    checkpoints = Checkpoints(model_dir, read_only=True)
-    if (step := checkpoints.best()) is None:
-        raise UserError(f"{flag}: '{model_dir}' has no checkpoint yet; let that run finish first")
-    about = checkpoints.about(step)
-    if about['phase'] != phase:
-        raise UserError(f"{flag}: '{model_dir}' is a run of {about['phase']}; name one of {phase}")
-    adapters = checkpoints.restore_adapters(step)
-    checkpoints.close()
-    return adapters, about
+    with contextlib.closing(Checkpoints(model_dir, read_only=True)) as checkpoints:
+        if (step := checkpoints.best()) is None:
+            raise UserError(f"{flag}: '{model_dir}' has no checkpoint yet; let that run finish first")
+        about = checkpoints.about(step)
+        if about['phase'] != phase:
+            raise UserError(f"{flag}: '{model_dir}' is a run of {about['phase']}; name one of {phase}")
+        shapes = checkpoints.adapters(step)
+    if role is not None and role not in shapes:
+        raise UserError(
+            f"{flag}: '{model_dir}' holds {', '.join(shapes)}, where one '{role}' is needed; "
+            'make one of an ensemble with perl_jax average'
+        )
+    return Finished(model_dir, step, about, shapes)
+
+
+def read_adapter(model_dir: str, role: str, *, phase: str, flag: str) -> tuple[lora.Adapter, dict[str, Any]]:
+    """The adapter of one role as host arrays, and what the checkpoint says of itself; raises as `finished`."""
+    run = finished(model_dir, phase=phase, flag=flag, role=role)
+    return run.on_host([role])[role], run.about
+
+
+def read_adapters(model_dir: str, *, phase: str, flag: str) -> tuple[dict[str, lora.Adapter], dict[str, Any]]:
+    """As `read_adapter`, for all roles."""
+    run = finished(model_dir, phase=phase, flag=flag)
+    return run.on_host(), run.about
 
 
 def _check(path: str, shapes: PyTree, params: PyTree) -> None:

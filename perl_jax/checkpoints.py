@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from orbax.checkpoint import checkpoint_managers
 from perl_jax.errors import UserError
 from perl_jax.lora import Adapter
 
+RESTORED_AT_ONCE_GB = 1  # of an adapter; else Orbax holds all of it on its way to the devices
 SLICE = 2**20  # numbers that a fingerprint looks at together
 
 
@@ -95,25 +97,44 @@ class Checkpoints:
         tree = self._read(step, state=ocp.args.StandardRestore(template))['state']
         return serialization.from_state_dict(like, tree)
 
-    def restore_adapters(self, step: int) -> dict[str, Adapter]:
-        """Every role's adapter as host arrays, without knowing how it was made; `about['adapters']` names the roles."""
-        item = os.path.join(self.folder, str(step), 'state')
+    def adapters(self, step: int) -> dict[str, Adapter]:
+        """Every role's adapter as shapes, without knowing how it was made."""
+        named = sorted(self.about(step)['adapters'].items())
         try:
-            tree = ocp.PyTreeCheckpointer().restore(
-                item, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(item))
-            )
+            there = _metadata(self._item(step))
+            adapters = {role: Adapter(**there[role]['adapter'], **settings) for role, settings in named}
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), adapters)
         except Exception as error:
             raise _broken(self.folder, step) from error
-        named = sorted(self.about(step)['adapters'].items())
-        return {role: Adapter(**tree[role]['adapter'], **settings) for role, settings in named}
+
+    def restore_adapters(self, step: int, like: Mapping[str, Adapter] | None = None) -> dict[str, Adapter]:
+        """Read adapters, and nothing else of the checkpoint.
+
+        Args:
+          like: shapes with shardings (Partitioner.adapter) of the roles to read, of which each process then reads its
+            own part; None is every role as whole host arrays.
+        """
+        like = self.adapters(step) if like is None else like
+        item = {role: {'adapter': serialization.to_state_dict(adapter)} for role, adapter in like.items()}
+        args = ocp.args.PyTreeRestore(item, jax.tree.map(_restored_as, item), partial_restore=True)
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=RESTORED_AT_ONCE_GB)
+        try:
+            with ocp.Checkpointer(handler) as checkpointer:
+                tree = checkpointer.restore(self._item(step), args=args)
+        except Exception as error:
+            raise _broken(self.folder, step) from error
+        return {role: adapter.replace(**tree[role]['adapter']) for role, adapter in like.items()}
 
     def close(self) -> None:
         """Wait for what is still being written."""
         self.manager.close()
 
+    def _item(self, step: int) -> str:
+        return os.path.join(self.folder, str(step), 'state')
+
     def _names(self, step: int) -> set[str]:
         try:
-            return _names(_metadata(os.path.join(self.folder, str(step), 'state')))
+            return _names(_metadata(self._item(step)))
         except Exception as error:
             raise _broken(self.folder, step) from error
 
@@ -126,6 +147,12 @@ class Checkpoints:
 
 def _metadata(item: str) -> PyTree:
     return ocp.PyTreeCheckpointer().metadata(item).item_metadata.tree
+
+
+def _restored_as(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if x.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
 
 
 def _names(tree: PyTree) -> set[str]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from perl_jax import base as bases
-from perl_jax import calibration, data, evaluate, lora, partitioning, rundir, texts
+from perl_jax import calibration, data, evaluate, lora, rundir, texts
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
@@ -140,18 +140,16 @@ def answer_split(
 def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
     """The base of a finished run, and its best adapter for a role, on the mesh."""
     phase = rundir.read(model_dir)['phase']
-    adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
-    frozen = bases.named(config.network, about['base'], partitioner, config.path)
-    axes = partitioning.adapter_axes(adapter, frozen.axes)
-    return frozen, jax.device_put(adapter, partitioner.tree(axes))
+    run = bases.finished(model_dir, phase=phase, flag='--model_dir', role=role)
+    frozen = bases.named(config.network, run.about['base'], partitioner, config.path)
+    return frozen, run.placed(partitioner, frozen.axes, [role])[role]
 
 
 def members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, list[lora.Adapter]]:
     """`bound`, for all members of a reward run."""
-    adapters, about = bases.read_adapters(model_dir, phase='reward', flag='--model_dir')
-    frozen = bases.named(config.network, about['base'], partitioner, config.path)
-    axes = [partitioner.tree(partitioning.adapter_axes(adapter, frozen.axes)) for adapter in adapters.values()]
-    return frozen, [jax.device_put(*pair) for pair in zip(adapters.values(), axes)]
+    run = bases.finished(model_dir, phase='reward', flag='--model_dir')
+    frozen = bases.named(config.network, run.about['base'], partitioner, config.path)
+    return frozen, list(run.placed(partitioner, frozen.axes).values())
 
 
 def _answers(

@@ -22,8 +22,9 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from perl_jax import topology
+from perl_jax import leaves, topology
 from perl_jax.errors import UserError, check_count
+from perl_jax.leaves import Leaf
 from perl_jax.lora import Adapter
 from perl_jax.types import TrainState
 
@@ -149,6 +150,20 @@ class Partitioner:
         sharding = self.sharding('batch')
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
+    def place(self, tree: PyTree, shardings: PyTree, dtype: Any = None) -> PyTree:
+        """Put host arrays, or leaves that are not read yet, on the devices, the largest first; `place` does each.
+
+        Args:
+          tree: arrays that every process has whole, or leaves.Leaf.
+          shardings: where they go (`self.tree`), of the same structure.
+          dtype: of the arrays on the devices; None keeps that of a host array.
+        """
+        flat, structure = jax.tree.flatten(tree)
+        where = structure.flatten_up_to(shardings)
+        for i in sorted(range(len(flat)), key=lambda i: -int(np.prod(flat[i].shape))):
+            flat[i] = place(flat[i], where[i], flat[i].dtype if dtype is None else dtype)
+        return structure.unflatten(flat)
+
     def local(self, batch: PyTree) -> PyTree:
         """This process's rows of a batch on the devices, as host arrays: `batch` undone."""
 
@@ -164,6 +179,17 @@ class Partitioner:
         """Shardings of a tree of logical axis names (tuples)."""
         return jax.tree.map(lambda names: self.sharding(*names), axes, is_leaf=lambda x: isinstance(x, tuple))
 
+    def adapter(self, shapes: Adapter, axes: PyTree, dtype: Any = None) -> Adapter:
+        """Shapes of an adapter with shardings, given the logical axes of its base; `dtype` is for full tuning's."""
+        laid = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            shapes,
+            self.tree(adapter_axes(shapes, axes)),
+        )
+        if dtype is None:
+            return laid
+        return laid.replace(params=jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), laid.params))
+
     def state(self, state: TrainState, axes: PyTree, tx: optax.GradientTransformation) -> TrainState:
         """Shardings of a train state (arrays or shapes), given the logical axes of its base."""
         adapter = self.tree(adapter_axes(state.adapter, axes))
@@ -177,6 +203,24 @@ class Partitioner:
             transform_non_params=lambda _: copy,
         )
         return TrainState(step=copy, adapter=adapter, opt_state=opt)
+
+
+def place(leaf: Leaf | np.ndarray | jax.Array, sharding: NamedSharding, dtype: Any) -> jax.Array:
+    """Put one array on the devices: each process reads the slices that its own devices hold, one at a time.
+
+    Devices that hold the same slice share one reading of it. (`jax.device_put` of a host array instead has every
+    process send all of it to all others.)
+    """
+    leaf = leaf if hasattr(leaf, 'read_into') else leaves.InMemory(leaf)
+    where = sharding.addressable_devices_indices_map(leaf.shape)
+    same: dict[str, list[jax.Device]] = {}
+    for device, index in where.items():
+        same.setdefault(str(index), []).append(device)
+    shards = []
+    for devices in same.values():
+        piece = leaves.read(leaf, leaves.bounds(where[devices[0]], leaf.shape), jnp.dtype(dtype))
+        shards += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
 def abstract(network: nn.Module) -> tuple[PyTree, PyTree]:

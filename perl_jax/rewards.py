@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from perl_jax import base as bases
-from perl_jax import data, ensembles, lora, masked, partitioning, unpadding
+from perl_jax import data, ensembles, lora, masked, unpadding
 from perl_jax.base import Base
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
@@ -99,22 +99,27 @@ class LearnedReward:
           UserError: no reward run there, or members that were trained on different bases.
         """
         del vocabulary
-        members, own = [], base
+        runs, own = [], base
         for folder in [self.model_dir] if isinstance(self.model_dir, str) else self.model_dir:
-            adapters, about = bases.read_adapters(folder, phase='reward', flag='LearnedReward.model_dir')
-            if any(x.params is None for x in adapters.values()) and about['base']['fingerprint'] != own.fingerprint:
-                if own is not base or any(member.params is None for member in members):
+            run = bases.finished(folder, phase='reward', flag='LearnedReward.model_dir')
+            if _on_base(run) and run.about['base']['fingerprint'] != own.fingerprint:
+                if own is not base or any(map(_on_base, runs)):
                     raise UserError(
                         f"LearnedReward.model_dir: '{folder}' was trained on another base than those before it; "
                         'the members of an ensemble share one'
                     )
-                own = bases.named(network, about['base'], partitioner)
-            members += [frozen(adapter, own.params) for adapter in adapters.values()]
-        axes = [partitioner.tree(partitioning.adapter_axes(member, base.axes)) for member in members]
-        members = [jax.device_put(*pair) for pair in zip(members, axes)]
+                own = bases.named(network, run.about['base'], partitioner)
+            runs.append(run)
+        # A reward is not trained any more: of full tuning, its weights come in the base's dtype.
+        members = [x for run in runs for x in run.placed(partitioner, base.axes, dtype=own.name['dtype']).values()]
 
         judge, params = compiled(network, self.aggregate, partitioner), network.unstack(own.params)
         return lambda rollout, examples: judge(params, members, rollout)
+
+
+def _on_base(run: bases.Finished) -> bool:
+    """Whether a reward of the run needs the base that it was trained on, as LoRA's do."""
+    return any(adapter.params is None for adapter in run.shapes.values())
 
 
 @dataclasses.dataclass(frozen=True)

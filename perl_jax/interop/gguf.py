@@ -1,4 +1,4 @@
-"""Read a Llama from a GGUF file (llama.cpp's format), dequantized, under this library's parameter names.
+"""Read a Llama from a GGUF file (llama.cpp's format), dequantized slice by slice, under this library's parameter names.
 
     token_embd.weight           -> token_embedder/embedding                         [V, D]
     blk.I.attn_norm.weight      -> decoder/layers/pre_self_attention_layer_norm     [L, D]
@@ -17,16 +17,19 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp'
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flax import traverse_util
 
 from perl_jax.errors import UserError
 from perl_jax.interop import gguf_keys
 from perl_jax.interop.paths import resolve
+from perl_jax.leaves import Index, Leaf, Stacked, Transposed, rows_at_once, to_host
 
 if TYPE_CHECKING:
     from perl_jax.networks.decoder import DecoderConfig
@@ -100,50 +103,81 @@ def config(path: str | os.PathLike) -> DecoderConfig:
 
 
 def load(path: str | os.PathLike, dtype: Any = np.float32) -> dict[str, Any]:
-    """All weights, on the host, as a nested dict of NumPy arrays of `dtype` in the shapes that stand above.
+    """All weights as `leaves` finds them, on the host: NumPy arrays of `dtype`."""
+    return to_host(leaves(path), dtype)
 
-    Every tensor is dequantized straight into its place: the peak is the result and one tensor more.
+
+def leaves(path: str | os.PathLike) -> dict[str, Any]:
+    """Find all weights, as a nested dict of leaves.Leaf in the shapes that stand above; none is dequantized yet.
 
     Raises:
       UserError: as `config`, or a tensor is missing, unknown, of a wrong shape or of a type that cannot be read.
     """
     c, tensors = config(path), _open(path)[1]
-    from gguf import dequantize
-
     shapes = _shapes(c)
     if missing := shapes.keys() - tensors.keys():
         raise UserError(f'{path}: the tensor {min(missing)} is missing ({len(missing)} in all); take a whole file')
     if extra := tensors.keys() - shapes.keys() - {gguf_keys.ROPE_FREQS}:
         raise UserError(f'{path}: the tensor {min(extra)} ({len(extra)} in all) has no place in a plain Llama')
-    params: dict[str, Any] = {}
+    apart: dict[tuple[str, ...], list[Leaf]] = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
         if (have := tuple(int(n) for n in reversed(tensor.shape))) != shape:
             raise UserError(f'{path}: {name} is {list(have)}, and {list(shape)} by the metadata; take a whole file')
         try:
-            value = dequantize(tensor.data, tensor.tensor_type)
+            _dequantize(np.zeros((1, _block(tensor)[1]), np.uint8), tensor)
         except NotImplementedError as e:
             raise UserError(f'{path}: {name} is quantized as {tensor.tensor_type.name}, which cannot be read') from e
-        _put(params, name, value, c, dtype)
-    return params
+        prefix, _, rest = name.removesuffix('.weight').rpartition('.')
+        heads = {'attn_q': c.num_heads, 'attn_k': c.num_kv_heads}.get(rest)
+        place = ('decoder', 'layers', *_LAYER[rest]) if prefix else _TOP[rest]
+        read = _Tensor(tensor, shape, heads)
+        apart.setdefault(place, []).append(Transposed(read) if place[-1] == 'kernel' else read)
+    tree = {place: Stacked(each) if 'layers' in place else each[0] for place, each in apart.items()}
+    return traverse_util.unflatten_dict(tree)
 
 
-def _put(params: dict[str, Any], name: str, value: np.ndarray, c: DecoderConfig, dtype: Any) -> None:
-    """Write one tensor of the file, float32 [out, in], to its place in the tree."""
-    prefix, _, rest = name.removesuffix('.weight').rpartition('.')
-    *parents, leaf = ('decoder', 'layers', *_LAYER[rest]) if prefix else _TOP[rest]
-    if rest in ('attn_q', 'attn_k'):
-        value = split_halves(value, c.num_heads if rest == 'attn_q' else c.num_kv_heads)
-    if leaf == 'kernel':
-        value = value.T
-    for key in parents:
-        params = params.setdefault(key, {})
-    if prefix:
-        if leaf not in params:
-            params[leaf] = np.empty((c.num_layers, *value.shape), dtype)
-        params[leaf][int(prefix.removeprefix('blk.'))] = value
-    else:
-        params[leaf] = np.array(value, dtype)  # a copy: float32 tensors are views of the file
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the file (leaves.Leaf), [n] or [out, in], dequantized by rows and by the blocks along a row.
+
+    heads: of q and k, whose rows lie in the order of the interleaved RoPE.
+    """
+
+    tensor: Any
+    shape: tuple[int, ...]
+    heads: int | None = None
+
+    def read_into(self, out: np.ndarray, index: Index) -> None:
+        if len(self.shape) == 1:
+            _Tensor(self.tensor, (1, *self.shape)).read_into(out[None], (slice(0, 1), *index))
+            return
+        rows, columns = np.arange(self.shape[0]), index[1]
+        if self.heads is not None:
+            rows = split_halves(rows[:, None], self.heads)[:, 0]
+        rows = rows[index[0]]
+        block, size = _block(self.tensor)
+        first, last = columns.start // block, -(-columns.stop // block)
+        data = self.tensor.data.view(np.uint8).reshape(self.shape[0], -1)[:, first * size : last * size]
+        inside = slice(columns.start - first * block, columns.stop - first * block)
+        step = rows_at_once((last - first) * block, 4)
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            out[some] = _dequantize(data[rows[some]], self.tensor)[:, inside]
+
+
+def _block(tensor: Any) -> tuple[int, int]:
+    """How many numbers are quantized together, and in how many bytes."""
+    from gguf import GGML_QUANT_SIZES
+
+    return GGML_QUANT_SIZES[tensor.tensor_type]
+
+
+def _dequantize(rows: np.ndarray, tensor: Any) -> np.ndarray:
+    """Rows of whole blocks, uint8, as float32."""
+    from gguf import dequantize
+
+    return dequantize(rows, tensor.tensor_type)
 
 
 def _shapes(c: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,4 @@
-"""Checkpoints in Hugging Face's form, read and written leaf by leaf: a local folder, or hf://OWNER/NAME from the hub.
-
-A leaf is read, turned to [in, out], cast and handed on before the next one, the largest first: the peak is the result
-and one small leaf more.
-"""
+"""Checkpoints in Hugging Face's form, read by slices, written leaf by leaf: a folder, or hf://OWNER/NAME of the hub."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +16,7 @@ from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config, hf_names, safetensors
+from perl_jax.leaves import Leaf, Stacked, Transposed
 from perl_jax.networks.t5 import T5
 
 HUB = 'hf://'
@@ -69,12 +64,14 @@ def network(path: str) -> nn.Module:
     return hf_config.network(resolve(path))
 
 
-def load(path: str, network: nn.Module, shapes: PyTree, put: Callable[[str, np.ndarray], Any]) -> PyTree:
-    """Read a checkpoint into the tree of `network`.
+def leaves(path: str, network: nn.Module, shapes: PyTree) -> PyTree:
+    """Find a checkpoint's tensors in the tree of `network`; only headers are read.
 
     Args:
       shapes: the tree's leaves as shapes (partitioning.abstract).
-      put: (path of a leaf, its array) -> what goes into the tree; it casts and places, so the array can be let go.
+
+    Returns:
+      A tree of leaves.Leaf, [in, out] and stacked as the network has them.
 
     Raises:
       UserError: a tensor is missing, extra, or of another shape; a config.json that says otherwise than `network`.
@@ -100,9 +97,8 @@ def load(path: str, network: nn.Module, shapes: PyTree, put: Callable[[str, np.n
                 raise UserError(
                     f'{path}: {name} has shape {list(found[name].shape)}, the model wants {list(shape)}'
                 )
-    tree = {}
-    for leaf in sorted(flat, key=lambda leaf: -flat[leaf].size):
-        tree[leaf] = put(leaf, _leaf([found[name] for name in names[leaf]], flat[leaf].shape, leaf))
+            found[name].numpy_dtype()
+    tree = {leaf: _leaf([found[name] for name in each], leaf) for leaf, each in names.items()}
     return traverse_util.unflatten_dict(tree, sep='/')
 
 
@@ -186,16 +182,9 @@ def _shape(shape: tuple[int, ...], leaf: str, stacked: bool) -> tuple[int, ...]:
     return shape[::-1] if hf_names.is_transposed(leaf) else shape
 
 
-def _leaf(entries: list[safetensors.Entry], shape: tuple[int, ...], leaf: str) -> np.ndarray:
-    turn = (lambda x: x.swapaxes(-1, -2)) if hf_names.is_transposed(leaf) else (lambda x: x)
-    if '/layers/' not in leaf:
-        return turn(entries[0].read())
-    first = entries[0].read()
-    out = np.empty(shape, first.dtype)
-    out[0] = turn(first)
-    for i, entry in enumerate(entries[1:], start=1):
-        out[i] = turn(entry.read())
-    return out
+def _leaf(entries: list[safetensors.Entry], leaf: str) -> Leaf:
+    each = [Transposed(entry) for entry in entries] if hf_names.is_transposed(leaf) else entries
+    return Stacked(each) if '/layers/' in leaf else each[0]
 
 
 def _agree(folder: pathlib.Path, theirs: nn.Module, ours: nn.Module) -> None:

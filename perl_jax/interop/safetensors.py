@@ -1,4 +1,4 @@
-"""Tensors of a safetensors checkpoint, one at a time: a single file, or the shards that an index names.
+"""Tensors of a safetensors checkpoint, slice by slice: a single file, or the shards that an index names.
 
 Read with plain file reads and not through a memory map, so that no page of the file counts as memory of the process;
 bfloat16 comes as ml_dtypes' bfloat16, which the package's NumPy reader does not know.
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from perl_jax import leaves
 from perl_jax.errors import UserError
 
 INDEX = 'model.safetensors.index.json'
@@ -38,15 +40,53 @@ class Entry:
     offset: int
     size: int
 
-    def read(self) -> np.ndarray:
-        """The tensor, in its own dtype."""
+    def numpy_dtype(self) -> np.dtype:
+        """Its dtype in NumPy's words.
+
+        Raises:
+          UserError: one that cannot be read, or that does not fit the shape and the bytes.
+        """
         if self.dtype not in _DTYPES:
             raise UserError(f'{self.file}: dtype {self.dtype} cannot be read; convert it to BF16 or F32')
-        dtype = np.dtype(_DTYPES[self.dtype])
-        count = int(np.prod(self.shape, dtype=np.int64))
-        if count * dtype.itemsize != self.size:
+        kind = np.dtype(_DTYPES[self.dtype])
+        if math.prod(self.shape) * kind.itemsize != self.size:
             raise UserError(f'{self.file}: {self.size} bytes do not hold {list(self.shape)} of {self.dtype}')
-        return np.fromfile(self.file, dtype, count, offset=self.offset).reshape(self.shape)
+        return kind
+
+    def read(self) -> np.ndarray:
+        """All of the tensor, in its own dtype."""
+        return leaves.read(self, leaves.whole(self.shape), self.numpy_dtype())
+
+    def read_into(self, out: np.ndarray, index: leaves.Index) -> None:
+        """Fill `out` with the slice at `index` (leaves.Leaf): of a matrix no other column is read, of others no row."""
+        if not self.shape:
+            dataclasses.replace(self, shape=(1,)).read_into(out[None], (slice(0, 1),))
+            return
+        rows, *rest = index
+        matrix = len(self.shape) == 2
+        inside = (slice(None), *([slice(None)] if matrix else rest))  # what is left to be cut from rows that are read
+        across = rest[0] if matrix else slice(0, math.prod(self.shape[1:]))
+        width, kind = across.stop - across.start, self.numpy_dtype()
+        step = leaves.rows_at_once(width, kind.itemsize)
+        buffer = np.empty((min(step, rows.stop - rows.start), width), kind)
+        with self.file.open('rb', buffering=0) as file:
+            for first in range(rows.start, rows.stop, step):
+                part = buffer[: min(step, rows.stop - first)]
+                self._fill(file, part, first, across.start)
+                shaped = part if matrix else part.reshape(len(part), *self.shape[1:])
+                out[first - rows.start :][: len(part)] = shaped[inside]
+
+    def _fill(self, file: BinaryIO, part: np.ndarray, row: int, column: int) -> None:
+        """Read rows from `row` on, from `column` on."""
+        stride, itemsize = math.prod(self.shape[1:]), part.itemsize
+        runs = part if part.shape[1] < stride else [part.reshape(-1)]  # whole rows lie behind each other
+        for i, run in enumerate(runs):
+            file.seek(self.offset + ((row + i) * stride + column) * itemsize)
+            left = memoryview(run.view(np.uint8))
+            while left:
+                if not (got := file.readinto(left)):
+                    raise UserError(f'{self.file}: truncated since it was opened; download it again')
+                left = left[got:]
 
 
 def entries(folder: str | os.PathLike) -> dict[str, Entry]:

@@ -10,6 +10,7 @@ own driver; that was never tried out.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from typing import Any
@@ -23,6 +24,7 @@ from flax import serialization, traverse_util
 from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
+from perl_jax.leaves import Index, InMemory, Leaf, Stacked, to_host
 from perl_jax.networks.t5 import T5, T5Config
 
 _ACTIVATIONS = {('relu',): ('relu', False), ('gelu', 'linear'): ('gelu', True), ('silu', 'linear'): ('silu', True)}
@@ -70,30 +72,54 @@ def find(path: str) -> str | None:
 
 
 def load(path: str, dtype: str = 'float32') -> PyTree:
-    """The parameters of a checkpoint, host arrays in `dtype`; no more than one array is held in another type.
+    """The parameters of a checkpoint as `leaves` finds them, host arrays in `dtype`."""
+    return to_host(leaves(path), jax.dtypes.canonicalize_dtype(dtype))
+
+
+def leaves(path: str) -> PyTree:
+    """Find the parameters of a checkpoint: a tree of leaves.Leaf; indices are read, and no array.
 
     Layers are stacked; one that lacks something leaves a stack too short for the network, which its shape then tells.
 
     Args:
       path: a checkpoint_N folder or one that holds some (the latest is taken), local or gs://BUCKET/...
-      dtype: of all arrays.
 
     Raises:
       UserError: there is no T5X checkpoint, it is damaged, or it is of scalable_t5 (umT5), which stacks its layers.
     """
     if (found := find(path)) is None:
         raise UserError(f"'{path}' is no T5X checkpoint: neither it nor a checkpoint_N in it has {INDEX} or {MANIFEST}")
-    leaves = _whole(found, 'its index', lambda: _leaves(found))
-    if not leaves:
+    places = _whole(found, 'its index', lambda: _places(found))
+    if not places:
         raise UserError(f"'{found}' has no parameters: nothing in it is called target; save it with T5X's trainer")
-    apart: dict[str, list[str]] = {}
-    for name in sorted(leaves, key=lambda name: [int(part) for part in re.findall(_LAYER, name)]):
-        apart.setdefault(re.sub(_LAYER, '/layers/', name), []).append(name)
-    tree = {}
-    for leaf, names in apart.items():
-        each = [_read(found, name, leaves[name], dtype) for name in names]
-        tree[leaf] = np.stack(each) if '/layers/' in leaf else each[0]
+    opened = {name: _open(place) if isinstance(place, dict) else place for name, place in places.items()}
+    apart: dict[str, list[Leaf]] = {}
+    for name in sorted(opened, key=lambda name: [int(part) for part in re.findall(_LAYER, name)]):
+        alike = apart.setdefault(re.sub(_LAYER, '/layers/', name), [])
+        alike.append(_leaf(found, name, opened[name]))
+        if alike[-1].shape != alike[0].shape:
+            raise UserError(
+                f"'{found}': {name} has shape {list(alike[-1].shape)}, in other layers it is {list(alike[0].shape)}"
+            )
+    tree = {place: Stacked(each) if '/layers/' in place else each[0] for place, each in apart.items()}
     return traverse_util.unflatten_dict(tree, '/')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """A zarr array of the checkpoint `path` (leaves.Leaf); of its chunks, those that a slice touches are read."""
+
+    path: str
+    name: str
+    store: ts.TensorStore
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.store.shape
+
+    def read_into(self, out: np.ndarray, index: Index) -> None:
+        source = ts.cast(self.store[index], out.dtype)
+        _whole(self.path, self.name, lambda: ts.array(out).write(source).result())
 
 
 def save(path: str, params: PyTree, step: int) -> None:
@@ -131,7 +157,7 @@ def _kvstore(path: str, inside: str = '') -> dict[str, Any]:
     return {'driver': 'file', 'path': f'{os.path.abspath(path)}/{inside}'}
 
 
-def _leaves(path: str) -> dict[str, Any]:
+def _places(path: str) -> dict[str, Any]:
     """Where each parameter is: by its path with slashes, a TensorStore kvstore, or the array itself."""
     index = ts.KvStore.open(_kvstore(path)).result().read(INDEX).result()
     if index.state == 'value':
@@ -149,17 +175,22 @@ def _beside(path: str, spec: dict[str, Any]) -> dict[str, Any]:
     return _kvstore(path, spec['kvstore'].get('path') or spec['path'])
 
 
-def _read(path: str, name: str, leaf: Any, dtype: str) -> np.ndarray:
-    if isinstance(leaf, dict):
-        # Else a chunk that is missing would be read as zeros.
-        spec = {'driver': 'zarr', 'kvstore': leaf, 'fill_missing_data_reads': False}
-        store = _whole(path, name, lambda: ts.open(spec, open=True, read=True).result())
-        if len(store.shape) > 2:
-            raise UserError(
-                f"'{path}': {name} has shape {list(store.shape)}, as scalable_t5 stacks layers; take one of T5X's t5"
-            )
-        leaf = _whole(path, name, lambda: store.read().result())
-    return np.asarray(leaf).astype(jax.dtypes.canonicalize_dtype(dtype), copy=False)
+def _open(kvstore: dict[str, Any]) -> ts.Future:
+    """Begin to open an array; with hundreds in a bucket, all at once."""
+    # Else a chunk that is missing would be read as zeros.
+    spec = {'driver': 'zarr', 'kvstore': kvstore, 'fill_missing_data_reads': False}
+    return ts.open(spec, open=True, read=True)
+
+
+def _leaf(path: str, name: str, array: ts.Future | np.ndarray) -> Leaf:
+    if not isinstance(array, ts.Future):
+        return InMemory(np.asarray(array))
+    store = _whole(path, name, array.result)
+    if len(store.shape) > 2:
+        raise UserError(
+            f"'{path}': {name} has shape {list(store.shape)}, as scalable_t5 stacks layers; take one of T5X's t5"
+        )
+    return _Array(path, name, store)
 
 
 def _whole(path: str, what: str, read: Any) -> Any:

@@ -13,8 +13,8 @@ torch = pytest.importorskip('torch', reason='needs torch, transformers and peft,
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 peft = pytest.importorskip('peft', reason='needs peft')
 
-from perl_jax import lora, partitioning  # noqa: E402
-from perl_jax.interop import hf, hf_config  # noqa: E402
+from perl_jax import leaves, lora, partitioning  # noqa: E402
+from perl_jax.interop import hf, hf_config, safetensors  # noqa: E402
 from perl_jax.interop import peft as our_peft  # noqa: E402
 from perl_jax.logprobs import response_logprobs  # noqa: E402
 from perl_jax.sampling import SamplingConfig, sample  # noqa: E402
@@ -82,7 +82,7 @@ def saved(tmp_path_factory):
 def loaded(folder):
     network = hf.network(str(folder))
     shapes, _ = partitioning.abstract(network)
-    return network, hf.load(str(folder), network, shapes, lambda _, x: jnp.asarray(x, jnp.float32))
+    return network, jax.tree.map(jnp.asarray, leaves.to_host(hf.leaves(str(folder), network, shapes), 'float32'))
 
 
 def batch():
@@ -243,7 +243,7 @@ def test_bfloat16_survives_the_way_there_and_back(saved, tmp_path):
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     hf.save(tmp_path, network, low, 'bfloat16')
     shapes, _ = partitioning.abstract(network)
-    again = hf.load(str(tmp_path), network, shapes, lambda _, x: x)
-    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(again))
+    again = leaves.to_host(hf.leaves(str(tmp_path), network, shapes), 'bfloat16')
+    assert {entry.dtype for entry in safetensors.entries(tmp_path).values()} == {'BF16'}
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(low))
     assert dataclasses.asdict(network.config)['vocab_size'] == V

@@ -9,7 +9,7 @@ torch = pytest.importorskip('torch', reason='needs torch, transformers and peft,
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 peft = pytest.importorskip('peft', reason='needs peft')
 
-from perl_jax import lora, partitioning  # noqa: E402
+from perl_jax import leaves, lora, partitioning  # noqa: E402
 from perl_jax.errors import UserError  # noqa: E402
 from perl_jax.interop import hf  # noqa: E402
 from perl_jax.interop import peft as our_peft  # noqa: E402
@@ -54,7 +54,7 @@ def saved(tmp_path_factory):
 def loaded(folder):
     network = hf.network(str(folder))
     shapes, _ = partitioning.abstract(network)
-    return network, hf.load(str(folder), network, shapes, lambda _, x: jnp.asarray(x, jnp.float32))
+    return network, jax.tree.map(jnp.asarray, leaves.to_host(hf.leaves(str(folder), network, shapes), 'float32'))
 
 
 def ours(network, variables):
