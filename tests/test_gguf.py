@@ -12,6 +12,7 @@ pytest.importorskip('gguf')
 import tiny_gguf
 from gguf import GGMLQuantizationType
 
+from perl_jax import leaves
 from perl_jax.errors import UserError
 from perl_jax.interop import gguf, paths
 from perl_jax.layers import RopeScaling
@@ -214,3 +215,14 @@ def test_keys_that_ask_for_nothing_are_read_over(path):
         'llama__tensor_data_layout': 'Meta AI original pth', 'llama__rope__scaling__finetuned': False,
     }  # fmt: skip
     assert gguf.config(tiny_gguf.write(path, **more)) == tiny_gguf.CONFIG
+
+
+@pytest.mark.parametrize('kind', [None, GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_1])
+def test_any_slice_is_that_of_the_whole(path, kind):
+    """Columns that begin within a block too, and rows of q and k in the order of their heads."""
+    tiny_gguf.write(path, quantize=kind)
+    found, whole = (jax.tree.leaves(tree) for tree in (gguf.leaves(path), gguf.load(path)))
+    for leaf, want in zip(found, whole, strict=True):
+        for cut in (slice(0, 0.5), slice(0.25, 0.7), slice(0.5, 1)):
+            index = tuple(slice(int(cut.start * n), max(int(cut.stop * n), 1)) for n in leaf.shape)
+            np.testing.assert_array_equal(leaves.read(leaf, index, np.float32), want[index])

@@ -14,6 +14,7 @@ from flax import serialization, traverse_util
 from test_t5 import NETWORK
 
 from perl_jax import base as bases
+from perl_jax import leaves
 from perl_jax.base import BaseConfig
 from perl_jax.errors import UserError
 from perl_jax.interop import t5x
@@ -222,3 +223,13 @@ def test_buckets_have_their_own_driver():
     inside = 'pretrained_models/t5x/t5_1_1_small/checkpoint_1000000/state/'
     assert spec == {'driver': 'gcs', 'bucket': 't5-data', 'path': inside}
     assert ts.KvStore.open(spec).result().path == inside
+
+
+@formats
+def test_any_slice_is_that_of_the_whole(tmp_path, format):
+    path = str(write(format, tmp_path, tiny.base(NETWORK)))
+    for leaf, want in zip(*map(jax.tree.leaves, (t5x.leaves(path), t5x.load(path))), strict=True):
+        for part in (slice(0, 1), slice(1, None)):
+            index = leaves.bounds((part,) * want.ndim, want.shape)
+            got = leaves.read(leaf, index, jnp.bfloat16)
+            np.testing.assert_array_equal(got, want[index].astype(jnp.bfloat16))
