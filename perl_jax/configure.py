@@ -46,7 +46,36 @@ def flags(command: str, argv: list[str]) -> tuple[list[str], list[str], list[str
         else:
             rewritten.append(word)
     known, rest = parser.parse_known_args(rewritten)
+    _, rest = data_flags(command, rest)
     return known.gin_file, known.gin_bindings, [p for p in known.gin_search_paths.split(',') if p], rest
+
+
+def data_flags(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """T5X's flags of where data lies, which SeqIO is told here: those that were given, and what is left of `argv`.
+
+    Raises:
+      UserError: a folder that is not there.
+    """
+    parser = Parser(prog=f'perl_jax {command}', add_help=False)
+    names = '--seqio_additional_cache_dirs', '--tfds_data_dir'
+    for name in names:
+        parser.add_argument(name, default='')
+    known, rest = parser.parse_known_args(argv)
+    given = {name: value for name, value in zip(names, vars(known).values(), strict=True) if value}
+    if not given:
+        return [], rest
+    load_tensorflow()
+    import seqio
+    import tensorflow as tf
+
+    dirs = {name: [path for path in value.split(',') if path] for name, value in given.items()}
+    for name, path in ((name, path) for name, paths in dirs.items() for path in paths):
+        if not tf.io.gfile.isdir(path):
+            raise UserError(f"{command}: {name}: there is no folder '{path}'")
+    seqio.add_global_cache_dirs(dirs.get(names[0], []))
+    if names[1] in given:
+        seqio.set_tfds_data_dir_override(given[names[1]])
+    return [f'{name}={value}' for name, value in given.items()], rest
 
 
 def configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
@@ -79,12 +108,17 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
 
 @contextlib.contextmanager
 def released() -> Iterator[None]:
-    """Leaves gin unlocked and empty, as whoever calls a command in their own process has to find it."""
+    """Leaves gin unlocked and empty and SeqIO's folders as they were, for who calls a command in their own process."""
+    seqio = sys.modules.get('seqio')
+    dirs = [*seqio.utils.get_global_cache_dirs()] if seqio else []
     try:
         yield
     finally:
         if 'gin' in sys.modules:
             sys.modules['gin'].clear_config()
+        if seqio := sys.modules.get('seqio'):
+            seqio.set_global_cache_dirs(dirs)
+            seqio.set_tfds_data_dir_override(None)
 
 
 def operative() -> str:

@@ -10,12 +10,12 @@ import dataclasses
 import difflib
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from perl_jax import types
+from perl_jax import providers, types
 from perl_jax.errors import UserError, check_count
 from perl_jax.streams import Dataset, Example, Stream
 
@@ -34,6 +34,7 @@ class DatasetConfig:
     vocabulary: the base model's, in place of the task's own, or the path of its tokenizer (interop/vocabularies.py says
       which kinds); None keeps the task's.
     limit: read at most so many examples, of a mixture's tasks alike; None reads all.
+    use_cached: read tasks from the cache that SeqIO wrote of them, where they have a place for one.
     length_buckets: training batches take rows of like lengths, and the least of so many widths that holds them;
       dense layers see real tokens alone (unpadding.py), their share rounded up likewise, and a policy's answers' too.
       Each shape that comes up compiles its own step. 1 is full width, in the order drawn.
@@ -45,6 +46,7 @@ class DatasetConfig:
     split: str = 'train'
     vocabulary: Any = None
     limit: int | None = None
+    use_cached: bool = False
     length_buckets: int = 1
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ def stream(
     """The endless training batches of a task or mixture; `rows` of each batch, by default all. See Stream."""
     rows = np.arange(config.batch_size) if rows is None else rows
     provider = find(config.mixture_or_task_name)
-    tasks = members(provider)
+    tasks = providers.with_split(members(provider), config.split, config.use_cached)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
     loaded = _parts(tasks, config, kind)
     return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets, groups, parts)
@@ -112,7 +114,8 @@ def load(config: DatasetConfig, kind: str) -> Dataset:
     Raises:
       UserError: an unknown task or split, features that do not fit the kind, or more than `MAX_DROPPED` dropped.
     """
-    whole = joined(_parts(members(find(config.mixture_or_task_name)), config, kind))
+    tasks = providers.with_split(members(find(config.mixture_or_task_name)), config.split, config.use_cached)
+    whole = joined(_parts(tasks, config, kind))
     return whole if config.limit is None else whole.take(np.arange(min(config.limit, len(whole))))
 
 
@@ -133,7 +136,6 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:
     name, split, lengths = task.name, config.split, config.task_feature_lengths
     converter = getattr(features, f'{kind.capitalize()}FeatureConverter')()
     provider = with_vocabulary(task, config.vocabulary)
-    check_split(provider, split)
     missing = converter.TASK_FEATURES.keys() - provider.output_features.keys()
     if missing:
         raise UserError(
@@ -145,14 +147,16 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:
             raise UserError(f"TASK_FEATURE_LENGTHS = {dict(lengths)} has no '{key}', the most tokens of {key} to read")
     vocabulary = provider.output_features['inputs'].vocabulary
     room = {f: lengths['inputs' if f == 'inputs' else 'targets'] for f in ('inputs', *converter.RESPONSES)}
-    ds = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    if config.use_cached and vocabulary != task.output_features['inputs'].vocabulary:
+        providers.check_text_cache(provider, split)
+    ds = providers.rows(provider, split, {**room, **lengths}, config.use_cached)
     ds = (ds if config.limit is None else ds.take(config.limit)).cache()
     rows = list(ds.as_numpy_iterator())
     keep = _admit(rows, room, converter.RESPONSES, f'{name} ({split})')
     ds = _fit(ds, keep, room['inputs'], bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
-    examples = [{k: _plain(v) for k, v in row.items() if k not in room} for row, ok in zip(rows, keep) if ok]
+    examples = [_example(row, room, kind, vocabulary) for row, ok in zip(rows, keep) if ok]
     return Dataset(arrays, examples, vocabulary, eos_ids(vocabulary))
 
 
@@ -168,12 +172,6 @@ def with_vocabulary(task: Any, vocabulary: Any) -> Any:
         k: dataclasses.replace(f, vocabulary=vocabulary) if f.rank == 1 else f for k, f in task.output_features.items()
     }
     return task.replace(output_features=swapped)
-
-
-def check_split(task: Any, split: str) -> None:
-    """A task must have the split."""
-    if split not in task.splits:
-        raise UserError(f"task '{task.name}' has no split '{split}'; it has {', '.join(sorted(task.splits))}")
 
 
 def check_vocabulary(vocabulary: Any, size: int) -> None:
@@ -238,6 +236,14 @@ def _fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:
         return row | {'inputs': tf.concat([tf.constant(head, tf.int32), tail], axis=0)}
 
     return ds.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _example(row: Mapping[str, Any], tokens: Container[str], kind: str, vocabulary: Any) -> Example:
+    """The texts and other fields of a row; a prompt that was stored as tokens alone is read from them."""
+    example = {k: _plain(v) for k, v in row.items() if k not in tokens}
+    if kind == 'prompts' and 'inputs_pretokenized' not in example:
+        example['inputs_pretokenized'] = vocabulary.decode([int(token) for token in row['inputs']])
+    return example
 
 
 def _plain(value: Any) -> Any:

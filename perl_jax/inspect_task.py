@@ -12,8 +12,11 @@ import numpy as np
 
 from perl_jax import data
 from perl_jax.errors import UserError
+from perl_jax.providers import rows as rows_of
+from perl_jax.providers import with_split
 
 OURS = tuple(f'perl_jax.tasks.{name}' for name in ('toy', 'taskmaster', 'tldr', 'hh', 'shp', 'bolt', 'android_control'))
+LONG = 2**16  # tokens: what preprocessors are told that there is room for
 
 
 def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str | None) -> None:
@@ -31,12 +34,11 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
                 f"--module: no module named '{error.name}'; it must be importable from this folder"
             ) from error
     providers = [data.with_vocabulary(member, vocabulary) for member in data.members(data.find(task))]
-    for provider in providers:
-        data.check_split(provider, split)
+    cached = all(provider.requires_caching for provider in providers)
+    having = with_split(providers, split, cached)
     features = [k for k, f in providers[0].output_features.items() if f.rank == 1]
     rows = itertools.chain.from_iterable(
-        provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1).as_numpy_iterator()
-        for provider in providers
+        rows_of(provider, split, dict.fromkeys(features, LONG), cached).as_numpy_iterator() for provider in having
     )
     lengths: dict[str, list[int]] = {name: [] for name in features}
     labels, count = [], 0

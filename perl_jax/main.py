@@ -37,6 +37,8 @@ sft, reward and policy take T5X's flags, as does eval on top of a run's own conf
   --gin.NAME=VALUE         one binding or macro; strings need inner quotes: --gin.MODEL_DIR="'runs/x'"
   --gin_bindings='A = 1'   the same in gin's own words; repeatable
   --gin_search_paths=A,B   where gin files are looked for, before the package's own gin/
+  --seqio_additional_cache_dirs=A,B   caches that SeqIO wrote (with --gin.USE_CACHED_TASKS=True)
+  --tfds_data_dir=DIR      where TFDS has its data sets
   --distributed            one process of several, on a TPU pod or under Slurm; launch/ starts them. By hand:
                            --coordinator_address=HOST:PORT --process_count=N --process_index=I
 The same command again goes on where the run was. Recipes lie in perl_jax/gin/recipes; start by reading one.
@@ -260,6 +262,7 @@ def _average(argv: list[str]) -> None:
 
 
 def _sweep(argv: list[str]) -> None:
+    data, argv = configure.data_flags('sweep', argv)
     files, bindings, paths, rest = configure.flags('sweep', argv)
     parser = configure.Parser(prog='perl_jax sweep')
     parser.add_argument('--dry_run', action='store_true', help='print the commands and do nothing')
@@ -269,7 +272,7 @@ def _sweep(argv: list[str]) -> None:
         raise UserError('sweep: give a grid, such as --gin_file=sweeps/toy.gin')
     if args['jobs'] is None:
         del args['jobs']
-    configure.configured('sweep.run', files, bindings, paths)(**args, search_paths=paths)
+    configure.configured('sweep.run', files, bindings, paths)(**args, search_paths=paths, data_flags=data)
 
 
 def _plan(argv: list[str]) -> None:
@@ -310,6 +313,7 @@ def _inspect(argv: list[str]) -> None:
     parser.add_argument(
         '--vocabulary', help="a tokenizer.json, .model or .gguf to count tokens with, in place of the task's own"
     )
+    _, argv = configure.data_flags('inspect', argv)
     inspect_task.show(**vars(parser.parse_args(argv)))
 
 

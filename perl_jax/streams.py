@@ -162,10 +162,15 @@ class Stream:
 
 
 @functools.lru_cache(maxsize=8)
-def _cycle(rates: tuple[float, ...], seed: int, length: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Members of one cycle [n], and how many of each came before each place [n + 1, members]."""
+def _cycle(rates: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Members of one cycle [n], and how many of each came before each place [n + 1, members].
+
+    A cycle has 1,000 places, or as many (up to 100,000) as let the rarest member have one; a rate of 0 has none.
+    """
     share = np.array(rates) / sum(rates)
-    counts = np.maximum(1, np.round(share * length)).astype(int) if len(rates) > 1 else np.array([1])
+    length = min(max(1000, np.ceil(1 / share[share > 0].min())), 100_000)
+    counts = np.where(share > 0, np.maximum(1, np.round(share * length)), 0).astype(int)
+    counts = counts if len(rates) > 1 else np.array([1])
     cycle = np.random.default_rng([seed, 0]).permutation(np.repeat(np.arange(len(rates)), counts))
     seen = np.cumsum(cycle[:, None] == np.arange(len(rates)), axis=0)
     return cycle, np.concatenate([np.zeros((1, len(rates)), int), seen])

@@ -20,7 +20,7 @@ FLOORS = [
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
-        'algorithms', 'algorithms.*', 'streams', 'logprobs',
+        'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'lineage', 'rl', 'anchors', 'texts'},

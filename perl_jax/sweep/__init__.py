@@ -26,6 +26,7 @@ def run(
     jobs: int = 1,
     dry_run: bool = False,
     search_paths: Sequence[str] = (),
+    data_flags: Sequence[str] = (),
 ) -> None:
     """Run what is not finished, `jobs` cells at a time; tables are written anew after each, plots at the end.
 
@@ -34,11 +35,12 @@ def run(
         STAGE.png.
       dry_run: print the commands, in order, and do nothing.
       search_paths: where the cells look for gin files before the package's own.
+      data_flags: what the cells are told of where data lies, as they read it on a command line.
 
     Raises:
       UserError: a cell was started with other settings; or, at the end, some cells failed.
     """
-    cells = grid.cells(sweep_dir, stages, search_paths)
+    cells = grid.cells(sweep_dir, stages, search_paths, data_flags)
     if dry_run:
         for cell in cells:
             print('\n'.join(queue.shell(command) for command in cell.commands))

@@ -60,13 +60,16 @@ class Cell:
         return self.stage.split and os.path.join(self.folder, f'eval_{self.stage.split}.json')
 
 
-def cells(sweep_dir: str, stages: Sequence[Stage], search_paths: Sequence[str] = ()) -> list[Cell]:
+def cells(
+    sweep_dir: str, stages: Sequence[Stage], search_paths: Sequence[str] = (), data_flags: Sequence[str] = ()
+) -> list[Cell]:
     """All cells, those that others need first, and seed after seed: the first seed's tables are whole soonest.
 
     Raises:
       UserError: a stage needs one that does not come before it, or a cell that the other's axes do not have.
     """
     made: dict[str, list[Cell]] = {}
+    flags = [*([f'--gin_search_paths={",".join(search_paths)}'] if search_paths else []), *data_flags]
     for stage in stages:
         if stage.name in made:
             raise UserError(f"sweep: two stages are called '{stage.name}'; give one another name")
@@ -74,7 +77,7 @@ def cells(sweep_dir: str, stages: Sequence[Stage], search_paths: Sequence[str] =
             raise UserError(f"sweep: axis '{empty[0]}' of stage '{stage.name}' has no labels; give it one or strike it")
         made[stage.name] = []
         for labels in itertools.product(*stage.axes.values()):
-            made[stage.name].append(_cell(sweep_dir, stage, dict(zip(stage.axes, labels)), made, search_paths))
+            made[stage.name].append(_cell(sweep_dir, stage, dict(zip(stage.axes, labels)), made, flags))
     return sorted((cell for stage in made.values() for cell in stage), key=_turn)
 
 
@@ -89,7 +92,7 @@ def _cell(
     stage: Stage,
     labels: dict[str, str],
     made: Mapping[str, list[Cell]],
-    search_paths: Sequence[str],
+    shared_flags: Sequence[str],
 ) -> Cell:
     name = ','.join(f'{axis}={label}' for axis, label in labels.items())
     if bad := re.search(r'[^\w=,.+-]', name):
@@ -102,11 +105,10 @@ def _cell(
     bindings.append(f'MODEL_DIR = {folder!r}')
     bindings += [f'{macro} = {parent.folder!r}' for macro, parent in parents.items()]
     here = [sys.executable, '-m', 'perl_jax']
-    paths = [f'--gin_search_paths={",".join(search_paths)}'] if search_paths else []
-    flags = [*paths, *(f'--gin_file={x}' for x in files), *(f'--gin_bindings={x}' for x in bindings)]
+    flags = [*shared_flags, *(f'--gin_file={x}' for x in files), *(f'--gin_bindings={x}' for x in bindings)]
     commands = [[*here, stage.command, *flags]]
     if stage.split:
-        flags = [*paths, *(f'--gin_bindings={x}' for x in stage.eval_bindings)]
+        flags = [*shared_flags, *(f'--gin_bindings={x}' for x in stage.eval_bindings)]
         commands.append([*here, 'eval', f'--model_dir={folder}', f'--split={stage.split}', *flags])
     return Cell(stage, labels, folder, tuple(parents.values()), tuple(commands))
 
