@@ -28,7 +28,7 @@ from perl_jax.sampling import SamplingConfig, sample
 def eval_reward(
     model_dir: str,
     base: BaseConfig,
-    dataset: DatasetConfig,
+    dataset: DatasetConfig | None,
     split: str = 'validation',
     group: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
@@ -42,7 +42,7 @@ def eval_reward(
     with partitioner.scope():
         frozen, adapters = members(model_dir, base, partitioner)
         score_fn = jax.jit(functools.partial(member_scores, base.network))
-        configs = [dataclasses.replace(config, split=split, limit=None) for config in dataset.each()]
+        configs = [dataclasses.replace(config, split=split, limit=None) for config in _given(dataset).each()]
         kinds = [data.reward_kind(config.mixture_or_task_name) for config in configs]
         datasets = [data.load(config, kind) for config, kind in zip(configs, kinds)]
         rewards = evaluate.scores(
@@ -176,9 +176,12 @@ def _answers(
 
 
 def _given(dataset: DatasetConfig | None) -> DatasetConfig:
-    """An SFT run need not have sampled at its evaluations."""
+    """An SFT run need not have sampled at its evaluations, and no run need have had data for them."""
     if dataset is None:
-        raise UserError('this run names no prompts; add --gin.PROMPTS_DATASET=@eval/data.DatasetConfig()')
+        raise UserError(
+            'this run names no data to ask it with; add --gin.EVAL_DATASET=@eval/data.DatasetConfig(), '
+            'or PROMPTS_DATASET where it is one of SFT'
+        )
     return dataset
 
 

@@ -93,7 +93,8 @@ class RunDir:
 
     def evaluated(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None) -> None:
         """Write evaluation metrics (their names get 'eval/') and sampled answers of a step."""
-        self._write_metrics(step, self.finite(step, {f'eval/{k}': v for k, v in metrics.items()}))
+        if metrics:  # a run may have no evaluation data
+            self._write_metrics(step, self.finite(step, {f'eval/{k}': v for k, v in metrics.items()}))
         self.bar.set_postfix({k: f'{v:.3g}' for k, v in metrics.items()}, refresh=False)
         self._append('samples.jsonl', [{'step': step, 'phase': self.phase} | row for row in samples or []])
         self.clock, self.examples, self.tokens = time.perf_counter(), 0, 0

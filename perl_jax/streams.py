@@ -101,6 +101,11 @@ class Stream:
         """The tokens that end a response."""
         return self.datasets[0].eos_ids
 
+    @property
+    def vocabulary(self) -> Any:
+        """What all tasks are read with."""
+        return self.datasets[0].vocabulary
+
     def __call__(self, step: int) -> tuple[Any, list[Example]]:
         position = self._positions(step)
         member, index = self._schedule(position[self.rows])

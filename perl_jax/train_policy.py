@@ -34,7 +34,7 @@ def train(
     run: RunConfig,
     base: BaseConfig,
     dataset: DatasetConfig,
-    eval_dataset: DatasetConfig,
+    eval_dataset: DatasetConfig | None,
     spec: lora.LoraSpec | lora.FullSpec,
     optimizer: optax.GradientTransformation,
     value_optimizer: optax.GradientTransformation,
@@ -55,6 +55,7 @@ def train(
     Args:
       base: where the policy starts, and the anchor it is held to: an SFT run, or weights.
       dataset, eval_dataset: prompts (inputs). A step takes `batch_size` prompts, K answers each (paper: 128 in all).
+        Without the second no answers are measured or kept.
       spec: LoRA or full tuning, for the policy and for its value baseline (the paper: the same rank).
       reward: where scores come from; several are added up by their weights.
       sampling: how the policy answers, K times each prompt; evaluation takes one answer.
@@ -73,8 +74,8 @@ def train(
         minibatch = dataset.batch_size // algorithm.minibatches
         partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
         stream = data.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
-        heldout = data.load(eval_dataset, 'prompts')
-        data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
+        heldout = data.load(eval_dataset, 'prompts') if eval_dataset else None
+        data.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 
         txs = optimizer, value_optimizer
@@ -87,7 +88,7 @@ def train(
         if not shared_base:
             of |= {role: jax.tree.map(jnp.copy, held) for role in ('value', 'anchor', 'reward')}
         judge = dataclasses.replace(frozen, params=of['reward'])
-        score_fn = rewards.scorer(reward, network, judge, partitioner, heldout.vocabulary)
+        score_fn = rewards.scorer(reward, network, judge, partitioner, stream.vocabulary)
         programs = rl_programs.compiled(
             network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, stream.eos_ids, shardings,
             partitioner, dataset.length_buckets,
@@ -104,10 +105,12 @@ def train(
         with runs.start('policy', run, spec.tuning, frozen, _kept(state)) as log:
             state = PolicyState(**log.states)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
-            if int(state.policy.step) == 0:
+            if heldout is not None and int(state.policy.step) == 0:
                 log.evaluated(0, evaluate.means(before()))
 
             def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
+                if heldout is None:
+                    return {}, []
                 rows = answer(adapter)
                 pairs = zip(rows, before(), strict=True)
                 return evaluate.means(rows), [row | evaluate.beside(old) for row, old in pairs]

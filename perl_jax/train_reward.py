@@ -22,6 +22,7 @@ from perl_jax import accumulate, data, ensembles, evaluate, lora, losses, runs, 
 from perl_jax import base as bases
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
+from perl_jax.errors import UserError
 from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import member_scores, score
@@ -110,7 +111,7 @@ def train(
     run: RunConfig,
     base: BaseConfig,
     dataset: DatasetConfig,
-    eval_dataset: DatasetConfig,
+    eval_dataset: DatasetConfig | None,
     spec: LoraSpec | FullSpec | Sequence[LoraSpec | FullSpec],
     optimizer: optax.GradientTransformation,
     best_metric: str | None = None,
@@ -123,7 +124,7 @@ def train(
     Args:
       base: the policy should start from the same one.
       dataset, eval_dataset: tasks with pairs or thumbs (their features tell), one or several that are learned together,
-        each with `batch_size` examples a step.
+        each with `batch_size` examples a step. Without the second nothing is measured, and the latest is the best.
       spec: LoRA or full tuning; or a list, an ensemble of rewards that share the base and the program, each with its
         own seed, order of the data and dropout. It is measured by the mean of its members.
       best_metric: the evaluation metric that chooses the best checkpoint; None is 'pairwise_accuracy' where there are
@@ -137,6 +138,8 @@ def train(
     seeds = [run.random_seed + 1000 * i for i in range(len(specs))]  # so that neighbouring seeds share no member
     keys = {role: jax.random.key(seed) for role, seed in zip(roles, seeds)}
     kinds = [data.reward_kind(config.mixture_or_task_name) for config in dataset.each()]
+    if eval_dataset is None and best_metric is not None:
+        raise UserError(f"BEST_METRIC = '{best_metric}' is measured on EVAL_DATASET, which is None; leave one out")
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
@@ -145,9 +148,11 @@ def train(
             role: [data.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]
             for role, seed in zip(roles, seeds)
         }
-        heldout = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in eval_dataset.each()]
-        evaluate.check_metric('BEST_METRIC', best_metric, heldout)
-        data.check_vocabulary(heldout[0].vocabulary, network.config.vocab_size)
+        configs = eval_dataset.each() if eval_dataset else []
+        heldout = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in configs]
+        if heldout:
+            evaluate.check_metric('BEST_METRIC', best_metric, heldout)
+        data.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 
         create = functools.partial(initial, specs, optimizer, network.config.emb_dim, head_seed)
@@ -164,7 +169,7 @@ def train(
             return evaluate.reward_metrics(heldout, evaluate.scores(heldout, dataset.batch_size, partitioner, one)), []
 
         tuning = ' and '.join(sorted({one.tuning for one in specs}))
-        with runs.start('reward', run, tuning, frozen, states, best_metric) as log:
+        with runs.start('reward', run, tuning, frozen, states, best_metric if heldout else None) as log:
             states = log.states
             for step in log.steps():
                 batches = {  # 1

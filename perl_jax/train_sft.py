@@ -64,7 +64,7 @@ def train(
     run: RunConfig,
     base: BaseConfig,
     dataset: DatasetConfig,
-    eval_dataset: DatasetConfig,
+    eval_dataset: DatasetConfig | None,
     spec: lora.LoraSpec | lora.FullSpec,
     optimizer: optax.GradientTransformation,
     prompts_dataset: DatasetConfig | None = None,
@@ -76,7 +76,7 @@ def train(
     """Run SFT, or go on with it, in `run.model_dir`.
 
     Args:
-      dataset, eval_dataset: prompts and demonstrations (inputs, targets).
+      dataset, eval_dataset: prompts and demonstrations (inputs, targets). Without the second nothing is measured of it.
       spec: LoRA or full tuning.
       prompts_dataset: evaluation samples an answer to each of these prompts; None samples none.
       metric_fns: {name: function(prompt, response, example)} that judge the answers.
@@ -88,8 +88,8 @@ def train(
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         split = sharded.partitions('batch'), num_microbatches
         stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
-        heldout = data.load(eval_dataset, 'sft')
-        data.check_vocabulary(heldout.vocabulary, network.config.vocab_size)
+        heldout = data.load(eval_dataset, 'sft') if eval_dataset else None
+        data.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         prompts = data.load(prompts_dataset, 'prompts') if prompts_dataset else None
         frozen = bases.load(base, partitioner, run.random_seed)
 
@@ -110,10 +110,11 @@ def train(
             return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_ids, sampling)
 
         def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
-            one = functools.partial(logprob_fn, held, adapter)
-            (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, one)  # [N, 1]
-            tokens = heldout.arrays['targets_mask'].sum()
-            metrics, rows = {'nll': float(-total.sum() / tokens)}, []
+            metrics, rows = {}, []
+            if heldout is not None:
+                one = functools.partial(logprob_fn, held, adapter)
+                (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, one)  # [N, 1]
+                metrics['nll'] = float(-total.sum() / heldout.arrays['targets_mask'].sum())
             if prompts is not None:
                 respond = lambda batch, _, i: (  # noqa: E731
                     sample_fn(held, adapter, batch, jax.random.fold_in(key, i)), {})  # fmt: skip

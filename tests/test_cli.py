@@ -211,6 +211,23 @@ def test_a_command_leaves_gin_unlocked_and_empty(toys, tmp_path):
         gin.clear_config()
 
 
+@pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])
+def test_a_run_without_evaluation_data(phase, toys, tmp_path):
+    flags = '--gin.EVAL_DATASET=None', '--gin.TRAIN_STEPS=2', '--gin.EVAL_PERIOD=1', '--gin.PROMPTS_DATASET=None'
+    sources = {'sft': (), 'reward': toys.sources[:1], 'policy': toys.sources}[phase]
+    ran(*toy(phase, tmp_path / 'run', *flags[: 4 if phase == 'sft' else 3], *sources))
+    assert [set(row) & {'grad_norm', 'grad_norm/policy'} for row in rows(tmp_path / 'run')]
+    assert not any(key.startswith('eval/') for row in rows(tmp_path / 'run') for key in row)
+    assert steps(tmp_path / 'run')[-1] == 2
+    assert 'EVAL_DATASET=@eval/data.DatasetConfig()' in perl('eval', f'--model_dir={tmp_path}/run').line
+    if phase == 'reward':
+        sources = toys.sources[0], quoted('REWARD_MODEL_DIR', tmp_path / 'run')
+        ran(*toy('policy', tmp_path / 'policy', *sources, flags[1]))
+        line = perl(*toy('reward', tmp_path / 'x', sources[0], flags[0], "--gin.BEST_METRIC='auc'")).line
+        assert "BEST_METRIC = 'auc' is measured on EVAL_DATASET" in line
+    assert ran('report', tmp_path / 'run').out
+
+
 def test_a_model_is_missing(tmp_path):
     argv = ['sft', '--gin_file=runs/sft.gin', quoted('MODEL_DIR', tmp_path / 'run')]
     assert 'NETWORK is not given' in perl(*argv).line

@@ -13,6 +13,7 @@ import numpy as np
 from perl_jax import evaluate, infer, lora, rewards, rundir, texts
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
+from perl_jax.errors import UserError
 from perl_jax.interop import vocabularies
 from perl_jax.partitioning import Partitioner
 from perl_jax.sampling import SamplingConfig, sample
@@ -66,10 +67,12 @@ def score(
     responses: Sequence[Sequence[str]],
     model_dir: str,
     base: BaseConfig,
-    dataset: DatasetConfig,
+    dataset: DatasetConfig | None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> np.ndarray:
     """The logits [N, K] that a reward run gives K responses to each prompt, whose end it reads as in training."""
+    if dataset is None:
+        raise UserError(f"judge: '{model_dir}' names no evaluation data, and so not how long its prompts are")
     length = dataset.task_feature_lengths['inputs']
     scored = texts.dataset(texts.vocabulary(dataset), prompts, length, responses)
     with partitioner.scope():
