@@ -155,8 +155,8 @@ def to_host(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda leaf: read(leaf, whole(leaf.shape), np.dtype(dtype)), tree)
 
 
-def rows_at_once(width: int, itemsize: int, limit: int = 2**22) -> int:
-    """How many rows of so many numbers a buffer of at most `limit` bytes holds; at least one."""
+def rows_at_once(width: int, itemsize: int, limit: int = 2**19) -> int:
+    """How many rows of so many numbers a buffer that stays in a core's cache holds; at least one."""
     return max(1, limit // max(1, width * itemsize))
 
 

@@ -74,7 +74,8 @@ class Entry:
                 part = buffer[: min(step, rows.stop - first)]
                 self._fill(file, part, first, across.start)
                 shaped = part if matrix else part.reshape(len(part), *self.shape[1:])
-                out[first - rows.start :][: len(part)] = shaped[inside]
+                # Cast first: NumPy casts strided numbers three times as slowly.
+                out[first - rows.start :][: len(part)] = shaped[inside].astype(out.dtype, copy=False)
 
     def _fill(self, file: BinaryIO, part: np.ndarray, row: int, column: int) -> None:
         """Read rows from `row` on, from `column` on."""
