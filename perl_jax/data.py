@@ -119,6 +119,12 @@ def load(config: DatasetConfig, kind: str) -> Dataset:
     return whole if config.limit is None else whole.take(np.arange(min(config.limit, len(whole))))
 
 
+def tasks_with_rows(config: DatasetConfig, kind: str) -> list[tuple[Any, Dataset, list[Mapping[str, Any]]]]:
+    """Each task of `load`, its part of the data set, and that part's rows as SeqIO gives them."""
+    tasks = providers.with_split(members(find(config.mixture_or_task_name)), config.split, config.use_cached)
+    return [(with_vocabulary(task, config.vocabulary), *_load(task, config, kind)) for task in tasks]
+
+
 def joined(parts: Sequence[Dataset]) -> Dataset:
     """The rows of datasets of one kind, one after the other."""
     arrays = {k: np.concatenate([part.arrays[k] for part in parts]) for k in parts[0].arrays}
@@ -127,10 +133,10 @@ def joined(parts: Sequence[Dataset]) -> Dataset:
 
 def _parts(tasks: Sequence[Any], config: DatasetConfig, kind: str) -> list[Dataset]:
     share = None if config.limit is None else -(-config.limit // len(tasks))
-    return [_load(task, dataclasses.replace(config, limit=share), kind) for task in tasks]
+    return [_load(task, dataclasses.replace(config, limit=share), kind)[0] for task in tasks]
 
 
-def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:
+def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Mapping[str, Any]]]:
     from perl_jax import features
 
     name, split, lengths = task.name, config.split, config.task_feature_lengths
@@ -156,8 +162,9 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> Dataset:
     ds = _fit(ds, keep, room['inputs'], bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
-    examples = [_example(row, room, kind, vocabulary) for row, ok in zip(rows, keep) if ok]
-    return Dataset(arrays, examples, vocabulary, eos_ids(vocabulary))
+    rows = [row for row, ok in zip(rows, keep) if ok]
+    examples = [_example(row, room, kind, vocabulary) for row in rows]
+    return Dataset(arrays, examples, vocabulary, eos_ids(vocabulary)), rows
 
 
 def with_vocabulary(task: Any, vocabulary: Any) -> Any:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from perl_jax import base as bases
-from perl_jax import calibration, data, evaluate, lora, rundir, texts
+from perl_jax import calibration, data, evaluate, lora, rundir, task_metrics, texts
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import TextFunction, functions, member_scores
 from perl_jax.sampling import SamplingConfig, sample
+
+TASK_METRIC_DRAWS = 100  # for their intervals: a task's metric may take seconds
 
 
 def eval_reward(
@@ -79,14 +82,22 @@ def eval_policy(
 ) -> dict[str, Any]:
     """Answer a whole split once and average what `metric_fns` say, with 95% intervals.
 
-    Writes MODEL_DIR/eval_SPLIT.json.
+    Where a task has metric_fns of its own, they are measured too, by TASK/NAME. Writes MODEL_DIR/eval_SPLIT.json.
     """
     config = dataclasses.replace(_given(dataset), split=split, limit=None)
     with partitioner.scope():
-        rows = _answers(model_dir, base, data.load(config, 'prompts'), config, sampling, metric_fns, partitioner)
+        parts = data.tasks_with_rows(config, 'prompts')
+        prompts = data.joined([part for _, part, _ in parts])
+        rows = _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner)
     result = evaluate.with_intervals(
         lambda index: evaluate.means([rows[i] for i in index]), list(map(str, range(len(rows))))
     )
+    responses = iter([row['response'] for row in rows])
+    for task, _, examples in parts:
+        given = list(itertools.islice(responses, len(examples)))
+        if task_metrics.usable(task):
+            measure = functools.partial(_task_metrics, task, examples, given)
+            result |= evaluate.with_intervals(measure, list(map(str, range(len(examples)))), TASK_METRIC_DRAWS)
     return _report(model_dir, split, result)
 
 
@@ -173,6 +184,10 @@ def _answers(
     params = base.network.unstack(frozen.params)  # not for each batch
     respond = lambda batch, _, i: (fn(params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
     return evaluate.answers(prompts, config.batch_size, partitioner, respond, functions(metric_fns))
+
+
+def _task_metrics(task: Any, rows: Sequence[Any], responses: Sequence[str], index: np.ndarray) -> dict[str, float]:
+    return task_metrics.measure(task, [rows[i] for i in index], [responses[i] for i in index])
 
 
 def _given(dataset: DatasetConfig | None) -> DatasetConfig:

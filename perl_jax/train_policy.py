@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs
+from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs, task_metrics
 from perl_jax.algorithms import Algorithm
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -69,7 +69,7 @@ def train(
     """
     judges = rewards.functions(metric_fns)
     network, key = base.network, jax.random.key(run.random_seed)
-    _check(spec, reward, sampling, algorithm, dataset.batch_size, shared_base, anchor_ema)
+    _check(spec, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
     with partitioner.scope():
         minibatch = dataset.batch_size // algorithm.minibatches
         partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
@@ -143,7 +143,7 @@ def _check(
     reward: Sequence[LearnedReward | TextReward],
     sampling: SamplingConfig,
     algorithm: Algorithm,
-    batch_size: int,
+    dataset: DatasetConfig,
     shared: bool,
     anchor_ema: float,
 ) -> None:
@@ -163,7 +163,9 @@ def _check(
             f'NUM_SAMPLES = {sampling.num_samples}: {name} compares the answers to one prompt; '
             f'give at least {algorithm.min_samples}'
         )
-    if batch_size % algorithm.minibatches:
-        raise UserError(f'BATCH_SIZE = {batch_size} does not divide into {name}.minibatches = {algorithm.minibatches}')
+    if dataset.batch_size % algorithm.minibatches:
+        into = f'{name}.minibatches = {algorithm.minibatches}'
+        raise UserError(f'BATCH_SIZE = {dataset.batch_size} does not divide into {into}')
     if not shared and spec.tuning == 'full':
         raise UserError('SHARED_BASE = False is for LoRA: with full tuning every role has its own copy already')
+    task_metrics.announce(dataset, 'policy')

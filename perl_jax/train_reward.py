@@ -18,7 +18,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from perl_jax import accumulate, data, ensembles, evaluate, lora, losses, runs, sharded, train_state
+from perl_jax import accumulate, data, ensembles, evaluate, lora, losses, runs, sharded, task_metrics, train_state
 from perl_jax import base as bases
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -143,6 +143,7 @@ def train(
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
+        task_metrics.announce(dataset, 'reward')
         rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), num_microbatches)
         streams = {
             role: [data.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]

@@ -14,7 +14,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from perl_jax import accumulate, data, evaluate, lora, masked, rewards, runs, sharded, train_state
+from perl_jax import accumulate, data, evaluate, lora, masked, rewards, runs, sharded, task_metrics, train_state
 from perl_jax import base as bases
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -86,6 +86,7 @@ def train(
     judges = rewards.functions(metric_fns)
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
+        task_metrics.announce(dataset, 'sft')
         split = sharded.partitions('batch'), num_microbatches
         stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
         heldout = data.load(eval_dataset, 'sft') if eval_dataset else None

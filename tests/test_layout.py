@@ -23,7 +23,7 @@ FLOORS = [
         'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
-    {'base', 'lineage', 'rl', 'anchors', 'texts'},
+    {'base', 'lineage', 'rl', 'anchors', 'texts', 'task_metrics'},
     {
         'rewards', 'evaluate', 'calibration', 'runs', 'rl_programs',
         'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
