@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'perl_jax/__init__.py').read_text(), re.MULTILINE).group(1)
 README = HERE / 'README.md'
 
-HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0']
+HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0', 'jinja2>=3.1']
 TPU = ['jax[tpu]']  # libtpu: on a TPU it runs programs, elsewhere it compiles them
 # Tasks from the hub, from Parquet files and from TFDS, which needs importlib_resources and does not say so.
 DATASETS = ['datasets>=3', 'pyarrow', 'importlib_resources']

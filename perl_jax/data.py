@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax import providers, types
+from perl_jax.controls import OPEN, unmark
 from perl_jax.errors import UserError, check_count
 from perl_jax.streams import Dataset, Example, Stream
 
@@ -151,7 +152,7 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Ma
     for key in ['inputs', 'targets'][: 1 + bool(converter.RESPONSES)]:
         if key not in lengths:
             raise UserError(f"TASK_FEATURE_LENGTHS = {dict(lengths)} has no '{key}', the most tokens of {key} to read")
-    vocabulary = provider.output_features['inputs'].vocabulary
+    vocabulary, provider = provider.output_features['inputs'].vocabulary, as_answers(provider)
     room = {f: lengths['inputs' if f == 'inputs' else 'targets'] for f in ('inputs', *converter.RESPONSES)}
     if config.use_cached and vocabulary != task.output_features['inputs'].vocabulary:
         providers.check_text_cache(provider, split)
@@ -159,6 +160,7 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Ma
     ds = (ds if config.limit is None else ds.take(config.limit)).cache()
     rows = list(ds.as_numpy_iterator())
     keep = _admit(rows, room, converter.RESPONSES, f'{name} ({split})')
+    _look_for_templates(rows, vocabulary, f'{name} ({split})')
     ds = _fit(ds, keep, room['inputs'], bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
@@ -181,9 +183,24 @@ def with_vocabulary(task: Any, vocabulary: Any) -> Any:
     return task.replace(output_features=swapped)
 
 
+def as_answers(task: Any) -> Any:
+    """The task with its responses read as what goes on from a prompt: see TokenizersVocabulary.continuing."""
+    features = {
+        k: dataclasses.replace(f, vocabulary=continuing(f.vocabulary)) if k != 'inputs' and f.rank == 1 else f
+        for k, f in task.output_features.items()
+    }
+    return task.replace(output_features=features) if features != task.output_features else task
+
+
+def continuing(vocabulary: Any) -> Any:
+    """The vocabulary for texts that go on from others; most are their own."""
+    return getattr(vocabulary, 'continuing', vocabulary)
+
+
 def check_vocabulary(vocabulary: Any, size: int) -> None:
     """A model must have an embedding for every token."""
-    if vocabulary.vocab_size > size:
+    # Its largest id may be a special token that no text becomes: Gemma 3 1B has 262,145 entries for 262,144 rows.
+    if getattr(vocabulary, 'reachable_size', vocabulary.vocab_size) > size:
         raise UserError(
             f'the vocabulary has {vocabulary.vocab_size} tokens and the model only vocab_size = {size}; '
             "set VOCABULARY to the base model's, or mend the model's gin file"
@@ -230,6 +247,20 @@ def _admit(rows: list[Example], room: Mapping[str, int], responses: Sequence[str
     return keep
 
 
+def _look_for_templates(rows: Sequence[Example], vocabulary: Any, name: str) -> None:
+    """Say so where prompts were put into a chat's format by hand: their control tokens are read as text."""
+    if not getattr(vocabulary, 'reads_marks', False):
+        return
+    texts = [_plain(row['inputs_pretokenized']) for row in rows if 'inputs_pretokenized' in row]
+    marked = [OPEN.encode() in row['inputs_pretokenized'] for row in rows if 'inputs_pretokenized' in row]
+    spelled = [vocabulary.spelled(text) for text, by_template in zip(texts, marked) if not by_template]
+    if tokens := [token for token in spelled if token]:
+        logging.getLogger('perl_jax').warning(
+            f"{name}: {len(tokens)} of {len(rows)} prompts spell '{tokens[0]}', which is read as text and not as the "
+            'control token; put prompts into a format with perl_jax.tasks.chat or preprocessors.chat'
+        )
+
+
 def _fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:
     """Only the admitted rows, with the end of a prompt that is too long, behind BOS."""
     import tensorflow as tf
@@ -239,7 +270,10 @@ def _fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:
     ds = tf.data.Dataset.zip(ds, tf.data.Dataset.from_tensor_slices(keep)).filter(lambda _, ok: ok)
 
     def cut(row: Any, _: Any) -> Any:
-        tail = row['inputs'][tf.maximum(0, tf.size(row['inputs']) - room) :]
+        text = row['inputs']
+        if head:  # a text that opens with BOS itself, as some templates do, gets no second one
+            text = text[tf.cast(tf.reduce_any(text[:1] == bos_id), tf.int32) :]
+        tail = text[tf.maximum(0, tf.size(text) - room) :]
         return row | {'inputs': tf.concat([tf.constant(head, tf.int32), tail], axis=0)}
 
     return ds.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
@@ -256,7 +290,7 @@ def _example(row: Mapping[str, Any], tokens: Container[str], kind: str, vocabula
 def _plain(value: Any) -> Any:
     """TensorFlow's bytes and scalars as Python's."""
     if isinstance(value, bytes):
-        return value.decode('utf-8')
+        return unmark(value.decode('utf-8'))
     return value.item() if getattr(value, 'ndim', None) == 0 else value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax import data
+from perl_jax.controls import unmark
 from perl_jax.errors import UserError
 from perl_jax.providers import rows as rows_of
 from perl_jax.providers import with_split
@@ -33,7 +34,7 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
             raise UserError(
                 f"--module: no module named '{error.name}'; it must be importable from this folder"
             ) from error
-    providers = [data.with_vocabulary(member, vocabulary) for member in data.members(data.find(task))]
+    providers = [data.as_answers(data.with_vocabulary(member, vocabulary)) for member in data.members(data.find(task))]
     cached = all(provider.requires_caching for provider in providers)
     having = with_split(providers, split, cached)
     features = [k for k, f in providers[0].output_features.items() if f.rank == 1]
@@ -63,7 +64,7 @@ def _example(number: int, row: dict[str, Any], features: Sequence[str]) -> None:
     for name, value in row.items():
         if name in features:
             ids = ' '.join(map(str, value[:16])) + (' ..' if len(value) > 16 else '')
-            text = row.get(f'{name}_pretokenized', b'').decode()
+            text = unmark(row.get(f'{name}_pretokenized', b'').decode())
             print(f'{name} ({len(value)} tokens: {ids})\n{textwrap.indent(text.rstrip(), "  | ")}')
         elif not name.endswith('_pretokenized'):
             print(f'{name}: {value.decode() if isinstance(value, bytes) else value}')

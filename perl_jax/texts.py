@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from perl_jax.data import Dataset, DatasetConfig, bos_id, eos_ids, find, members, with_vocabulary
+from perl_jax.controls import unmark
+from perl_jax.data import Dataset, DatasetConfig, bos_id, continuing, eos_ids, find, members, with_vocabulary
 
 
 def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Sequence[Sequence[str]] = ()) -> Dataset:
@@ -17,13 +18,16 @@ def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Seq
     """
     bos = bos_id(vocabulary)
     head = [] if bos is None else [bos]
-    ids = [head + list(vocabulary.encode(text))[-(length - len(head)) :] for text in prompts]
+    ids = [list(vocabulary.encode(text)) for text in prompts]
+    ids = [row[1:] if head and row[:1] == head else row for row in ids]  # a template may have put BOS there itself
+    ids = [head + row[-(length - len(head)) :] for row in ids]
     arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, length)))
     if responses:
-        ids = [[*vocabulary.encode(text), vocabulary.eos_id] for row in responses for text in row]
+        words = continuing(vocabulary)
+        ids = [[*words.encode(text), vocabulary.eos_id] for row in responses for text in row]
         both = _padded(ids, max(map(len, ids)))
         arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
-    return Dataset(arrays, [{'inputs_pretokenized': text} for text in prompts], vocabulary, eos_ids(vocabulary))
+    return Dataset(arrays, [{'inputs_pretokenized': unmark(text)} for text in prompts], vocabulary, eos_ids(vocabulary))
 
 
 def vocabulary(config: DatasetConfig) -> Any:

@@ -11,39 +11,43 @@ markers as tokens, and its EOS has to be the one that ends a turn, since EOS end
     llama3    <|eot_id|>       Llama 3            likewise
     gemma     <end_of_turn>    Gemma 2 and 3      not the tokenizer's: TokenizersVocabulary(path, eos='<end_of_turn>')
 
-A task calls them in its function of examples, or names one in preprocessors.chat. Some models' own templates put in a
-system message where there is none (SmolLM2, Qwen2.5: their name; Llama 3.1: two dates): give such a message yourself.
+What stands in a message never becomes a control token, though it be spelled like one (controls.py). A task calls them
+in its function of examples, or names one in preprocessors.chat; a checkpoint's own template is
+perl_jax.interop.chat_template.Template. Some models' own templates put in a system message where there is none
+(SmolLM2, Qwen2.5: their name; Llama 3.1: two dates): give such a message yourself.
 """
 
 from collections.abc import Mapping, Sequence
 
+from perl_jax.controls import Formatted, mark, unmark
 from perl_jax.errors import UserError
 
 Conversation = str | Sequence[Mapping[str, str]]
 ROLES = ('system', 'user', 'assistant')
 
 
-def chatml(conversation: Conversation) -> str:
+def chatml(conversation: Conversation) -> Formatted:
     r"""`<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n`.
 
     Raises:
       UserError: a message without role or content, an unknown role, a system message that is not the first.
     """
-    turns = (f'<|im_start|>{role}\n{content}<|im_end|>\n' for role, content in _messages(conversation))
-    return ''.join(turns) + '<|im_start|>assistant\n'
+    start, end = mark('<|im_start|>'), mark('<|im_end|>')
+    turns = (f'{start}{role}\n{content}{end}\n' for role, content in _messages(conversation))
+    return Formatted(''.join(turns) + f'{start}assistant\n')
 
 
-def llama3(conversation: Conversation) -> str:
+def llama3(conversation: Conversation) -> Formatted:
     r"""`<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n`.
 
     White space around a message is dropped. Raises what chatml does.
     """
-    head = '<|start_header_id|>{}<|end_header_id|>\n\n'.format
-    turns = (f'{head(role)}{content.strip()}<|eot_id|>' for role, content in _messages(conversation))
-    return ''.join(turns) + head('assistant')
+    head = f'{mark("<|start_header_id|>")}{{}}{mark("<|end_header_id|>")}\n\n'.format
+    turns = (f'{head(role)}{content.strip()}{mark("<|eot_id|>")}' for role, content in _messages(conversation))
+    return Formatted(''.join(turns) + head('assistant'))
 
 
-def gemma(conversation: Conversation) -> str:
+def gemma(conversation: Conversation) -> Formatted:
     r"""`<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n`; a system message opens the user's first.
 
     White space around a message is dropped. Raises what chatml does, and UserError where user and assistant do not
@@ -51,18 +55,18 @@ def gemma(conversation: Conversation) -> str:
     """
     messages = _messages(conversation)
     system = f'{messages.pop(0)[1]}\n\n' if messages[0][0] == 'system' else ''
-    text = ''
+    text, start, end = '', mark('<start_of_turn>'), mark('<end_of_turn>')
     for i, (role, content) in enumerate(messages):
         if role != ('user', 'assistant')[i % 2]:
             raise UserError(f'gemma: user and assistant must take turns, the user first; turn {i + 1} is by {role}')
         name = 'model' if role == 'assistant' else role
-        text += f'<start_of_turn>{name}\n{system if i == 0 else ""}{content.strip()}<end_of_turn>\n'
-    return f'{text}<start_of_turn>model\n'
+        text += f'{start}{name}\n{system if i == 0 else ""}{content.strip()}{end}\n'
+    return Formatted(f'{text}{start}model\n')
 
 
 def _messages(conversation: Conversation) -> list[tuple[str, str]]:
     if isinstance(conversation, str):
-        return [('user', conversation)]
+        return [('user', unmark(conversation))]
     if not conversation:
         raise UserError('a conversation has no messages; it needs at least one')
     for i, message in enumerate(conversation):
@@ -72,4 +76,4 @@ def _messages(conversation: Conversation) -> list[tuple[str, str]]:
             raise UserError(f'message {i + 1} of a conversation is by {message["role"]!r}; use {", ".join(ROLES)}')
         if message['role'] == 'system' and i:
             raise UserError(f'message {i + 1} of a conversation is by system, which only the first can be')
-    return [(message['role'], message['content']) for message in conversation]
+    return [(message['role'], unmark(message['content'])) for message in conversation]

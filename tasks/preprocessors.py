@@ -1,17 +1,17 @@
 """Preprocessors of text that any task may use, each a function from tf.data.Dataset to tf.data.Dataset."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import seqio
 import tensorflow as tf
 
+from perl_jax import controls
 from perl_jax.tasks.chat import Conversation
-
-_HERE = '\0'  # what no template has
 
 
 def chat(
     template: Callable[[Conversation], str], system: str | None = None, key: str = 'inputs'
-) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+) -> Callable[[tf.data.Dataset, Mapping[str, seqio.Feature]], tf.data.Dataset]:
     r"""Wraps a text field as one user message in a format of chat.py, behind a system message if there is one.
 
     Give it to registration.add, which runs it before the tokenizer:
@@ -22,12 +22,40 @@ def chat(
 
         <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{inputs}<|im_end|>\n<|im_start|>assistant\n
 
-    White space around `inputs` is dropped. chat.py says which EOS the vocabulary should have.
+    White space around `inputs` is dropped. What stands in it never becomes a control token, though it be spelled so.
+    chat.py says which EOS the vocabulary should have; a checkpoint's own template is interop.chat_template.Template.
+
+    Raises (when the data are read):
+      UserError: what the template says.
     """
     messages = [] if system is None else [{'role': 'system', 'content': system}]
-    head, tail = template([*messages, {'role': 'user', 'content': _HERE}]).split(_HERE)
 
-    def wrap(example):
-        return {**example, key: tf.strings.join([head, tf.strings.strip(example[key]), tail])}
+    def formatted(content: str) -> controls.Formatted:
+        return template([*messages, {'role': 'user', 'content': content.strip()}])
 
-    return lambda dataset: dataset.map(wrap, num_parallel_calls=tf.data.AUTOTUNE)
+    def wrap(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
+        formatted('a message')  # what is wrong with the template is said before the data are read
+        form = controls.marked if reads_marks(output_features[key]) else str
+
+        def one(example):
+            text = tf.numpy_function(lambda text: form(formatted(text.decode())).encode(), [example[key]], tf.string)
+            return {**example, key: tf.ensure_shape(text, [])}
+
+        return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+
+    return wrap
+
+
+def reads_marks(feature: seqio.Feature) -> bool:
+    """Whether the vocabulary of a feature tells a template's control tokens from the same words in a text."""
+    return getattr(feature.vocabulary, 'reads_marks', False)
+
+
+def without_marks(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
+    """Takes a template's marks out of texts that a vocabulary reads which knows none (bytes, sentencepiece)."""
+    plain = [name for name, feature in output_features.items() if feature.rank == 1 and not reads_marks(feature)]
+    clean = lambda text: tf.strings.regex_replace(text, controls.MARKS, '')  # noqa: E731
+    return dataset.map(
+        lambda example: example | {name: clean(example[name]) for name in plain if name in example},
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )

@@ -24,7 +24,9 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from perl_jax.controls import marked
 from perl_jax.errors import UserError
+from perl_jax.tasks.preprocessors import without_marks
 
 Examples = Callable[[str], Iterable[Mapping[str, Any]]]
 
@@ -66,7 +68,7 @@ def add(
     return seqio.TaskRegistry.add(
         name,
         source=source if isinstance(source, seqio.DataSource) else _Source(name, kind, source, splits),
-        preprocessors=[*preprocessors, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        preprocessors=[*preprocessors, without_marks, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         output_features=features(kind, vocabulary or seqio.ByteVocabulary()),
     )
 
@@ -103,11 +105,12 @@ class _Source(seqio.FunctionDataSource):
         count = 0
         for count, example in enumerate(self._examples(split), start=1):
             if count == 1:  # further fields are those of the first example
-                extra = {key: type(value) for key, value in example.items() if key not in types}
+                kind = lambda value: str if isinstance(value, str) else type(value)  # noqa: E731 (a template's, too)
+                extra = {key: kind(value) for key, value in example.items() if key not in types}
                 types, columns = types | extra, columns | {key: [] for key in extra}
             self._check(split, count, example, types)
             for key, column in columns.items():
-                column.append(types[key](example[key]))
+                column.append(marked(example[key]) if types[key] is str else types[key](example[key]))
         self._counts[split] = count
         dtypes = {str: tf.string, int: tf.int64, float: tf.float32}
         return tf.data.Dataset.from_tensor_slices(

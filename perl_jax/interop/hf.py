@@ -20,7 +20,8 @@ from perl_jax.leaves import Leaf, Stacked, Transposed
 from perl_jax.networks.t5 import T5
 
 HUB = 'hf://'
-_FILES = ('*.safetensors', '*.json', 'tokenizer.model', 'spiece.model')
+_FILES = ('*.safetensors', '*.json', 'tokenizer.model', 'spiece.model', '*.jinja')
+_WEIGHTS = ('*.safetensors', '*.safetensors.index.json')
 _TOKENIZER = (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'spiece.model',
     'generation_config.json', 'vocab.json', 'merges.txt', 'chat_template.jinja',
@@ -32,8 +33,11 @@ def is_checkpoint(path: str) -> bool:
     return path.startswith(HUB) or os.path.isfile(os.path.join(path, 'config.json'))
 
 
-def resolve(path: str) -> pathlib.Path:
+def resolve(path: str, weights: bool = True) -> pathlib.Path:
     """The local folder of a checkpoint; one on the hub is downloaded into its cache, or found there.
+
+    Args:
+      weights: False leaves those on the hub, where only a tokenizer is wanted.
 
     Raises:
       UserError: no such folder, or the hub cannot be reached or does not have it.
@@ -49,6 +53,7 @@ def resolve(path: str) -> pathlib.Path:
         raise UserError(f"{path}: needs the huggingface_hub package; pip install 'perl_jax[hf]'") from error
     name, _, revision = path.removeprefix(HUB).partition('@')
     wanted = {'repo_id': name, 'revision': revision or None, 'allow_patterns': list(_FILES)}
+    wanted |= {} if weights else {'ignore_patterns': list(_WEIGHTS)}
     try:
         return pathlib.Path(snapshot_download(**wanted, etag_timeout=5))
     except Exception as error:  # its errors have no base class of their own

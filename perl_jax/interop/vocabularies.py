@@ -47,7 +47,6 @@ def vocabulary(path: str) -> seqio.Vocabulary:
 
 def _sentencepiece(path: str) -> seqio.SentencePieceVocabulary:
     import sentencepiece
-    import seqio
 
     found = str(resolve(path))
     try:
@@ -55,4 +54,6 @@ def _sentencepiece(path: str) -> seqio.SentencePieceVocabulary:
     except RuntimeError as e:
         raise UserError(f'{path}: not a sentencepiece model that can be read ({e})') from e
     lacks = model.pad_id() == 0 and model.bos_id() < 0 and model.piece_to_id('▁<extra_id_0>') == model.unk_id()
-    return seqio.SentencePieceVocabulary(found, extra_ids=_EXTRA_IDS if lacks else 0)
+    from perl_jax.interop.sentencepieces import SentencepieceVocabulary
+
+    return SentencepieceVocabulary(found, extra_ids=_EXTRA_IDS if lacks else 0)

@@ -10,7 +10,7 @@ pytest.importorskip('transformers', reason='needs transformers, which the tests 
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from perl_jax import data
+from perl_jax import controls, data
 from perl_jax.interop import gguf
 from perl_jax.interop.tokenizers import TokenizersVocabulary
 from perl_jax.tasks import chat, preprocessors, registration
@@ -128,4 +128,5 @@ def test_smollm2():
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary.tokenizer, chat_template=CHATML)
     ids = theirs.apply_chat_template(TALKS['all'], add_generation_prompt=True, return_dict=False)
     assert vocabulary.encode(chat.chatml(TALKS['all'])) == ids
-    assert vocabulary.encode('<|im_end|>') == [vocabulary.eos_id]
+    assert vocabulary.encode(controls.Formatted(controls.mark('<|im_end|>'))) == [vocabulary.eos_id]
+    assert vocabulary.eos_id not in vocabulary.encode('<|im_end|>')

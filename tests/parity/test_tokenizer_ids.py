@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import re
 
 import pytest
 import tensorflow as tf
@@ -15,7 +16,10 @@ from test_tokenizers import SMOLLM2, TEXTS
 from test_vocabularies import LLAMA, T5, write_model
 from tokenizers import ByteLevelBPETokenizer
 
+from perl_jax import data, texts
+from perl_jax.controls import Formatted, mark
 from perl_jax.interop.vocabularies import vocabulary
+from perl_jax.tasks import registration
 
 TURNS = ('<start_of_turn>', '<end_of_turn>')
 
@@ -29,11 +33,23 @@ def hundred(*special):
     return [*TEXTS, *mixed, *glued]
 
 
+def marked(ours, text):
+    """The text as if a template had put in every special token that it spells, as transformers reads it."""
+    special = getattr(ours, 'tokenizer', None) and getattr(ours.tokenizer, 'get_added_tokens_decoder', dict)()
+    texts = [token.content for token in (special or {}).values() if token.special]
+    names = sorted(map(re.escape, texts), key=len, reverse=True)
+    return Formatted(re.sub('|'.join(names), lambda token: mark(token[0]), text)) if names else text
+
+
 def agree(ours, theirs, *special, edit=str):
     texts = [edit(text) for text in hundred(*special)]
     assert len(texts) == 100 and all(any(token in text for text in texts) for token in special)
     for text in texts:
-        assert list(ours.encode(text)) == theirs.encode(text, add_special_tokens=False), repr(text)
+        by_template = marked(ours, text)
+        assert list(ours.encode(by_template)) == theirs.encode(text, add_special_tokens=False), repr(text)
+        if by_template is not text:  # and what somebody typed is text
+            typed = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+            assert list(ours.encode(text)) == typed, repr(text)
         assert ours.encode_tf(tf.constant(text)).numpy().tolist() == list(ours.encode(text)), repr(text)
     assert ours.vocab_size == len(theirs)
     assert theirs.convert_ids_to_tokens(ours.eos_id) == theirs.eos_token
@@ -95,3 +111,58 @@ def test_byt5():
     for text in hundred():
         assert list(ours.encode(text)) == theirs.encode(text, add_special_tokens=False)
     assert ours.eos_id == theirs.eos_token_id
+
+
+def llama2(folder):
+    """Llama 2's kind, as a sentencepiece model and as the tokenizer.json that transformers makes of it."""
+    options = LLAMA | {'pad_piece': '<pad>'}
+    path = write_model(
+        folder / 'tokenizer.model', 315, **options, split_digits=True, normalization_rule_name='identity',
+        remove_extra_whitespaces=False, add_dummy_prefix=True,
+    )  # fmt: skip
+    theirs = transformers.LlamaTokenizer.from_pretrained(folder)
+    (folder / 'json').mkdir()
+    theirs.save_pretrained(folder / 'json')
+    return path, theirs
+
+
+@pytest.mark.parametrize('prompt', ['Answer:\n', 'the quick brown\n\n', '[INST] over [/INST]\n'])
+@pytest.mark.parametrize('answer', ['Paris', 'fox jumps', 'é!'])
+def test_an_answer_goes_on_from_its_prompt_as_in_one_text(tmp_path, prompt, answer):
+    """No space is put in front of an answer behind a line break: the ids are those of prompt and answer in one."""
+    path, theirs = llama2(tmp_path)
+    joint = theirs.encode(prompt + answer, add_special_tokens=False)
+    for ours in vocabulary(path), vocabulary(str(tmp_path / 'json/tokenizer.json')):
+        assert [*ours.encode(prompt), *ours.continuing.encode(answer)] == joint
+        got = ours.continuing.encode_tf(tf.constant(answer)).numpy().tolist()
+        assert got == list(ours.continuing.encode(answer))
+        assert ours.decode([*ours.continuing.encode(answer), ours.eos_id]) == answer
+
+
+def test_a_tasks_answers_go_on_and_its_prompts_do_not(tmp_path):
+    path, theirs = llama2(tmp_path)
+    registration.add('goes_on_pairs', 'pairs', lambda split: [{'inputs': 'one\n', 'chosen': 'fox', 'rejected': 'dog'}])
+    for name in path, str(tmp_path / 'json'):
+        config = data.DatasetConfig('goes_on_pairs', {'inputs': 9, 'targets': 9}, 1, vocabulary=name)
+        arrays = data.load(config, 'pairs').arrays
+        prompt = arrays['inputs'][0][arrays['inputs_mask'][0]].tolist()
+        answers = [row[mask].tolist() for row, mask in zip(arrays['targets'][0], arrays['targets_mask'][0])]
+        for text, answer in zip(('fox', 'dog'), answers):
+            bos = [1] if name == path else []  # which transformers does not put there for this one
+            assert prompt + answer == [*bos, *theirs.encode(f'one\n{text}'), theirs.eos_token_id]
+        again = texts.dataset(vocabulary(name), ['one\n'], 9, [['fox', 'dog']]).arrays
+        assert [row[mask].tolist() for row, mask in zip(again['targets'][0], again['targets_mask'][0])] == answers
+
+
+def test_t5s_answers_begin_sequences_of_their_own(tmp_path):
+    ours = vocabulary(write_model(tmp_path / 'spiece.model', **T5))
+    assert ours.continuing is ours
+    assert list(ours.encode('fox')) == transformers.T5Tokenizer.from_pretrained(tmp_path)('fox').input_ids[:-1]
+
+
+def test_every_eos_of_a_sentencepiece_model_ends_an_answer(tmp_path):
+    ours = vocabulary(write_model(tmp_path / 'tokenizer.model', 315, **LLAMA))
+    (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': [2, 7]}))
+    words = list(ours.encode('quick fox'))
+    assert ours.eos_ids == (2, 7)
+    assert ours.decode([*words, 7, *words]) == ours.decode([*words, 2]) == 'quick fox'
