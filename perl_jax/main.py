@@ -76,7 +76,7 @@ def _command(argv: list[str]) -> int:
         _COMMANDS[command](rest)
         return 0
     except UserError as error:  # gin and TensorFlow write around it where it passed
-        code, said = 2, str(error).rpartition('UserError: ')[2].strip().partition('\n')[0]
+        code, said = 2, _line(error)
     except Preempted as error:
         said = str(error).partition('\n')[0]
         code, said = PREEMPTED, f'preempted; {said}; the same command goes on'
@@ -87,12 +87,18 @@ def _command(argv: list[str]) -> int:
         code, said = 2, f'{command}: ' + str(error).partition('\n')[0]
     except KeyboardInterrupt:
         code, said = 130, 'interrupted; the same command goes on from the last checkpoint'
-    except Exception:
+    except Exception as error:
+        if type(error).__module__.startswith('tensorflow') and 'UserError: ' in str(error):  # from inside a tf.data map
+            return _leave(2, _line(error))
         if not _is_one_of_several():
             raise
         traceback.print_exc()
         code, said = 1, 'stopped; was another process lost? The same command goes on from the last checkpoint'
     return _leave(code, said)
+
+
+def _line(error: Exception) -> str:
+    return str(error).rpartition('UserError: ')[2].strip().partition('\n')[0]
 
 
 def _leave(code: int, said: str) -> int:

@@ -542,3 +542,21 @@ def test_a_batch_that_does_not_divide_over_the_mesh(tmp_path):
     want = 'perl_jax: BATCH_SIZE = 12 does not divide over the 8 rows of the mesh; make it a multiple of 8\n'
     assert result.stderr == want
     assert not (tmp_path / 'run').exists()
+
+
+def test_what_a_chat_template_refuses_is_one_line_of_the_command(tmp_path, monkeypatch):
+    """The template is called inside tf.data, which wraps what it raises."""
+    from test_tokenizers import write_json
+
+    write_json(tmp_path)
+    refuse = "{% if 'b' in messages[0].content %}{{ raise_exception('No b') }}{% endif %}x"
+    (tmp_path / 'chat_template.jinja').write_text(refuse)
+    (tmp_path / 'refusing.py').write_text(
+        'from perl_jax.interop.chat_template import Template\n'
+        'from perl_jax.tasks import preprocessors, registration\n'
+        f'wrap = preprocessors.chat(Template({str(tmp_path)!r}))\n'
+        "registration.add('refusing_prompts', 'prompts', lambda split: [{'inputs': 'b'}], preprocessors=[wrap])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    result = perl('inspect', '--task=refusing_prompts', '--module=refusing')
+    assert result.line.endswith('chat_template.jinja: the chat template refuses this conversation: No b')
