@@ -11,9 +11,10 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from perl_jax import t5x_names
 from perl_jax.errors import UserError
 from perl_jax.stderr import silenced
 
@@ -82,15 +83,19 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
     """The configurable `name` after the gin files and bindings are read."""
     import gin
 
-    _read(files, paths)
+    theirs = _read(files, paths)
     macros = set(_MACRO.findall(gin.config_str()))
     for binding in bindings:
         with _one_line(binding):
             gin.parse_config(binding)
+        theirs |= _of_t5x(_MACRO.findall(binding))
+    if re.search(r'^(from|import) t5x\b', gin.config_str(), re.MULTILINE):
+        t5x_names.check(theirs)
     used = set(re.findall(r'%(\w+)', gin.config_str()))
     for macro in set(_MACRO.findall(gin.config_str())) - macros - used:  # gin would say nothing
         near = difflib.get_close_matches(macro, sorted(macros | used), n=3, cutoff=0.4)
-        raise UserError(f"gin: nothing reads a macro called '{macro}'; nearest: {', '.join(near) or 'none'}")
+        nearest = f'nearest: {", ".join(near) or "none"} ({t5x_names.PAGE})'
+        raise UserError(f"gin: nothing reads a macro called '{macro}'; {nearest}")
     with _one_line():
         gin.bind_parameter('perl_jax.runs.RunConfig.config_text', operative)  # asked once all is set
         gin.finalize()
@@ -140,8 +145,8 @@ def operative() -> str:
     return text
 
 
-def _read(files: list[str], paths: list[str]) -> None:
-    """gin's configuration is what these files say."""
+def _read(files: list[str], paths: list[str]) -> dict[str, Any]:
+    """gin's configuration is what these files say; gives what they say of T5X's settings without effect."""
     load_tensorflow()
     import gin
 
@@ -153,8 +158,21 @@ def _read(files: list[str], paths: list[str]) -> None:
     gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
     # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
     gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
-    with _one_line():
-        gin.parse_config_files_and_bindings(files, [], finalize_config=False)
+    theirs: dict[str, Any] = {}
+    for file in files:
+        with _one_line():
+            gin.parse_config_files_and_bindings([file], [], finalize_config=False)
+        if not file.endswith('models/from_t5x.gin'):  # which turns off what it must
+            theirs |= _of_t5x(t5x_names.MACROS)
+    return theirs
+
+
+def _of_t5x(macros: Iterable[str]) -> dict[str, Any]:
+    """Which of T5X's settings without effect have a value among these macros."""
+    import gin
+
+    values = {name: gin.config._CONFIG.get((name, 'gin.macro'), {}) for name in macros if name in t5x_names.MACROS}
+    return {name: x['value'] for name, x in values.items() if isinstance(x.get('value', ()), str | int | float | None)}
 
 
 def phase(files: list[str], paths: list[str]) -> str:
@@ -257,6 +275,8 @@ def _one_line(binding: str | None = None) -> Iterator[None]:
             text = f'{macro[1]} is not given; add --gin.{macro[1]}=VALUE'
         elif 'Unable to open file' in text or 'No such file' in text:
             text += ' Recipes are named like recipes/toy_sft.gin'
+        elif 'No configurable matching' in text or 'train_script' in text:
+            text += f' {t5x_names.PAGE}'
         elif isinstance(error, SyntaxError) and binding:
             text = f"cannot read the value in '{binding}'; strings need inner quotes: --gin.NAME=\"'text'\""
         raise UserError(f'gin: {text}') from error

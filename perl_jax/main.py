@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from perl_jax import __version__, configure, startup
+from perl_jax import __version__, configure, startup, t5x_names
 from perl_jax.errors import Preempted, UserError
 
 HELP = """\
@@ -150,7 +150,7 @@ def _run(command: str, argv: list[str]) -> None:
         print(HELP, end='')
         return
     if rest:
-        raise UserError(f"{command}: unknown argument '{rest[0]}' (perl_jax --help)")
+        raise UserError(f"{command}: unknown argument '{rest[0]}' (perl_jax --help; {t5x_names.PAGE})")
     if not files:
         raise UserError(f'{command}: give a recipe, such as --gin_file=recipes/toy_{command}.gin')
     configure.configured(f'{configure.RUNS[command]}.train', files, bindings, paths)()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs, task_metrics
+from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs, task_metrics, train_state
 from perl_jax.algorithms import Algorithm
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -69,7 +69,8 @@ def train(
     """
     judges = rewards.functions(metric_fns)
     network, key = base.network, jax.random.key(run.random_seed)
-    _check(spec, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
+    txs = optimizer, value_optimizer
+    _check(spec, txs, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
     with partitioner.scope():
         minibatch = dataset.batch_size // algorithm.minibatches
         partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
@@ -78,7 +79,6 @@ def train(
         data.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 
-        txs = optimizer, value_optimizer
         create = functools.partial(rl_programs.initial, spec, txs, algorithm, kl, anchor_ema, network.config.emb_dim)
         shardings = rl_programs.layout(jax.eval_shape(create, key, frozen.params), txs, frozen.axes, partitioner)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
@@ -140,6 +140,7 @@ def _kept(state: PolicyState) -> dict[str, Any]:
 
 def _check(
     spec: lora.LoraSpec | lora.FullSpec,
+    txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
     reward: Sequence[LearnedReward | TextReward],
     sampling: SamplingConfig,
     algorithm: Algorithm,
@@ -148,6 +149,8 @@ def _check(
     anchor_ema: float,
 ) -> None:
     name = type(algorithm).__name__
+    for macro, tx in zip(('OPTIMIZER', 'VALUE_OPTIMIZER'), txs, strict=True):
+        train_state.check_optimizer(macro, tx)
     if not reward:
         raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
     if any(isinstance(source, LearnedReward) and not source.model_dir for source in reward):

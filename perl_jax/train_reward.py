@@ -144,6 +144,7 @@ def train(
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'reward')
+        train_state.check_optimizer('OPTIMIZER', optimizer)
         rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), num_microbatches)
         streams = {
             role: [data.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]

@@ -87,6 +87,7 @@ def train(
     with partitioner.scope():
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'sft')
+        train_state.check_optimizer('OPTIMIZER', optimizer)
         split = sharded.partitions('batch'), num_microbatches
         stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
         heldout = data.load(eval_dataset, 'sft') if eval_dataset else None

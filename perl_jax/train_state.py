@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PyTree
 
 from perl_jax import lora
+from perl_jax.errors import UserError
 from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.types import TrainState
 
@@ -28,6 +29,15 @@ def create(
     if head is not None:
         adapter = lora.with_head(adapter, jax.random.fold_in(rng if head_rng is None else head_rng, 1), *head)
     return TrainState(step=jnp.int32(0), adapter=adapter, opt_state=tx.init(adapter))
+
+
+def check_optimizer(name: str, tx: object) -> None:
+    """Refuse what is no optimizer of optax, such as T5X's own; `name` is the macro."""
+    if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
+        raise UserError(
+            f"{name} is {type(tx).__module__}.{type(tx).__name__}, no optimizer of optax: a T5X model file, which sets "
+            f'its own, comes before the recipe; or add --gin.{name}=@optax.adafactor()'
+        )
 
 
 def update(state: TrainState, grads: PyTree, tx: optax.GradientTransformation) -> TrainState:

@@ -7,11 +7,12 @@ import types
 
 import jax.numpy as jnp
 import pytest
-from toy_runs import perl, ran, toy
+from toy_runs import Configured, perl, quoted, ran, toy
 
 from perl_jax.errors import UserError
 from perl_jax.interop import t5x
 from perl_jax.networks.t5 import T5, T5Config
+from perl_jax.partitioning import Partitioner
 
 NETWORK = '''
 import dataclasses
@@ -64,22 +65,24 @@ network.T5Config:
 '''
 
 
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """T5X, as far as its model files go."""
-    folder = tmp_path / 'site/t5x/examples/t5'
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    """T5X, as far as its model files go; once, since gin knows a class for good."""
+    site = tmp_path_factory.mktemp('site')
+    folder = site / 't5x/examples/t5'
     (folder / 't5_1_1').mkdir(parents=True)
     for name in '.', '..', '../..':
         (folder / name / '__init__.py').touch()
     (folder / 'network.py').write_text(NETWORK)
     (folder / 't5_1_1/base.gin').write_text(BASE)
     (folder / 't5_1_1/tiny.gin').write_text(TINY)
-    for name in [name for name in sys.modules if name.partition('.')[0] == 't5x']:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path / 'site')
-    yield
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition('.')[0] == 't5x'}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        yield
     for name in [name for name in sys.modules if name.partition('.')[0] == 't5x']:
         sys.modules.pop(name)
+    sys.modules.update(before)
 
 
 def test_a_run_on_it_can_be_asked(installed, tmp_path):
@@ -94,6 +97,74 @@ def test_a_run_on_it_can_be_asked(installed, tmp_path):
     tree = t5x.load(str(tmp_path / 'out'))
     assert tree['encoder']['layers']['attention']['query']['kernel'].shape == (1, 8, 12)
     assert tree['token_embedder']['embedding'].shape == (128, 8)
+
+
+MODEL, FROM_T5X = '--gin_file=t5x/examples/t5/t5_1_1/tiny.gin', '--gin_file=models/from_t5x.gin'
+
+
+@pytest.mark.parametrize(
+    ('setting', 'words'),
+    [
+        ('--gin.DROPOUT_RATE=0.1', ['DROPOUT_RATE = 0.1', 'without', '--gin.DROPOUT_RATE=0.0']),
+        ('--gin.network.T5Config.dropout_rate=0.1', ['network.T5Config.dropout_rate = 0.1', 'lora.LoraSpec.dropout']),
+        ('--gin.Z_LOSS=0.01', ['Z_LOSS = 0.01', 'no z-loss', '--gin.Z_LOSS=0.0', 'docs/t5x.md']),
+        ('--gin.LABEL_SMOOTHING=0.1', ['LABEL_SMOOTHING = 0.1', 'no label smoothing']),
+        ('--gin.LOSS_NORMALIZING_FACTOR=233472', ['LOSS_NORMALIZING_FACTOR = 233472', 'means over the real tokens']),
+        ('--gin.USE_HARDWARE_RNG=True', ["nothing reads a macro called 'USE_HARDWARE_RNG'", 'docs/t5x.md']),
+        ('--gin.utils.SaveCheckpointConfig.period=3', ['utils.SaveCheckpointConfig', 'docs/t5x.md']),
+        ('--run_mode=train', ["unknown argument '--run_mode=train'", 'docs/t5x.md']),
+        ('--gin.OPTIMIZER=%MINE', ['OPTIMIZER is builtins.str', 'before the recipe']),
+    ],
+)
+def test_what_of_t5x_would_change_nothing_is_named(setting, words, installed, tmp_path):
+    (tmp_path / 'mine.gin').write_text(
+        "include 't5x/examples/t5/t5_1_1/tiny.gin'\nZ_LOSS = 0.0001\nLABEL_SMOOTHING = 0.0\n"
+        "LOSS_NORMALIZING_FACTOR = None\nMINE = 'of T5X'\n"
+    )
+    phase, recipe, *rest = toy('sft', tmp_path / 'run')
+    line = perl(phase, f'--gin_file={tmp_path}/mine.gin', recipe, FROM_T5X, *rest, setting).line
+    assert all(word in line for word in words), line
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('text', ['DROPOUT_RATE = 0.1', 'LABEL_SMOOTHING = 0.1', 'LOSS_NORMALIZING_FACTOR = 131077'])
+def test_nor_may_a_file_set_it(text, installed, tmp_path):
+    (tmp_path / 'mine.gin').write_text(f"include 't5x/examples/t5/t5_1_1/tiny.gin'\n{text}\n")
+    phase, recipe, *rest = toy('sft', tmp_path / 'run')
+    argv = phase, f'--gin_file={tmp_path}/mine.gin', recipe, FROM_T5X, *rest
+    name, off = text.split()[0], 'None' if 'LOSS' in text else '0.0'
+    assert f'{text} of T5X would change nothing' in perl(*argv).line
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Configured):  # off, as the line says
+        patch.setattr(Partitioner, 'scope', stopped)
+        perl(*argv, f'--gin.{name}={off}')
+
+
+def stopped(*args):
+    raise Configured
+
+
+def test_a_model_file_after_the_recipe_is_told_where_it_belongs(installed, tmp_path):
+    for phase in ('sft', 'reward', 'policy'):
+        _, recipe, *rest = toy(phase, tmp_path / 'run')
+        rest += [quoted('INITIAL_CHECKPOINT_PATH', 'x'), quoted('REWARD_MODEL_DIR', 'y')][: 1 + (phase == 'policy')]
+        line = perl(phase, recipe, MODEL, FROM_T5X, *rest).line
+        assert 'OPTIMIZER is builtins.str, no optimizer of optax: a T5X model file' in line
+        assert not (tmp_path / 'run').exists()
+
+
+def test_the_z_loss_of_every_file_of_t5x_is_no_ones_choice(installed, tmp_path):
+    (tmp_path / 'mine.gin').write_text("include 't5x/examples/t5/t5_1_1/tiny.gin'\nZ_LOSS = 0.0001\n")
+    phase, recipe, *rest = toy('sft', tmp_path / 'run')
+    argv = f'--gin_file={tmp_path}/mine.gin', recipe, FROM_T5X, *rest, '--gin.TRAIN_STEPS=1'
+    ran(phase, *argv, '--gin.PROMPTS_DATASET=None')
+
+
+def test_other_networks_of_t5x_are_named():
+    with pytest.raises(UserError, match=r'not the network of t5x.examples.t5 \(remat_policy, scan_layers differ\)'):
+        t5x.network(config(scan_layers=True, remat_policy='none'))
+    bare = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=8))
+    with pytest.raises(UserError, match='decoder_only and scalable_t5 are not read'):
+        t5x.network(bare)
 
 
 def config(**changes):

@@ -28,6 +28,12 @@ from perl_jax.leaves import Index, InMemory, Leaf, Stacked, to_host
 from perl_jax.networks.t5 import T5, T5Config
 
 _ACTIVATIONS = {('relu',): ('relu', False), ('gelu', 'linear'): ('gelu', True), ('silu', 'linear'): ('silu', True)}
+_SIZES = (
+    'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers',
+    'logits_via_embedding',
+)  # fmt: skip
+# The last one changes nothing here: attention's scores are float32 anyway.
+_UNDERSTOOD = {*_SIZES, 'dtype', 'mlp_activations', 'dropout_rate', 'float32_attention_logits'}
 _LAYER = r'/layers_(\d+)/'
 INDEX, MANIFEST = 'checkpoint', 'state/manifest.ocdbt'
 
@@ -35,17 +41,24 @@ INDEX, MANIFEST = 'checkpoint', 'state/manifest.ocdbt'
 def network(module: Any) -> T5:
     """Our network of what T5X's `network.Transformer` is configured to be, for gin/models/from_t5x.gin.
 
-    Its dropout is left out: the base is frozen, and LoRA's own is LoraSpec.dropout.
-
     Raises:
-      UserError: activations that ours does not have.
+      UserError: it is none of T5X's `t5` example, or has activations, or a dropout, that ours does not have.
     """
     c = module.config
+    if odd := sorted((vars(c).keys() - _UNDERSTOOD) | ({*_SIZES} - vars(c).keys())):
+        raise UserError(
+            f'{type(module).__module__}.Transformer is not the network of t5x.examples.t5 ({", ".join(odd)} differ): '
+            'decoder_only and scalable_t5 are not read (docs/t5x.md)'
+        )
+    if rate := getattr(c, 'dropout_rate', 0):
+        raise UserError(
+            f"network.T5Config.dropout_rate = {rate} would change nothing: the base is frozen and runs "
+            "without it; set it to 0.0 (LoRA's own is lora.LoraSpec.dropout)"
+        )
     if (activations := tuple(c.mlp_activations)) not in _ACTIVATIONS:
         raise UserError(f'network.T5Config.mlp_activations = {activations}: there are {list(_ACTIVATIONS)}')
     activation, gated = _ACTIVATIONS[activations]
-    sizes = 'vocab_size emb_dim num_heads head_dim mlp_dim num_encoder_layers num_decoder_layers logits_via_embedding'
-    same = {name: getattr(c, name) for name in sizes.split()}
+    same = {name: getattr(c, name) for name in _SIZES}
     return T5(T5Config(**same, activation=activation, gated=gated, dtype=jnp.dtype(c.dtype).name))
 
 
