@@ -13,14 +13,14 @@ MAX_LINES = 350
 
 # A module imports from the floors below its own. One that is named nowhere here fails the test: give it a floor.
 FLOORS = [
-    {'', 'controls', 'errors', 'types', 'leaves', 'masked', 'memory', 'stderr', 'sharded', 'startup', 't5x_names'},
+    {'', 'controls', 'errors', 'types', 'leaves', 'masked', 'memory', 'stderr', 'sharded', 'startup'},
     {
         'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora',
         'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding',
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
-        'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers',
+        'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers', 't5x_names',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'lineage', 'rl', 'anchors', 'texts', 'task_metrics'},
