@@ -10,7 +10,7 @@ import jax
 import optax
 
 from perl_jax import averaging
-from perl_jax.lora import Adapter
+from perl_jax.lora import Adapter, rescaled
 
 
 def follow(anchor: Adapter, policy: Adapter, rate: float) -> Adapter:
@@ -19,5 +19,5 @@ def follow(anchor: Adapter, policy: Adapter, rate: float) -> Adapter:
         return anchor.replace(params=optax.incremental_update(policy.params, anchor.params, rate))
     rank = jax.tree.leaves(anchor.lora)[0].shape[-1]
     average, _ = averaging.truncate(averaging.concatenate((anchor, policy), (1 - rate, rate)), rank)
-    average = averaging.rescaled(average, anchor.scale)
+    average = rescaled(average, anchor.scale)
     return anchor.replace(lora=average.lora)

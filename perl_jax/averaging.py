@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from perl_jax.lora import Adapter
+from perl_jax.lora import Adapter, scale_of
 
 
 def concatenate(adapters: Sequence[Adapter], weights: Sequence[float | jax.Array]) -> Adapter:
@@ -35,7 +35,8 @@ def concatenate(adapters: Sequence[Adapter], weights: Sequence[float | jax.Array
         sides: dict[str, list[jax.Array]] = {}
         for adapter, weight in pairs:
             for path, x in traverse_util.flatten_dict(adapter.lora, sep='/').items():
-                sides.setdefault(path, []).append(x * (weight * adapter.scale) if path.endswith('/b') else x)
+                layer, _, side = path.rpartition('/')
+                sides.setdefault(path, []).append(x * (weight * scale_of(adapter.scale, layer)) if side == 'b' else x)
         joined = {path: jnp.concatenate(xs, -1 if path.endswith('/a') else -2) for path, xs in sides.items()}
         lora = traverse_util.unflatten_dict(joined, sep='/')
     return Adapter(lora=lora, params=params, head=head)
@@ -46,7 +47,7 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, Float[Array, '']]:
     flat, dropped, whole = traverse_util.flatten_dict(adapter.lora, sep='/'), 0.0, 0.0
     for layer in [path.removesuffix('/a') for path in flat if path.endswith('/a')]:
         qa, ra = jnp.linalg.qr(flat[f'{layer}/a'])
-        qb, rb = jnp.linalg.qr(jnp.swapaxes(adapter.scale * flat[f'{layer}/b'], -1, -2))
+        qb, rb = jnp.linalg.qr(jnp.swapaxes(scale_of(adapter.scale, layer) * flat[f'{layer}/b'], -1, -2))
         u, s, v = jnp.linalg.svd(ra @ jnp.swapaxes(rb, -1, -2), full_matrices=False)
         root = jnp.sqrt(s[..., :rank])
         flat[f'{layer}/a'] = qa @ (u[..., :rank] * root[..., None, :])
@@ -54,10 +55,3 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, Float[Array, '']]:
         dropped, whole = dropped + (s[..., rank:] ** 2).sum(), whole + (s**2).sum()
     lora = traverse_util.unflatten_dict(flat, sep='/')
     return adapter.replace(lora=lora, scale=1.0), jnp.sqrt(dropped / jnp.maximum(whole, 1e-30))
-
-
-def rescaled(adapter: Adapter, scale: float) -> Adapter:
-    """The same LoRA with another `scale`: its B takes up the difference."""
-    flat = traverse_util.flatten_dict(adapter.lora, sep='/')
-    flat = {path: x * (adapter.scale / scale) if path.endswith('/b') else x for path, x in flat.items()}
-    return adapter.replace(lora=traverse_util.unflatten_dict(flat, sep='/'), scale=scale)

@@ -2,7 +2,7 @@
 
 It comes from a path: a weights file (GGUF, `package:NAME/FILE.gguf` for one inside an installed package), a Hugging
 Face checkpoint (a folder with a config.json, or hf://OWNER/NAME), a T5X checkpoint (a folder, gs:// too), the MODEL_DIR
-of an SFT run (its own base with its adapter merged in), or nothing, for random weights from the seed.
+of an SFT or a policy run (its own base with its adapter merged in), or nothing, for random weights from the seed.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _weights(config: BaseConfig, shapes: PyTree) -> PyTree | None:
     if not epath.Path(path).is_dir():
         raise UserError(
             f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no Hugging Face or T5X checkpoint and no "
-            'MODEL_DIR of an SFT run'
+            'MODEL_DIR of an SFT or a policy run'
         )
     if epath.Path(path, 'adapter_config.json').exists():
         raise UserError(
@@ -140,8 +140,8 @@ def _weights(config: BaseConfig, shapes: PyTree) -> PyTree | None:
 
 
 def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes: PyTree) -> PyTree:
-    """What an SFT run made of its base, on the mesh."""
-    run = finished(config.path, phase='sft', flag='INITIAL_CHECKPOINT_PATH', role='policy')
+    """What an SFT or a policy run made of its base, on the mesh."""
+    run = finished(config.path, phase=('sft', 'policy'), flag='INITIAL_CHECKPOINT_PATH', role='policy')
     if (full := run.shapes['policy'].params) is not None:
         _check(config.path, shapes, full)
         return run.placed(partitioner, axes, ['policy'], config.dtype)['policy'].params
@@ -154,7 +154,8 @@ def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes:
         leaf, layer = Placed(flat[path]), path.removesuffix('/kernel')
         if f'{layer}/a' in pairs:
             dtype, pair = flat[path].dtype, [pairs[f'{layer}/{side}'] for side in 'ab']
-            flat[path] = place(Merged(leaf, dtype, *pair, adapter.scale), where[path], config.dtype)
+            merged = Merged(leaf, dtype, *pair, lora.scale_of(adapter.scale, layer))
+            flat[path] = place(merged, where[path], config.dtype)
         elif flat[path].dtype != config.dtype:
             flat[path] = place(leaf, where[path], config.dtype)
     return traverse_util.unflatten_dict(flat, sep='/')
@@ -193,7 +194,7 @@ class Finished:
             return checkpoints.restore_adapters(self.step, like)
 
 
-def finished(model_dir: str, *, phase: str, flag: str, role: str | None = None) -> Finished:
+def finished(model_dir: str, *, phase: str | tuple[str, ...], flag: str, role: str | None = None) -> Finished:
     """Open the best (or latest) checkpoint of a run.
 
     Raises:
@@ -206,8 +207,9 @@ def finished(model_dir: str, *, phase: str, flag: str, role: str | None = None) 
         if (step := checkpoints.best()) is None:
             raise UserError(f"{flag}: '{model_dir}' has no checkpoint yet; let that run finish first")
         about = checkpoints.about(step)
-        if about['phase'] != phase:
-            raise UserError(f"{flag}: '{model_dir}' is a run of {about['phase']}; name one of {phase}")
+        phases = (phase,) if isinstance(phase, str) else phase
+        if about['phase'] not in phases:
+            raise UserError(f"{flag}: '{model_dir}' is a run of {about['phase']}; name one of {' or '.join(phases)}")
         shapes = checkpoints.adapters(step)
     if role is not None and role not in shapes:
         raise UserError(

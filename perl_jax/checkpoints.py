@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from perl_jax.errors import UserError
-from perl_jax.lora import Adapter
+from perl_jax.lora import Adapter, as_scale
 
 RESTORED_AT_ONCE_GB = 1  # of an adapter; else Orbax holds all of it on its way to the devices
 SLICE = 2**20  # numbers that a fingerprint looks at together
@@ -102,7 +102,10 @@ class Checkpoints:
         named = sorted(self.about(step)['adapters'].items())
         try:
             there = _metadata(self._item(step))
-            adapters = {role: Adapter(**there[role]['adapter'], **settings) for role, settings in named}
+            adapters = {
+                role: Adapter(**there[role]['adapter'], **settings | {'scale': as_scale(settings['scale'])})
+                for role, settings in named
+            }
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), adapters)
         except Exception as error:
             raise _broken(self.folder, step) from error

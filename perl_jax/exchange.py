@@ -89,7 +89,8 @@ def import_run(
     with partitioner.scope(), rundir.whole(model_dir) as folder:
         frozen = bases.load(base, partitioner, 0)
         if format == 'peft':
-            adapter = peft.load(input, base.network, partitioning.abstract(base.network)[0])
+            shapes, _ = partitioning.abstract(base.network)
+            adapter = peft.load(input, base.network, shapes, frozen.params)
         else:
             adapter = lora.FullSpec().init(jax.random.key(0), frozen.params)
         role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')

@@ -26,7 +26,7 @@ from flax import traverse_util
 from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
-from perl_jax.lora import Adapter, LoraSpec
+from perl_jax.lora import Adapter, LoraSpec, rescaled
 from perl_jax.types import Variables
 
 HIDDEN = 'lora_'  # before the names a and b, so that no layer has a parameter of that name already
@@ -86,9 +86,13 @@ class Intercepted:
     def merge(self, base: PyTree, adapter: Adapter, *args: Any, **kwargs: Any) -> PyTree:
         """Plain parameters, W + alpha/r A B in each layer's own shape; the arguments are those of `init`."""
 
+        if isinstance(adapter.scale, tuple):  # inside a scan one number serves all layers
+            adapter = rescaled(adapter, 1.0)
+        scale = adapter.scale
+
         def write(layer: _Layer) -> jax.Array:
             if layer.has_pair:
-                layer.fold(adapter.scale)
+                layer.fold(scale)
             return layer.y
 
         def run(base: PyTree, lora: PyTree) -> PyTree:

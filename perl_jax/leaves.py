@@ -106,7 +106,7 @@ class Merged:
     dtype: np.dtype  # the kernel's, to which the sum is rounded
     a: np.ndarray
     b: np.ndarray
-    scale: float
+    scale: float | np.ndarray  # or [..., 1, 1]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,10 +117,11 @@ class Merged:
         sum_ = out if out.dtype == self.dtype else np.empty(out.shape, self.dtype)
         self.kernel.read_into(sum_, index)
         a, b = self.a[tuple(stack)], self.b[tuple(stack)]
+        scale = np.broadcast_to(np.float32(self.scale), (*self.a.shape[:-2], 1, 1))[(*stack, 0, 0)]
         for layer in np.ndindex(*a.shape[:-2]):
             for i, row in _tiles(rows, TILE[0]):
                 for j, column in _tiles(columns, TILE[1]):
-                    delta = np.float32(self.scale) * (a[layer][i : i + TILE[0]] @ b[layer][:, j : j + TILE[1]])
+                    delta = scale[layer] * (a[layer][i : i + TILE[0]] @ b[layer][:, j : j + TILE[1]])
                     inside = delta[row.start - i : row.stop - i, column.start - j : column.stop - j]
                     place = sum_[layer][_shifted(row, -rows.start), _shifted(column, -columns.start)]
                     place[...] = place.astype(np.float32) + inside

@@ -20,11 +20,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct, traverse_util
 from jaxtyping import Array, Float, PyTree
 
 from perl_jax.errors import UserError, check_count
 from perl_jax.types import Variables
+
+# alpha / r: of all layers, or of each by its path; of stacked layers one each. Hashable, and JSON but for its lists.
+Scale = float | tuple[tuple[str, float | tuple[float, ...]], ...]
 
 ATTENTION = r'.*attention/(query|key|value|out)'
 ALL_LINEAR = r'.*(attention/(query|key|value|out)|mlp/(wi|wi_0|wi_1|wo))'
@@ -37,7 +41,7 @@ class Adapter:
     lora: PyTree = None  # mirrors the base: {..., 'query': {'a': [..., in, r], 'b': [..., r, out]}}
     params: PyTree = None  # full tuning: a tree like the base
     head: PyTree = None  # {'kernel': [D]}
-    scale: float = struct.field(pytree_node=False, default=1.0)  # alpha / r
+    scale: Scale = struct.field(pytree_node=False, default=1.0)  # alpha / r
     dropout: float = struct.field(pytree_node=False, default=0.0)
 
 
@@ -108,7 +112,7 @@ def bind(base: PyTree, adapter: Adapter | None, *, train: bool = False) -> Varia
     if adapter.lora is not None:
         flat = traverse_util.flatten_dict(adapter.lora, sep='/')
         for path in [p for p in flat if p.endswith('/b')]:
-            flat[path] = flat[path] * adapter.scale
+            flat[path] = flat[path] * scale_of(adapter.scale, path.removesuffix('/b'))
             if train and adapter.dropout:
                 flat[path.removesuffix('b') + 'dropout'] = jnp.full(flat[path].shape[:-2], adapter.dropout)
         variables['lora'] = traverse_util.unflatten_dict(flat, sep='/')
@@ -123,9 +127,28 @@ def merge(base: PyTree, adapter: Adapter) -> PyTree:
     lora = traverse_util.flatten_dict(adapter.lora, sep='/')
     for path in [p.removesuffix('/a') for p in lora if p.endswith('/a')]:
         kernel = flat[f'{path}/kernel']
-        delta = adapter.scale * (lora[f'{path}/a'] @ lora[f'{path}/b'])
+        delta = scale_of(adapter.scale, path) * (lora[f'{path}/a'] @ lora[f'{path}/b'])
         flat[f'{path}/kernel'] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
     return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def scale_of(scale: Scale, layer: str) -> float | np.ndarray:
+    """What A B of one layer is multiplied by: a number, or float32 [L, 1, 1] where stacked layers differ."""
+    value = dict(scale)[layer] if isinstance(scale, tuple) else scale
+    return np.array(value, np.float32)[:, None, None] if isinstance(value, tuple) else value
+
+
+def as_scale(value: Any) -> Scale:
+    """A scale as JSON gives it back, with lists for tuples."""
+    return tuple(as_scale(x) for x in value) if isinstance(value, list | tuple) else value
+
+
+def rescaled(adapter: Adapter, scale: Scale) -> Adapter:
+    """The same LoRA with another `scale`: its B takes up the difference."""
+    flat = dict(traverse_util.flatten_dict(adapter.lora, sep='/'))
+    for layer in [path.removesuffix('/b') for path in flat if path.endswith('/b')]:
+        flat[f'{layer}/b'] = flat[f'{layer}/b'] * (scale_of(adapter.scale, layer) / scale_of(scale, layer))
+    return adapter.replace(lora=traverse_util.unflatten_dict(flat, sep='/'), scale=scale)
 
 
 def count(tree: PyTree) -> int:

@@ -183,9 +183,10 @@ def made(
 
 def _check_scale(model_dir: str, adapters: dict[str, dict[str, float]], states: dict[str, Any]) -> None:
     for role, adapter in _learned(states).items():
-        if (before := adapters[role]['scale']) != adapter.scale:
+        if (before := lora.as_scale(adapters[role]['scale'])) != adapter.scale:
+            was, now = (f'{x:g}' if isinstance(x, float | int) else 'of each layer' for x in (before, adapter.scale))
             raise UserError(
-                f"MODEL_DIR '{model_dir}' is a run with LoRA's alpha / rank = {before:g}, now {adapter.scale:g}; "
+                f"MODEL_DIR '{model_dir}' is a run with LoRA's alpha / rank = {was}, now {now}; "
                 'set LoraSpec.alpha as it was, or name another folder'
             )
 

@@ -70,7 +70,7 @@ def test_truncating_is_the_singular_value_decomposition_of_the_whole_matrix(rank
 
 def test_another_scale_computes_the_same():
     one = members()[0]
-    got = averaging.rescaled(one, 0.25)
+    got = lora.rescaled(one, 0.25)
     assert got.scale == 0.25
     for layer, x in deltas(got).items():
         np.testing.assert_allclose(x, deltas(one)[layer], atol=1e-6)

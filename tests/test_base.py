@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import traverse_util
 
 from perl_jax import base as bases
 from perl_jax import lora, types
@@ -31,9 +32,9 @@ def load(path=None, seed=0, dtype='float32', network=NETWORK):
         return bases.load(BaseConfig(network, path, dtype), ONE, seed)
 
 
-def sft_run(folder, base, spec, phase='sft'):
+def sft_run(folder, base, spec, phase='sft', adapter=None):
     """What an SFT run on this base leaves behind; returns its adapter."""
-    adapter = tiny.adapter(spec, base.params, head=False)
+    adapter = adapter or tiny.adapter(spec, base.params, head=False)
     run = Checkpoints(str(folder))
     about = {'policy': {'scale': adapter.scale, 'dropout': adapter.dropout}}
     state = types.TrainState(jnp.int32(1), adapter, ())
@@ -67,6 +68,19 @@ def test_an_sft_run_is_a_base_with_its_adapter_merged_in(tmp_path, spec):
     assert base.path == str(tmp_path)
     tiny.assert_close(base.params, lora.merge(first.params, adapter), atol=1e-6)
     assert base.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_policy_is_a_base_too_with_the_scale_of_each_of_its_layers(tmp_path, dtype):
+    first = random(3, dtype)
+    adapter = tiny.adapter(tiny.SPECS['lora'], first.params, head=False)
+    layers = {path.rpartition('/')[0] for path in traverse_util.flatten_dict(adapter.lora, sep='/')}
+    each = tuple(0.5 + i for i in range(NETWORK.config.num_layers))
+    adapter = lora.rescaled(adapter, 0.1).replace(scale=tuple((layer, each) for layer in sorted(layers)))
+    sft_run(tmp_path, first, None, phase='policy', adapter=adapter)
+    tiny.assert_close(load(str(tmp_path), dtype=dtype).params, lora.merge(first.params, adapter), atol=1e-6)
+    read, _ = bases.read_adapter(str(tmp_path), 'policy', phase='policy', flag='')
+    assert read.scale == adapter.scale
 
 
 def test_runs_on_runs(tmp_path):
@@ -126,8 +140,8 @@ def test_no_such_path(tmp_path):
 
 
 def test_a_run_of_another_phase(tmp_path):
-    sft_run(tmp_path, random(3), tiny.SPECS['lora'], phase='policy')
-    with pytest.raises(UserError, match='is a run of policy; name one of sft'):
+    sft_run(tmp_path, random(3), tiny.SPECS['lora'], phase='reward')
+    with pytest.raises(UserError, match='is a run of reward; name one of sft or policy'):
         load(str(tmp_path))
 
 

@@ -5,14 +5,17 @@
     head/kernel [D]                                        <->  base_model.model.score.weight [1, D]
 
 A policy is a CAUSAL_LM (T5: SEQ_2_SEQ_LM); a reward with its head is a SEQ_CLS, which transformers' classifiers with one
-label read at a sequence's last token, as we do.
+label read at a sequence's last token, as we do. Ranks may differ from layer to layer there: here all are padded with
+zeros, on both sides, to the largest, where they stay zero whatever is trained. peft_config.py reads the configuration.
 """  # noqa: E501
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -22,12 +25,24 @@ from flax import traverse_util
 from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
-from perl_jax.interop import hf_names, safetensors
-from perl_jax.lora import Adapter
+from perl_jax.interop import hf_names, peft_config, safetensors
+from perl_jax.lora import Adapter, Scale, scale_of
 from perl_jax.networks.t5 import T5
 
-_CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+_WEIGHTS = 'adapter_model.safetensors'
 _ROOT, _SCORE = 'base_model.model.', 'base_model.model.score.weight'
+_PAIR = re.compile(r'(.+)\.lora_([AB])(?:\.[^.]+)?\.weight')  # between them the adapter's name, in some files
+_COPY = re.compile(r'(.+?)(\.base_layer)?\.weight')
+_HEAD = re.compile(r'(score|classifier)(\.modules_to_save(\.[^.]+)?)?\.weight')
+_Pairs = dict[tuple[str, str], tuple[str, safetensors.Entry]]
+_FOREIGN = {  # what a tensor that is no pair belongs to
+    'lora_embedding_': 'LoRA of the embedding (embed_tokens among target_modules)',
+    'lora_magnitude_vector': 'use_dora',
+    'lora_B.bias': 'lora_bias',
+    'trainable_tokens': 'trainable_token_indices',
+    'modules_to_save': 'modules_to_save',
+    '.bias': 'bias',
+}
 
 
 def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: str | None) -> None:
@@ -43,112 +58,191 @@ def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: 
     if adapter.head is not None and isinstance(network, T5):
         raise UserError("transformers' T5 classifier has another head than a reward; it cannot be exported there")
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(jax.device_get(adapter.lora), sep='/').items()}
-    modules = _modules(network, flat)
-    tensors, rank = {}, 0
-    for leaf, names in modules.items():
+    tensors, ranks, alphas, left_out = {}, {}, {}, False
+    for leaf, names in _modules(network, flat).items():
         a, b = flat[f'{leaf}/a'], flat[f'{leaf}/b']
-        rank = a.shape[-1]
+        scale = np.broadcast_to(scale_of(adapter.scale, leaf), (*a.shape[:-2], 1, 1))
         for i, name in enumerate(names):
-            one_a, one_b = (a[i], b[i]) if a.ndim == 3 else (a, b)
-            tensors[f'{_ROOT}{name}.lora_A.weight'] = np.ascontiguousarray(one_a.T)
-            tensors[f'{_ROOT}{name}.lora_B.weight'] = np.ascontiguousarray(one_b.T)
+            layer = i if a.ndim == 3 else ()
+            rank = _rank(a[layer], b[layer])
+            if not rank:
+                left_out = True
+                continue
+            alpha = float(scale[layer].item()) * rank
+            ranks[name], alphas[name] = rank, int(alpha) if alpha == int(alpha) else alpha
+            tensors[f'{_ROOT}{name}.lora_A.weight'] = np.ascontiguousarray(a[layer][:, :rank].T)
+            tensors[f'{_ROOT}{name}.lora_B.weight'] = np.ascontiguousarray(b[layer][:rank].T)
+    if not tensors:
+        raise UserError('the adapter is zero in every layer; there is nothing to export')
     task = 'SEQ_2_SEQ_LM' if isinstance(network, T5) else 'CAUSAL_LM'
     if adapter.head is not None:
         task = 'SEQ_CLS'
         tensors[_SCORE] = np.asarray(jax.device_get(adapter.head['kernel']))[None]
-    alpha = adapter.scale * rank
+    rank, alpha = (collections.Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     config = {
         'peft_type': 'LORA',
         'task_type': task,
         'base_model_name_or_path': base,
         'r': rank,
-        'lora_alpha': int(alpha) if alpha == int(alpha) else alpha,
+        'lora_alpha': alpha,
+        'rank_pattern': {name: each for name, each in ranks.items() if each != rank},
+        'alpha_pattern': {name: each for name, each in alphas.items() if each != alpha},
         'lora_dropout': adapter.dropout,
         'bias': 'none',
-        'target_modules': _targets(network, modules),
+        'target_modules': _targets(network, list(ranks), whole=left_out),
         'modules_to_save': ['score'] if adapter.head is not None else None,
         'inference_mode': True,
     }
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / _WEIGHTS, {'format': 'pt'})
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + '\n')
+    (folder / peft_config.FILE).write_text(json.dumps(config, indent=2) + '\n')
 
 
-def load(folder: str | os.PathLike, network: nn.Module, shapes: PyTree) -> Adapter:
+def load(folder: str | os.PathLike, network: nn.Module, shapes: PyTree, base: PyTree = None) -> Adapter:
     """Read an adapter that PEFT wrote, for a base with these shapes (partitioning.abstract), as float32 host arrays.
+
+    Args:
+      base: its parameters, to which copies of base weights in the file, as PEFT adds with lm_head, are compared.
 
     Raises:
       UserError: no adapter there; one that is no plain LoRA; tensors that are missing, extra or do not fit.
     """
     folder = pathlib.Path(folder)
-    config = _read_config(folder / _CONFIG)
-    rank = config['r']
-    scale = config['lora_alpha'] / (rank**0.5 if config.get('use_rslora') else rank)
-    found = safetensors.header(folder / _WEIGHTS)
+    config, path = peft_config.read(folder), _file(folder)
     flat = traverse_util.flatten_dict(shapes, sep='/')
-    lora: dict[str, Any] = {}
-    for leaf, names in hf_names.layers(network, flat).items():
-        present = [f'{_ROOT}{name}.lora_A.weight' in found for name in names]
-        if not any(present):
+    leaves = hf_names.layers(network, flat)
+    known = {name for names in leaves.values() for name in names}
+    pairs, score, copies = _sort(path, config, safetensors.header(path), known)
+    if not pairs:
+        raise UserError(f'{path}: has no pair of matrices, lora_A and lora_B, of any layer of this model')
+    # Configurations go by the base's own names, in which a text model may lie inside another one.
+    full = {module: name for (module, _), (name, _) in pairs.items()}
+    width = max(config.rank_of(name) for name in full.values())
+    lora, scales = {}, {}
+    for leaf, names in leaves.items():
+        if not any(name in full for name in names):
             continue
-        if not all(present):
-            raise UserError(f'{folder}: {leaf} is adapted in some layers only; here all or none are')
         *stack, fan_in, fan_out = flat[f'{leaf}/kernel'].shape
-        for side, shape in ('A', (rank, fan_in)), ('B', (fan_out, rank)):
-            parts = [_take(found, f'{_ROOT}{name}.lora_{side}.weight', shape, folder).T for name in names]
-            lora[f'{leaf}/{side.lower()}'] = np.stack(parts) if stack else parts[0]
+        a = np.zeros((len(names), fan_in, width), np.float32)
+        b = np.zeros((len(names), width, fan_out), np.float32)
+        for i, name in enumerate(names):
+            if name in full or config.targets(name):
+                rank = config.rank_of(full.get(name, name))
+                a[i, :, :rank] = _take(pairs, name, 'A', (rank, fan_in), path).T
+                b[i, :rank] = _take(pairs, name, 'B', (fan_out, rank), path).T
+        each = tuple(config.scale_of(full.get(name, name)) for name in names)
+        scales[leaf] = each if stack else each[0]
+        lora |= {f'{leaf}/a': a if stack else a[0], f'{leaf}/b': b if stack else b[0]}
+    for name, entry in copies.items():
+        _check_copy(path, network, base, name, entry)
     head = None
-    if config['task_type'] == 'SEQ_CLS':
-        head = {'kernel': _take(found, _SCORE, (1, network.config.emb_dim), folder)[0]}
-    if found:
-        raise UserError(f'{folder}/{_WEIGHTS}: tensor {min(found)} ({len(found)} in all) has no place in this model')
-    dropout = config.get('lora_dropout', 0.0)
-    return Adapter(lora=traverse_util.unflatten_dict(lora, sep='/'), head=head, scale=scale, dropout=dropout)
+    if config.task == 'SEQ_CLS':
+        if score is None:
+            raise UserError(f'{path}: lacks tensor {_SCORE}')
+        head = {'kernel': _fit(score, _SCORE, (1, network.config.emb_dim), path)[0]}
+    tree = traverse_util.unflatten_dict(lora, sep='/')
+    return Adapter(lora=tree, head=head, scale=_plain_scale(scales), dropout=config.dropout)
 
 
 def base_of(folder: str | os.PathLike) -> str:
     """What adapter_config.json says the adapter is for: a folder, or hf://OWNER/NAME."""
-    path = pathlib.Path(folder) / _CONFIG
-    name = _read_config(path).get('base_model_name_or_path')
+    config = peft_config.read(pathlib.Path(folder))
+    name, revision = config.fields.get('base_model_name_or_path'), config.fields.get('revision')
     if not name:
-        raise UserError(f'{path}: names no base model; add --gin.INITIAL_CHECKPOINT_PATH="\'PATH\'"')
-    return name if os.path.isdir(name) else f'hf://{name}'
+        raise UserError(f'{config.path}: names no base model; add --gin.INITIAL_CHECKPOINT_PATH="\'PATH\'"')
+    if os.path.isdir(name):
+        return name
+    return f'hf://{name}@{revision}' if revision else f'hf://{name}'
 
 
 def _modules(network: nn.Module, lora: dict[str, Any]) -> dict[str, list[str]]:
     return hf_names.layers(network, {f'{path.removesuffix("/a")}/kernel': 0 for path in lora if path.endswith('/a')})
 
 
-def _targets(network: nn.Module, modules: dict[str, list[str]]) -> list[str]:
-    """The last part of each name where that says it all, which it does for stacked layers; else whole names."""
-    names = [name for each in modules.values() for name in each]
-    if isinstance(network, T5):
+def _rank(a: np.ndarray, b: np.ndarray) -> int:
+    """How many columns of A and rows of B are not padding, which is zero on both sides."""
+    there = np.flatnonzero(a.any(0) | b.any(1))
+    return int(there[-1]) + 1 if there.size else 0
+
+
+def _targets(network: nn.Module, names: list[str], whole: bool) -> list[str]:
+    """The last part of each name where that says it all; whole names where some layers have no pair, and of T5."""
+    if whole or isinstance(network, T5):
         return sorted(names)
     return sorted({name.rpartition('.')[2] for name in names})
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read; a PEFT adapter has an {_CONFIG}') from error
-    except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error})') from error
-    wanted = {'peft_type': 'LORA', 'bias': 'none', 'use_dora': False, 'fan_in_fan_out': False}
-    for key, plain in (wanted | {'rank_pattern': {}, 'alpha_pattern': {}}).items():
-        if (value := config.get(key) or plain) != plain:
-            raise UserError(f'{path}: {key} = {value!r} is not supported; only plain LoRA is')
-    for key in ('r', 'lora_alpha', 'task_type'):
-        if key not in config:
-            raise UserError(f'{path}: {key} is missing')
-    return config
+def _file(folder: pathlib.Path) -> pathlib.Path:
+    if not (path := folder / _WEIGHTS).is_file() and (folder / 'adapter_model.bin').is_file():
+        raise UserError(
+            f'{folder}: only adapter_model.bin is there; convert it: python -c "import safetensors.torch, torch; '
+            f"safetensors.torch.save_file(torch.load('adapter_model.bin'), '{_WEIGHTS}')\""
+        )
+    return path
 
 
-def _take(found: dict[str, Any], name: str, shape: tuple[int, ...], folder: pathlib.Path) -> np.ndarray:
-    entry = found.pop(name, None)
-    if entry is None:
-        raise UserError(f'{folder}/{_WEIGHTS}: lacks tensor {name}')
+def _plain(name: str) -> str:
+    """A module's name as hf_names has it, whatever it was wrapped in."""
+    name = name.replace('model.language_model.', 'model.').replace('language_model.model.', 'model.')
+    return f'model.{name}' if name.startswith('layers.') else name
+
+
+def _sort(
+    path: pathlib.Path, config: peft_config.PeftConfig, entries: dict[str, safetensors.Entry], known: set[str]
+) -> tuple[_Pairs, safetensors.Entry | None, dict[str, safetensors.Entry]]:
+    """The pairs of the file by module and side, each with its module's full name; the head; copies of base weights."""
+    pairs: _Pairs = {}
+    score, copies = None, {}
+    for name, entry in entries.items():
+        short = name.replace('_orig_mod.', '').removeprefix(_ROOT)
+        match, copy = _PAIR.fullmatch(short), _COPY.fullmatch(short)
+        if match and (module := _plain(match[1])) in known:
+            if not config.targets(match[1]):
+                raise UserError(f'{path}: {name} is of a module that {peft_config.FILE} does not target')
+            if (module, match[2]) in pairs:
+                raise UserError(f'{path}: {name} is there twice under two spellings')
+            pairs[module, match[2]] = (match[1], entry)
+        elif config.task == 'SEQ_CLS' and _HEAD.fullmatch(short) and score is None:
+            score = entry
+        elif copy and _plain(copy[1]) in ('model.embed_tokens', 'shared', 'lm_head'):
+            copies[f'{_plain(copy[1])}.weight'] = entry
+        elif match and match[1].rpartition('.')[2] == 'lm_head':
+            raise UserError(f"{path}: {name}: this model's output matrix is its embedding, which gets no LoRA here")
+        else:
+            option = next((f', of {option},' for part, option in _FOREIGN.items() if part in short), '')
+            raise UserError(f'{path}: tensor {name}{option} has no place in this model')
+    return pairs, score, copies
+
+
+def _check_copy(path: pathlib.Path, network: nn.Module, base: PyTree, name: str, entry: safetensors.Entry) -> None:
+    """PEFT puts the base's embeddings into the file where they are targets; it would load them over the base's."""
+    ours = traverse_util.flatten_dict(base or {}, sep='/')
+    leaf = next((leaf for leaf in ours if hf_names.theirs(network, leaf) == [name]), None)
+    if leaf is None and name == 'lm_head.weight':  # tied
+        leaf, name = 'token_embedder/embedding', 'model.embed_tokens.weight'
+    if leaf in ours:
+        want = np.asarray(jax.device_get(ours[leaf]))
+        want = want.T if hf_names.is_transposed(leaf) else want
+        if want.shape == entry.shape and np.array_equal(entry.read().astype(want.dtype), want):
+            return
+    raise UserError(f"{path}: {name} is there whole and is not the base's; only adapters can be imported")
+
+
+def _take(pairs: _Pairs, module: str, side: str, shape: tuple[int, ...], path: pathlib.Path) -> np.ndarray:
+    name = f'{_ROOT}{module}.lora_{side}.weight'
+    if (module, side) not in pairs:
+        raise UserError(f'{path}: lacks tensor {name}')
+    return _fit(pairs[module, side][1], name, shape, path)
+
+
+def _fit(entry: safetensors.Entry, name: str, shape: tuple[int, ...], path: pathlib.Path) -> np.ndarray:
     if entry.shape != shape:
-        raise UserError(f'{folder}/{_WEIGHTS}: {name} has shape {list(entry.shape)}, the model wants {list(shape)}')
+        raise UserError(f'{path}: {name} has shape {list(entry.shape)}, the model wants {list(shape)}')
     return entry.read().astype(np.float32)
+
+
+def _plain_scale(scales: dict[str, Any]) -> Scale:
+    """One number where all layers share it."""
+    values = {x for each in scales.values() for x in (each if isinstance(each, tuple) else (each,))}
+    return values.pop() if len(values) == 1 else tuple(sorted(scales.items()))

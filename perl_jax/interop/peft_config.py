@@ -1,0 +1,188 @@
+"""What adapter_config.json says: each field of PEFT's LoraConfig is understood, does no harm, or is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from perl_jax.errors import UserError
+
+FILE = 'adapter_config.json'
+TASKS = (None, 'CAUSAL_LM', 'SEQ_2_SEQ_LM', 'SEQ_CLS')
+_UNDERSTOOD = {
+    'peft_type', 'task_type', 'base_model_name_or_path', 'revision', 'r', 'lora_alpha', 'lora_dropout', 'use_rslora',
+    'rank_pattern', 'alpha_pattern', 'target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern',
+    'modules_to_save', 'init_lora_weights', 'bias',
+}  # fmt: skip
+_HARMLESS = {
+    'inference_mode': 'whether PEFT lets gradients flow',
+    'auto_mapping': "how PEFT finds the base's class where there is no task_type",
+    'peft_version': 'who wrote it',
+    'megatron_core': 'the name of a package that megatron_config, which is refused, would use',
+    'qalora_group_size': 'read with use_qalora alone, which is refused',
+    'runtime_config': 'where PEFT computes',
+    'ensure_weight_tying': 'of the adapters of embeddings, which are refused',
+    'eva_config': 'read when A and B are first drawn; init_lora_weights says whether the base was changed by that',
+    'corda_config': 'the same',
+    'lora_ga_config': 'the same',
+}
+# How A and B were first drawn does not matter, as they are in the file, unless that took something off the base.
+_INITS = ('gaussian', 'eva', 'mica', 'orthogonal')
+_CHANGES_THE_BASE = ('pissa', 'olora', 'corda', 'lora_ga')
+_HEADS = ('score', 'classifier')  # PEFT saves both names with each SEQ_CLS
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftConfig:
+    """What of an adapter_config.json counts here."""
+
+    path: pathlib.Path
+    fields: Mapping[str, Any]
+    rank: int
+    alpha: float
+    dropout: float
+    task: str | None
+
+    def rank_of(self, module: str) -> int:
+        """The rank of one module, by its full name in the base."""
+        return self._pattern('rank_pattern', module, self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """What A B of one module is multiplied by."""
+        rank, alpha = self.rank_of(module), self._pattern('alpha_pattern', module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.fields.get('use_rslora') else rank)
+
+    def _pattern(self, key: str, module: str, default: Any) -> Any:
+        """The first key that matches the end of the name counts, as PEFT's get_pattern_key has it."""
+        for pattern, value in (self.fields.get(key) or {}).items():
+            if re.match(rf'(.*\.)?({pattern})$', module):
+                return value
+        return default
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT puts a pair of matrices on a module, by its full name in the base."""
+        wanted, excluded = self.fields.get('target_modules'), self.fields.get('exclude_modules')
+        if excluded and _matches(excluded, module):
+            return False
+        if wanted is None or wanted == 'all-linear':
+            return True
+        if not _matches(wanted, module):
+            return False
+        layers = self.fields.get('layers_to_transform')
+        if isinstance(wanted, str) or module in wanted or layers is None or layers == []:
+            return True
+        patterns = self.fields.get('layers_pattern') or [r'[^.]*']
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        found = (re.match(rf'(?:^|.*?\.){pattern}\.(\d+)\.', module) for pattern in patterns)
+        match = next(filter(None, found), None)
+        return match is not None and int(match[1]) in ([layers] if isinstance(layers, int) else layers)
+
+
+def read(folder: pathlib.Path) -> PeftConfig:
+    """Read and check the configuration of an adapter.
+
+    Raises:
+      UserError: there is none; an option that changes what is computed and that is not understood, by its name.
+    """
+    path = folder / FILE
+    try:
+        fields = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read; a PEFT adapter has an {FILE}') from error
+    except ValueError as error:
+        raise UserError(f'{path}: not JSON ({error})') from error
+    if not isinstance(fields, dict):
+        raise UserError(f'{path}: not an object of JSON')
+    if (kind := fields.get('peft_type')) != 'LORA':
+        raise UserError(f"{path}: peft_type = {kind!r} is not supported; only 'LORA' is")
+    for key, value in fields.items():
+        neutral = value is None or value is False or value in ({}, [], '')
+        if key not in _UNDERSTOOD and key not in _HARMLESS and not neutral:
+            raise UserError(f'{path}: {key} = {value!r} is not supported; only plain LoRA is')
+    _check_choices(path, fields)
+    _check_init(path, fields.get('init_lora_weights', True))
+    rank = _rank(path, 'r', fields.get('r', 8))
+    alpha = _alpha(path, 'lora_alpha', fields.get('lora_alpha', 8))
+    dropout = fields.get('lora_dropout', 0.0)
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise UserError(f'{path}: lora_dropout = {dropout!r}: it must be a number from 0 to below 1')
+    for key, check in ('rank_pattern', _rank), ('alpha_pattern', _alpha):
+        patterns = fields.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise UserError(f'{path}: {key} = {patterns!r}: it must be an object of JSON')
+        for pattern, value in patterns.items():
+            _check_regex(path, key, pattern)
+            check(path, f'{key}[{pattern!r}]', value)
+    return PeftConfig(path, fields, rank, float(alpha), float(dropout), fields.get('task_type'))
+
+
+def _check_choices(path: pathlib.Path, fields: dict[str, Any]) -> None:
+    if (task := fields.get('task_type')) not in TASKS:
+        raise UserError(f'{path}: task_type = {task!r} is not supported; there are {", ".join(filter(None, TASKS))}')
+    if (bias := fields.get('bias', 'none')) != 'none':
+        raise UserError(f"{path}: bias = {bias!r} is not supported; only 'none' is")
+    if not isinstance(rs := fields.get('use_rslora', False), bool | None):
+        raise UserError(f'{path}: use_rslora = {rs!r}: it must be true or false')
+    saved = fields.get('modules_to_save') or []
+    if not isinstance(saved, list) or not set(saved) <= set(_HEADS if task == 'SEQ_CLS' else ()):
+        raise UserError(f'{path}: modules_to_save = {saved!r} is not supported, but for the head of a SEQ_CLS')
+    for key in 'target_modules', 'exclude_modules', 'layers_pattern':
+        value = fields.get(key)
+        if isinstance(value, list) and all(isinstance(x, str) for x in value):
+            continue
+        if value is not None and not isinstance(value, str):
+            raise UserError(f'{path}: {key} = {value!r}: it must be a text or a list of texts')
+        if value and value != 'all-linear':
+            _check_regex(path, key, value)
+    layers = fields.get('layers_to_transform')
+    if layers is not None and not all(type(x) is int for x in (layers if isinstance(layers, list) else [layers])):
+        raise UserError(f'{path}: layers_to_transform = {layers!r}: it must be a whole number or a list of them')
+    if layers is not None and isinstance(fields.get('target_modules'), str):
+        raise UserError(f'{path}: layers_to_transform goes with a list of target_modules alone, as in PEFT')
+    for key in 'base_model_name_or_path', 'revision':
+        if not isinstance(value := fields.get(key), str | None):
+            raise UserError(f'{path}: {key} = {value!r}: it must be a text')
+
+
+def _check_init(path: pathlib.Path, init: Any) -> None:
+    kind = init.lower() if isinstance(init, str) else init
+    if kind is None or isinstance(kind, bool) or kind in _INITS or kind == 'true':
+        return
+    how = ''
+    if isinstance(kind, str) and kind.startswith(_CHANGES_THE_BASE):
+        how = ' as it changes the base; save it as plain LoRA, with path_initial_model_for_weight_conversion'
+    raise UserError(f'{path}: init_lora_weights = {init!r} is not supported{how}')
+
+
+def _rank(path: pathlib.Path, key: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise UserError(f'{path}: {key} = {value!r}: it must be a whole number of at least 1')
+    return value
+
+
+def _alpha(path: pathlib.Path, key: str, value: Any) -> float:
+    if not _is_number(value) or value == 0:
+        raise UserError(f'{path}: {key} = {value!r}: it must be a number other than 0')
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_regex(path: pathlib.Path, key: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f'{path}: {key}: {pattern!r} is no regular expression: {error}') from error
+
+
+def _matches(wanted: str | list[str], module: str) -> bool:
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, module) is not None
+    return any(module == name or module.endswith(f'.{name}') for name in wanted)
