@@ -10,16 +10,18 @@ import dataclasses
 import difflib
 import itertools
 import logging
-from collections.abc import Container, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from perl_jax import providers, types
-from perl_jax.controls import OPEN, unmark
+from perl_jax import providers, rows, token_files, types
 from perl_jax.errors import UserError, check_count
 from perl_jax.streams import Dataset, Example, Stream
+from perl_jax.token_files import TokenFiles
 
+SAMPLE = 1000  # rows that are looked at where not all are held
 MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
 
 
@@ -36,6 +38,8 @@ class DatasetConfig:
       which kinds); None keeps the task's.
     limit: read at most so many examples, of a mixture's tasks alike; None reads all.
     use_cached: read tasks from the cache that SeqIO wrote of them, where they have a place for one.
+    tokens_dir: a folder for the rows as files of tokens, which a run then maps in place of holding them: written by the
+      first that starts, and taken by every later one that reads the same task alike. None holds them in memory.
     length_buckets: training batches take rows of like lengths, and the least of so many widths that holds them;
       dense layers see real tokens alone (unpadding.py), their share rounded up likewise, and a policy's answers' too.
       Each shape that comes up compiles its own step. 1 is full width, in the order drawn.
@@ -48,6 +52,7 @@ class DatasetConfig:
     vocabulary: Any = None
     limit: int | None = None
     use_cached: bool = False
+    tokens_dir: str | None = None
     length_buckets: int = 1
 
     def __post_init__(self) -> None:
@@ -72,7 +77,7 @@ def stream(
     provider = find(config.mixture_or_task_name)
     tasks = providers.with_split(members(provider), config.split, config.use_cached)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
-    loaded = _parts(tasks, config, kind)
+    loaded = _parts(tasks, config, kind, _stored if config.tokens_dir else _loaded)
     return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets, groups, parts)
 
 
@@ -116,7 +121,7 @@ def load(config: DatasetConfig, kind: str) -> Dataset:
       UserError: an unknown task or split, features that do not fit the kind, or more than `MAX_DROPPED` dropped.
     """
     tasks = providers.with_split(members(find(config.mixture_or_task_name)), config.split, config.use_cached)
-    whole = joined(_parts(tasks, config, kind))
+    whole = joined(_parts(tasks, config, kind, _loaded))
     return whole if config.limit is None else whole.take(np.arange(min(config.limit, len(whole))))
 
 
@@ -132,12 +137,13 @@ def joined(parts: Sequence[Dataset]) -> Dataset:
     return dataclasses.replace(parts[0], arrays=arrays, examples=[e for part in parts for e in part.examples])
 
 
-def _parts(tasks: Sequence[Any], config: DatasetConfig, kind: str) -> list[Dataset]:
+def _parts(tasks: Sequence[Any], config: DatasetConfig, kind: str, read: Callable[..., Any]) -> list[Any]:
     share = None if config.limit is None else -(-config.limit // len(tasks))
-    return [_load(task, dataclasses.replace(config, limit=share), kind)[0] for task in tasks]
+    return [read(task, dataclasses.replace(config, limit=share), kind) for task in tasks]
 
 
-def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Mapping[str, Any]]]:
+def _open(task: Any, config: DatasetConfig, kind: str) -> tuple[Any, Any, dict[str, int], Any]:
+    """A task's rows before they are admitted, its feature converter, the tokens there is room for, its vocabulary."""
     from perl_jax import features
 
     name, split, lengths = task.name, config.split, config.task_feature_lengths
@@ -157,16 +163,61 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Ma
     if config.use_cached and vocabulary != task.output_features['inputs'].vocabulary:
         providers.check_text_cache(provider, split)
     ds = providers.rows(provider, split, {**room, **lengths}, config.use_cached)
-    ds = (ds if config.limit is None else ds.take(config.limit)).cache()
-    rows = list(ds.as_numpy_iterator())
-    keep = _admit(rows, room, converter.RESPONSES, f'{name} ({split})')
-    _look_for_templates(rows, vocabulary, f'{name} ({split})')
-    ds = _fit(ds, keep, room['inputs'], bos_id(vocabulary))
+    return ds if config.limit is None else ds.take(config.limit), converter, room, vocabulary
+
+
+def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Mapping[str, Any]]]:
+    ds, converter, room, vocabulary = _open(task, config, kind)
+    ds, name = ds.cache(), f'{task.name} ({config.split})'
+    raw = list(ds.as_numpy_iterator())
+    keep = _admit(raw, room, converter.RESPONSES, name)
+    rows.look_for_templates(raw, vocabulary, name)
+    ds = rows.fit(ds, keep, room['inputs'], bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
-    rows = [row for row, ok in zip(rows, keep) if ok]
-    examples = [_example(row, room, kind, vocabulary) for row in rows]
-    return Dataset(arrays, examples, vocabulary, eos_ids(vocabulary)), rows
+    raw = [row for row, ok in zip(raw, keep) if ok]
+    examples = [rows.example(row, room, kind, vocabulary) for row in raw]
+    return Dataset(arrays, examples, vocabulary, eos_ids(vocabulary)), raw
+
+
+def _loaded(task: Any, config: DatasetConfig, kind: str) -> Dataset:
+    return _load(task, config, kind)[0]
+
+
+def _stored(task: Any, config: DatasetConfig, kind: str) -> TokenFiles:
+    """The task's rows as files under `tokens_dir`, which are written where there are none."""
+    from perl_jax import features
+
+    responses = getattr(features, f'{kind.capitalize()}FeatureConverter').RESPONSES
+    provider = with_vocabulary(task, config.vocabulary)
+    vocabulary = provider.output_features['inputs'].vocabulary
+    about = providers.identity(provider) | {
+        'kind': kind, 'split': config.split, 'lengths': dict(config.task_feature_lengths), 'limit': config.limit,
+        'cached': config.use_cached, 'bos': bos_id(vocabulary), 'eos': eos_ids(vocabulary),
+    }  # fmt: skip
+    folder = token_files.folder(config.tokens_dir, f'{task.name}-{config.split}-{kind}', about)
+    if not os.path.isdir(folder):
+        token_files.write(folder, _admitted(task, config, kind), ('inputs', *responses), about)
+    token_files.announce(folder)
+    names = ('inputs', 'targets') if responses else ('inputs',)
+    widths = {name: config.task_feature_lengths[name] for name in names}
+    return TokenFiles(folder, responses, widths, vocabulary, eos_ids(vocabulary))
+
+
+def _admitted(task: Any, config: DatasetConfig, kind: str) -> Iterator[tuple[Mapping[str, Any], Example]]:
+    """One after the other what `_load` takes at once: the features of each row as a batch has them, and its example."""
+    ds, converter, room, vocabulary = _open(task, config, kind)
+    bos, first, dropped, total, some = bos_id(vocabulary), '', 0, 0, []
+    head, name = np.array([] if bos is None else [bos], np.int32), f'{task.name} ({config.split})'
+    for total, row in enumerate(ds.as_numpy_iterator(), start=1):
+        some += [row] if total <= SAMPLE else []
+        if reason := _unfit(total - 1, row, room, converter.RESPONSES):
+            first, dropped = first or reason, dropped + 1
+            continue
+        tail = row['inputs'][max(0, len(row['inputs']) - room['inputs'] + len(head)) :]
+        yield row | {'inputs': np.concatenate([head, tail])}, rows.example(row, room, kind, vocabulary)
+    _check_dropped(total, dropped, first, name)
+    rows.look_for_templates(some, vocabulary, name)
 
 
 def with_vocabulary(task: Any, vocabulary: Any) -> Any:
@@ -221,77 +272,33 @@ def eos_ids(vocabulary: Any) -> tuple[int, ...]:
     return tuple(getattr(vocabulary, 'eos_ids', None) or [vocabulary.eos_id])
 
 
-def _admit(rows: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str) -> np.ndarray:
+def _admit(raw: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str) -> np.ndarray:
     """Which rows have a prompt and responses that fit; says how many have not, and stops where there are too many."""
-    reasons: list[str] = []
-    keep = np.ones(len(rows), bool)
-    for i, row in enumerate(rows):
-        for feature in ('inputs', *responses):
-            length = len(row[feature])
-            if length <= (0 if feature == 'inputs' else 1):  # a response of one token is its EOS alone
-                reasons.append(f'example {i} has empty {feature}')
-            elif feature != 'inputs' and length > room[feature]:
-                reasons.append(f'example {i} has {length} tokens of {feature}, more than the {room[feature]} allowed')
-            else:
-                continue
-            keep[i] = False
-            break
-    dropped = len(rows) - int(keep.sum())
+    reasons = [_unfit(i, row, room, responses) for i, row in enumerate(raw)]
+    bad = [reason for reason in reasons if reason]
+    _check_dropped(len(raw), len(bad), bad[0] if bad else '', name)
+    return np.array([not reason for reason in reasons])
+
+
+def _unfit(i: int, row: Example, room: Mapping[str, int], responses: Sequence[str]) -> str:
+    """Why a row cannot be taken, or nothing."""
+    for feature in ('inputs', *responses):
+        length = len(row[feature])
+        if length <= (0 if feature == 'inputs' else 1):  # a response of one token is its EOS alone
+            return f'example {i} has empty {feature}'
+        if feature != 'inputs' and length > room[feature]:
+            return f'example {i} has {length} tokens of {feature}, more than the {room[feature]} allowed'
+    return ''
+
+
+def _check_dropped(total: int, dropped: int, first: str, name: str) -> None:
     if dropped:
-        said = f'{name}: {dropped} of {len(rows)} examples dropped; {reasons[0]}'
-        if dropped > MAX_DROPPED * len(rows):
+        said = f'{name}: {dropped} of {total} examples dropped; {first}'
+        if dropped > MAX_DROPPED * total:
             raise UserError(f"{said}; over {MAX_DROPPED:.0%}: mend the data or raise TASK_FEATURE_LENGTHS['targets']")
         logging.getLogger('perl_jax').warning(said)
-    if not keep.any():
+    if dropped == total:
         raise UserError(f'{name}: no examples')
-    return keep
-
-
-def _look_for_templates(rows: Sequence[Example], vocabulary: Any, name: str) -> None:
-    """Say so where prompts were put into a chat's format by hand: their control tokens are read as text."""
-    if not getattr(vocabulary, 'reads_marks', False):
-        return
-    texts = [_plain(row['inputs_pretokenized']) for row in rows if 'inputs_pretokenized' in row]
-    marked = [OPEN.encode() in row['inputs_pretokenized'] for row in rows if 'inputs_pretokenized' in row]
-    spelled = [vocabulary.spelled(text) for text, by_template in zip(texts, marked) if not by_template]
-    if tokens := [token for token in spelled if token]:
-        logging.getLogger('perl_jax').warning(
-            f"{name}: {len(tokens)} of {len(rows)} prompts spell '{tokens[0]}', which is read as text and not as the "
-            'control token; put prompts into a format with perl_jax.tasks.chat or preprocessors.chat'
-        )
-
-
-def _fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:
-    """Only the admitted rows, with the end of a prompt that is too long, behind BOS."""
-    import tensorflow as tf
-
-    head = [] if bos_id is None else [bos_id]
-    room = length - len(head)
-    ds = tf.data.Dataset.zip(ds, tf.data.Dataset.from_tensor_slices(keep)).filter(lambda _, ok: ok)
-
-    def cut(row: Any, _: Any) -> Any:
-        text = row['inputs']
-        if head:  # a text that opens with BOS itself, as some templates do, gets no second one
-            text = text[tf.cast(tf.reduce_any(text[:1] == bos_id), tf.int32) :]
-        tail = text[tf.maximum(0, tf.size(text) - room) :]
-        return row | {'inputs': tf.concat([tf.constant(head, tf.int32), tail], axis=0)}
-
-    return ds.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _example(row: Mapping[str, Any], tokens: Container[str], kind: str, vocabulary: Any) -> Example:
-    """The texts and other fields of a row; a prompt that was stored as tokens alone is read from them."""
-    example = {k: _plain(v) for k, v in row.items() if k not in tokens}
-    if kind == 'prompts' and 'inputs_pretokenized' not in example:
-        example['inputs_pretokenized'] = vocabulary.decode([int(token) for token in row['inputs']])
-    return example
-
-
-def _plain(value: Any) -> Any:
-    """TensorFlow's bytes and scalars as Python's."""
-    if isinstance(value, bytes):
-        return unmark(value.decode('utf-8'))
-    return value.item() if getattr(value, 'ndim', None) == 0 else value
 
 
 def decode(vocabulary: Any, batch: types.Responses) -> list[list[str]]:

@@ -6,6 +6,7 @@ SeqIO and TensorFlow are imported on first use.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
 import logging
@@ -77,6 +78,19 @@ def has_split(task: Any, split: str, cached: bool = False) -> bool:
         return bool(task.source.tfds_dataset.info.splits[split].num_examples)
     except (KeyError, ValueError):
         return False
+
+
+def identity(task: Any) -> dict[str, Any]:
+    """What tells one reading of a task from another, as far as it can be seen without its data."""
+    import seqio
+
+    features = {k: [f.add_eos, f.dtype.name, f.rank] for k, f in task.output_features.items()}
+    words = task.output_features['inputs'].vocabulary
+    some = [words.decode([i]) for i in range(0, words.vocab_size, 1 + words.vocab_size // 256)]
+    sizes = [type(words).__name__, words.vocab_size, words.encode('The quick brown fox: é, 3.14!')]
+    steps = [seqio.utils.function_name(step) for step in task.preprocessors]
+    seen = hashlib.sha256(json.dumps([some, sizes]).encode()).hexdigest()
+    return {'task': task.name, 'features': features, 'preprocessors': steps, 'vocabulary': seen}
 
 
 def check_text_cache(task: Any, split: str) -> None:

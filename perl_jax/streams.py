@@ -42,6 +42,11 @@ class Dataset:
         masks = {name: self.arrays[f'{name}_mask'] for name in self.longest}
         return {name: mask.reshape(len(mask), -1).sum(-1) for name, mask in masks.items()}
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """How wide the arrays are: {'inputs': P, 'targets': R}."""
+        return {name: self.arrays[name].shape[-1] for name in ('inputs', 'targets') if name in self.arrays}
+
     def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
         """The batch (types.py) of these rows, and their examples."""
         kind = next(k for fields, k in _BATCHES if fields == self.arrays.keys())
@@ -82,7 +87,7 @@ class Stream:
     the data partitions, and each group is taken in so many `parts`, its microbatches.
     """
 
-    datasets: Sequence[Dataset]
+    datasets: Sequence[Dataset]  # or whatever has its rows and lengths: token_files.py
     rates: Sequence[float]
     batch_size: int
     seed: int
@@ -135,7 +140,7 @@ class Stream:
         window, place = divmod(step, bucketing.WINDOW)
         size = bucketing.WINDOW * self.batch_size
         positions = window * size + np.arange(size)
-        full, rng = self.datasets[0].arrays['inputs'].shape[-1], np.random.default_rng([self.seed, 2**31, window])
+        full, rng = self.datasets[0].widths['inputs'], np.random.default_rng([self.seed, 2**31, window])
         order = bucketing.deal(self._of_rows('longest', positions), full, self.buckets, self.batch_size, rng)
         return positions[order.reshape(-1, self.batch_size)[place]]
 
@@ -145,9 +150,9 @@ class Stream:
         return {name: np.array([of[m][name][i] for m, i in zip(member, index)]) for name in of[0]}
 
     def _widths(self, position: np.ndarray) -> dict[str, int]:
-        arrays = self.datasets[0].arrays
+        full = self.datasets[0].widths
         return {
-            name: int(bucketing.width(lengths.max(), arrays[name].shape[-1], self.buckets))
+            name: int(bucketing.width(lengths.max(), full[name], self.buckets))
             for name, lengths in self._of_rows('longest', position).items()
         }
 
@@ -163,7 +168,7 @@ class Stream:
         sizes = np.array([len(d) for d in self.datasets])[member]
         epoch, offset = np.divmod(count, sizes)
         index = [_permutation(self.seed, int(m), int(e), int(n))[o] for m, e, n, o in zip(member, epoch, sizes, offset)]
-        return member, np.array(index)
+        return member, np.array(index, np.int64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -183,4 +188,4 @@ def _cycle(rates: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]
 
 @functools.lru_cache(maxsize=64)
 def _permutation(seed: int, member: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, 1 + member, epoch]).permutation(size)
+    return np.random.default_rng([seed, 1 + member, epoch]).permutation(size).astype(np.int32)  # many are remembered

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax import data
+from perl_jax.controls import unmark
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 
@@ -59,7 +60,7 @@ def measure(task: Any, rows: Sequence[Row], responses: Sequence[str]) -> dict[st
 
 def _target(task: Any, row: Row) -> str:
     if 'targets_pretokenized' in row:
-        return row['targets_pretokenized'].decode()
+        return unmark(row['targets_pretokenized'].decode())
     return task.output_features['targets'].vocabulary.decode([int(token) for token in row['targets']])
 
 

@@ -55,7 +55,8 @@ def add(
       kind: sft, pairs, thumbs or prompts: which fields an example has.
       source: a function from a split's name to that split's examples, called when the data is first asked for and
         not at import; its examples are held in memory, in the order given. For more than memory holds, any
-        seqio.DataSource (TextLineDataSource, TFExampleDataSource ..) with preprocessors that make the fields.
+        seqio.DataSource (TextLineDataSource, TFExampleDataSource ..) with preprocessors that make the fields, and
+        TOKENS_DIR in the run, which would else hold all rows (docs/tasks.md).
       vocabulary: bytes where None. A run puts its base model's vocabulary in its place.
       splits: the splits that a function can be asked for; a seqio.DataSource knows its own.
       preprocessors: run on the texts, before SeqIO's tokenize and append_eos. EOS ends targets, chosen and rejected.

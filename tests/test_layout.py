@@ -20,7 +20,7 @@ FLOORS = [
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
-        'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers', 't5x_names',
+        'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers', 't5x_names', 'rows', 'token_files',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'lineage', 'rl', 'anchors', 'texts', 'task_metrics'},
@@ -44,6 +44,7 @@ SAME_FLOOR = {
     ('interop.*', 'interop.*'): 'readers of one format share what they know of it',
     ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
     ('networks.decoder', 'networks.branches'): 'its attention',
+    ('token_files', 'streams'): 'rows that a stream reads',
     ('networks.*', 'networks.chosen'): 'which tokens of a run go on',
     ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
     ('sweep*', 'sweep.*'): 'the grid, the queue that runs it, the tables and plots of what came out',
