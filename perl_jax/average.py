@@ -23,14 +23,18 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
     much that changes it. The value of policies is left out.
 
     Raises:
-      UserError: runs of different phases, bases or tunings, or a `model_dir` that is there.
+      UserError: runs of different phases, bases, vocabularies or tunings, or a `model_dir` that is there.
     """
     first, members = model_dirs[0], []
     about = rundir.read(first)
     if about is None:
         raise UserError(f"average: '{first}' is not the MODEL_DIR of a run: it has no run.json")
+    vocabulary = about.get('vocabulary')
     phase, role = about['phase'], 'reward' if about['phase'] == 'reward' else 'policy'
     for folder in model_dirs:
+        other = (rundir.read(folder) or {}).get('vocabulary')
+        if None not in (vocabulary, other) and vocabulary != other:
+            raise UserError(f"average: '{folder}' reads with another vocabulary than '{first}'; average runs of one")
         adapters, of = bases.read_adapters(folder, phase=phase, flag='average')
         if of['base']['fingerprint'] != about['base']['fingerprint']:
             raise UserError(f"average: '{folder}' is on another base than '{first}'; average runs of one base")
@@ -47,5 +51,6 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
     config_text = epath.Path(first, 'config.gin').read_text()
     with rundir.whole(model_dir) as folder:
         source = 'the average of ' + ', '.join(model_dirs)
-        runs.made(folder, phase, role, made, about['base'], about['base_parameters'], source, config_text)
+        sizes = about['base'], about['base_parameters']
+        runs.made(folder, phase, role, made, *sizes, vocabulary, source, config_text)
     print(model_dir)

@@ -126,14 +126,19 @@ def released() -> Iterator[None]:
             seqio.set_tfds_data_dir_override(None)
 
 
-def operative() -> str:
-    """What a run has used, as a gin file: its config.gin.
+def operative(vocabulary: str | None = None) -> str:
+    """What a run has used, as a gin file: its config.gin. `vocabulary` is what VOCABULARY came to be.
 
     What a macro made, gin notes under a scope of the macro's name, and that is the stronger one: where the file is
     read, bindings of the plain name would change nothing. So that scope is left out, but where two use one name.
     """
     import gin
 
+    for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items() if vocabulary else ():
+        macro = (scope, selector) == ('VOCABULARY', 'gin.macro')
+        key = 'value' if macro else 'vocabulary' if selector == 'perl_jax.data.DatasetConfig' else None
+        if key in values and isinstance(values[key], str | None):  # a path may hang on the folder it was typed in
+            values[key] = vocabulary
     text = gin.operative_config_str()
     scopes: dict[str, set[str]] = {}
     for scope, name in re.findall(rf'^(?:({"|".join(_MACRO.findall(text))})/)?([\w.]+)\.\w+ = ', text, re.MULTILINE):

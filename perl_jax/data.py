@@ -22,6 +22,7 @@ from perl_jax.streams import Dataset, Example, Stream
 from perl_jax.token_files import TokenFiles
 
 SAMPLE = 1000  # rows that are looked at where not all are held
+TASK, EOS = 'task:', ' eos='  # in the name of a vocabulary
 MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
 
 
@@ -34,8 +35,8 @@ class DatasetConfig:
     task_feature_lengths: {'inputs': P, 'targets': R} in tokens. Of a longer prompt the END is kept, behind the
       vocabulary's BOS if it has one; an example with a longer response, or an empty one, is dropped and counted.
     batch_size: prompts a batch, over all devices.
-    vocabulary: the base model's, in place of the task's own, or the path of its tokenizer (interop/vocabularies.py says
-      which kinds); None keeps the task's.
+    vocabulary: the base model's, in place of the task's own, or what it is `named`. A run that is given None finds its
+      base's own (vocabulary.py); read by itself, a task keeps its own.
     limit: read at most so many examples, of a mixture's tasks alike; None reads all.
     use_cached: read tasks from the cache that SeqIO wrote of them, where they have a place for one.
     tokens_dir: a folder for the rows as files of tokens, which a run then maps in place of holding them: written by the
@@ -170,7 +171,7 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Ma
     ds, converter, room, vocabulary = _open(task, config, kind)
     ds, name = ds.cache(), f'{task.name} ({config.split})'
     raw = list(ds.as_numpy_iterator())
-    keep = _admit(raw, room, converter.RESPONSES, name)
+    keep = _admit(raw, room, converter.RESPONSES, name, name_of(vocabulary, task.name))
     rows.look_for_templates(raw, vocabulary, name)
     ds = rows.fit(ds, keep, room['inputs'], bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
@@ -214,10 +215,44 @@ def _admitted(task: Any, config: DatasetConfig, kind: str) -> Iterator[tuple[Map
         if reason := _unfit(total - 1, row, room, converter.RESPONSES):
             first, dropped = first or reason, dropped + 1
             continue
-        tail = row['inputs'][max(0, len(row['inputs']) - room['inputs'] + len(head)) :]
+        text = row['inputs'][1:] if len(head) and row['inputs'][0] == bos else row['inputs']  # no second BOS
+        tail = text[max(0, len(text) - room['inputs'] + len(head)) :]
         yield row | {'inputs': np.concatenate([head, tail])}, rows.example(row, room, kind, vocabulary)
-    _check_dropped(total, dropped, first, name)
+    _check_dropped(total, dropped, first, name, name_of(vocabulary, task.name))
     rows.look_for_templates(some, vocabulary, name)
+
+
+def named(name: str) -> Any:
+    """The vocabulary of a name: a path (interop/vocabularies.py), `PATH eos=TOKEN`, or `task:NAME` for a task's own.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name.startswith(TASK):
+        return members(find(name.removeprefix(TASK)))[0].output_features['inputs'].vocabulary
+    from perl_jax.interop import vocabularies
+
+    path, _, eos = name.partition(EOS)
+    found = vocabularies.vocabulary(path)
+    if eos and not hasattr(found, 'eos'):
+        raise UserError(f"'{name}': another EOS can be had of a tokenizer.json or a .gguf alone, not of '{path}'")
+    return type(found)(found.path, eos) if eos else found
+
+
+def name_of(vocabulary: Any, task: str | None = None) -> str:
+    """What a vocabulary is `named`: `task` is one that has it. One that no name finds is called its type."""
+    import seqio
+
+    path = getattr(vocabulary, 'path', None) or getattr(vocabulary, 'sentencepiece_model_file', None)
+    name = 'byt5' if isinstance(vocabulary, seqio.ByteVocabulary) else path and os.fspath(path)
+    eos = EOS + vocabulary.eos if getattr(vocabulary, 'eos', None) else ''
+    try:
+        found = name and named(name + eos)
+        if found == vocabulary and (bos_id(found), eos_ids(found)) == (bos_id(vocabulary), eos_ids(vocabulary)):
+            return (os.path.abspath(name) if os.path.exists(name) else name) + eos
+    except UserError:  # its file is none that we can read
+        pass
+    return TASK + task if task else type(vocabulary).__name__
 
 
 def with_vocabulary(task: Any, vocabulary: Any) -> Any:
@@ -225,9 +260,7 @@ def with_vocabulary(task: Any, vocabulary: Any) -> Any:
     if vocabulary is None:
         return task
     if isinstance(vocabulary, str):
-        from perl_jax.interop import vocabularies
-
-        vocabulary = vocabularies.vocabulary(vocabulary)
+        vocabulary = named(vocabulary)
     swapped = {
         k: dataclasses.replace(f, vocabulary=vocabulary) if f.rank == 1 else f for k, f in task.output_features.items()
     }
@@ -272,11 +305,13 @@ def eos_ids(vocabulary: Any) -> tuple[int, ...]:
     return tuple(getattr(vocabulary, 'eos_ids', None) or [vocabulary.eos_id])
 
 
-def _admit(raw: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str) -> np.ndarray:
+def _admit(
+    raw: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str, vocabulary: str
+) -> np.ndarray:
     """Which rows have a prompt and responses that fit; says how many have not, and stops where there are too many."""
     reasons = [_unfit(i, row, room, responses) for i, row in enumerate(raw)]
     bad = [reason for reason in reasons if reason]
-    _check_dropped(len(raw), len(bad), bad[0] if bad else '', name)
+    _check_dropped(len(raw), len(bad), bad[0] if bad else '', name, vocabulary)
     return np.array([not reason for reason in reasons])
 
 
@@ -291,11 +326,14 @@ def _unfit(i: int, row: Example, room: Mapping[str, int], responses: Sequence[st
     return ''
 
 
-def _check_dropped(total: int, dropped: int, first: str, name: str) -> None:
+def _check_dropped(total: int, dropped: int, first: str, name: str, vocabulary: str) -> None:
     if dropped:
         said = f'{name}: {dropped} of {total} examples dropped; {first}'
         if dropped > MAX_DROPPED * total:
-            raise UserError(f"{said}; over {MAX_DROPPED:.0%}: mend the data or raise TASK_FEATURE_LENGTHS['targets']")
+            raise UserError(
+                f"{said}; over {MAX_DROPPED:.0%}: mend the data, or raise TASK_FEATURE_LENGTHS['targets'], or set "
+                f"VOCABULARY (these are tokens of '{vocabulary}')"
+            )
         logging.getLogger('perl_jax').warning(said)
     if dropped == total:
         raise UserError(f'{name}: no examples')

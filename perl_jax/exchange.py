@@ -14,7 +14,7 @@ import logging
 import jax
 
 from perl_jax import base as bases
-from perl_jax import lora, partitioning, rundir, runs
+from perl_jax import lora, partitioning, rundir, runs, vocabulary
 from perl_jax.base import BaseConfig
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, peft, t5x
@@ -93,6 +93,8 @@ def import_run(
             adapter = peft.load(input, base.network, shapes, frozen.params)
         else:
             adapter = lora.FullSpec().init(jax.random.key(0), frozen.params)
+        words = None if format == 't5x' else vocabulary.of_base(base.path)  # T5X's checkpoints bring no tokenizer
         role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')
-        runs.made(folder, phase, role, adapter, frozen.name, lora.count(frozen.params), input, config_text)
+        name, size = words and words.name, lora.count(frozen.params)
+        runs.made(folder, phase, role, adapter, frozen.name, size, name, input, config_text)
     print(model_dir)

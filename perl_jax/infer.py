@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from perl_jax import base as bases
-from perl_jax import calibration, data, evaluate, lora, rundir, task_metrics, texts
+from perl_jax import calibration, data, evaluate, lora, rundir, task_metrics, texts, vocabulary
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
@@ -45,7 +45,8 @@ def eval_reward(
     with partitioner.scope():
         frozen, adapters = members(model_dir, base, partitioner)
         score_fn = jax.jit(functools.partial(member_scores, base.network))
-        configs = [dataclasses.replace(config, split=split, limit=None) for config in _given(dataset).each()]
+        words, dataset = vocabulary.of_run(model_dir, [dataset], base.path), _given(dataset)
+        configs = [dataclasses.replace(words.read(config), split=split, limit=None) for config in dataset.each()]
         kinds = [data.reward_kind(config.mixture_or_task_name) for config in configs]
         datasets = [data.load(config, kind) for config, kind in zip(configs, kinds)]
         rewards = evaluate.scores(
@@ -86,6 +87,7 @@ def eval_policy(
     """
     config = dataclasses.replace(_given(dataset), split=split, limit=None)
     with partitioner.scope():
+        config = vocabulary.of_run(model_dir, [config], base.path).read(config)
         parts = data.tasks_with_rows(config, 'prompts')
         prompts = data.joined([part for _, part, _ in parts])
         rows = _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner)
@@ -115,11 +117,13 @@ def sample_policy(
     config = dataclasses.replace(_given(dataset), limit=num, batch_size=partitioner.data_parallelism)
     sampling = dataclasses.replace(sampling, num_microbatches=1)  # so few prompts need no parts
     with partitioner.scope():
-        prompts = data.load(config, 'prompts')
-        if prompt is not None:
+        words = vocabulary.of_run(model_dir, [config], base.path)
+        if prompt is None:
+            prompts = data.load(words.read(config), 'prompts')
+        else:
             text = prompt.replace('\\n', '\n')  # a literal \n becomes a line break
             length = config.task_feature_lengths['inputs']
-            prompts, metric_fns = texts.dataset(prompts.vocabulary, [text], length), None
+            prompts, metric_fns = texts.dataset(words.vocabulary, [text], length), None
         for row in _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner):
             given = {k: v for k, v in row.items() if k not in ('prompt', 'response')}
             print(f'{row["prompt"]}{row["response"]}\n  {json.dumps(given)}\n')
@@ -142,6 +146,7 @@ def answer_split(
     """
     config = dataclasses.replace(_given(dataset), split=split, limit=num)
     with partitioner.scope():
+        config = vocabulary.of_run(model_dir, [config], base.path).read(config)
         prompts = data.load(config, 'prompts')
         rows = _answers(model_dir, base, prompts, config, sampling, None, partitioner, anchor)
     groups = [str(example.get(group, i)) for i, example in enumerate(prompts.examples)]

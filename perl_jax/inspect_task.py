@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax import data
+from perl_jax import vocabulary as vocabularies
 from perl_jax.controls import unmark
 from perl_jax.errors import UserError
 from perl_jax.providers import rows as rows_of
@@ -25,7 +26,7 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
 
     Args:
       module: modules to import first, so that they register their tasks; ours are always there.
-      vocabulary: path of a tokenizer to count with; None is the task's own vocabulary.
+      vocabulary: what to count with: what VOCABULARY takes, or a MODEL_DIR, for its run's; None is the task's own.
     """
     for name in (*OURS, *module):
         try:
@@ -34,7 +35,9 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
             raise UserError(
                 f"--module: no module named '{error.name}'; it must be importable from this folder"
             ) from error
-    providers = [data.as_answers(data.with_vocabulary(member, vocabulary)) for member in data.members(data.find(task))]
+    tasks = data.members(data.find(task))
+    words = vocabularies.named(vocabulary) if vocabulary else vocabularies.of_tasks([task])
+    providers = [data.as_answers(data.with_vocabulary(member, words.vocabulary)) for member in tasks]
     cached = all(provider.requires_caching for provider in providers)
     having = with_split(providers, split, cached)
     features = [k for k, f in providers[0].output_features.items() if f.rank == 1]
@@ -52,7 +55,7 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
             labels.append(float(row['label']))
     if not count:
         raise UserError(f"task '{task}' has no examples in its split '{split}'")
-    print(f'{task}, {split}: {count:,} examples, {type(providers[0].output_features["inputs"].vocabulary).__name__}')
+    print(f'{task}, {split}: {count:,} examples, {type(words.vocabulary).__name__} {words}')
     if labels:
         print(f'label: {np.mean(labels):.1%} up')
     for name in features:

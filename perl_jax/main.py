@@ -317,7 +317,7 @@ def _inspect(argv: list[str]) -> None:
     parser.add_argument('--split', default='train')
     parser.add_argument('--num', type=int, default=3, help='how many examples to show')
     parser.add_argument(
-        '--vocabulary', help="a tokenizer.json, .model or .gguf to count tokens with, in place of the task's own"
+        '--vocabulary', help="what to count with, not the task's own: a tokenizer, a model's folder, .gguf, a MODEL_DIR"
     )
     _, argv = configure.data_flags('inspect', argv)
     inspect_task.show(**vars(parser.parse_args(argv)))

@@ -1,6 +1,6 @@
 """MODEL_DIR: what a run leaves behind, and what lets the same command go on from where it was.
 
-run.json        phase, tuning, base, sizes, memory, times    metrics.jsonl   one object a logged step
+run.json        phase, tuning, base, vocabulary, sizes ..    metrics.jsonl   one object a logged step
 config.gin      the operative configuration              samples.jsonl   one object a sampled answer
 checkpoints/    see checkpoints.py                        events.*        the metrics for TensorBoard
 

@@ -19,6 +19,7 @@ from perl_jax.checkpoints import Checkpoints
 from perl_jax.distributed import preemption
 from perl_jax.errors import Preempted, UserError, check_count
 from perl_jax.types import TrainState
+from perl_jax.vocabulary import RunVocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class RunConfig:
 
     model_dir: its folder (rundir.py).   total_steps: in all, those before a restart included.
     eval_period: evaluate and save a checkpoint every so many steps, and at the last.   log_period: log every so many.
-    random_seed: of the adapters, the data's order and the sampler.   config_text: gives the text of config.gin.
+    random_seed: of the adapters, the data's order and the sampler.   config_text: gives the text of config.gin,
+      told what VOCABULARY is in it, or None for the task's own.
     """
 
     model_dir: str
@@ -35,7 +37,7 @@ class RunConfig:
     eval_period: int = 1000
     log_period: int = 10
     random_seed: int = 0
-    config_text: Callable[[], str] = str
+    config_text: Callable[[str | None], str] = lambda vocabulary: ''
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_dir, str) or not self.model_dir or self.model_dir.startswith('~'):
@@ -101,6 +103,7 @@ def start(
     tuning: str,
     base: Base,
     states: dict[str, Any],
+    vocabulary: RunVocabulary | None = None,
     best: str | None = None,
 ) -> Iterator[Run]:
     """Open MODEL_DIR for a run, or to go on with one.
@@ -108,6 +111,7 @@ def start(
     Args:
       tuning: 'lora' or 'full', or both where an ensemble has both.
       states: each role's TrainState at step 0, and what else is to be saved; a checkpoint in MODEL_DIR takes its place.
+      vocabulary: what its data sets are read with.
       best: the metric of the evaluation whose best checkpoint is kept beside the latest.
 
     Raises:
@@ -119,6 +123,7 @@ def start(
         'trainable_parameters': lora.count(_learned(states)),
         'base_parameters': lora.count(base.params),
         'base': base.name,
+        **({'vocabulary': vocabulary.name} if vocabulary else {}),
         'devices': bases.describe_devices(),
     }
     rundir.check(config.model_dir, about)
@@ -138,9 +143,12 @@ def start(
             yield Run(config, None, checkpoints, states, name, lambda step: False)
             return
         window = checkpoints.about(first).get('window', []) if first else []
-        folder = rundir.RunDir(
-            config.model_dir, about, first, config.total_steps, config.log_period, config.config_text(), window
-        )
+        if jax.process_index() == 0:
+            logging.getLogger('perl_jax').info(
+                f'{phase}: base {base.path}, vocabulary {vocabulary}, steps {first} to {config.total_steps}'
+            )
+        text = config.config_text(vocabulary and vocabulary.setting)
+        folder = rundir.RunDir(config.model_dir, about, first, config.total_steps, config.log_period, text, window)
         finished = False
         try:
             with preemption() as preempted:
@@ -158,12 +166,13 @@ def made(
     adapter: lora.Adapter,
     base: dict[str, str],
     base_parameters: int,
+    vocabulary: str | None,
     source: str,
     config_text: str,
 ) -> None:
     """Fill `folder` as a finished run of one role leaves it, of an adapter that no run has trained.
 
-    `base` is `Base.name`; `source` says where the adapter comes from.
+    `base` is `Base.name`, `vocabulary` the name of one or None; `source` says where the adapter comes from.
     """
     state = TrainState(step=jnp.int32(0), adapter=jax.tree.map(jnp.asarray, adapter), opt_state=())
     adapters = {role: {'scale': adapter.scale, 'dropout': adapter.dropout}}
@@ -176,6 +185,7 @@ def made(
         'trainable_parameters': lora.count(adapter),
         'base_parameters': base_parameters,
         'base': base,
+        'vocabulary': vocabulary,
         'devices': bases.describe_devices(),
     }
     rundir.imported(folder, about, source, config_text)

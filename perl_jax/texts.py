@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax.controls import unmark
-from perl_jax.data import Dataset, DatasetConfig, bos_id, continuing, eos_ids, find, members, with_vocabulary
+from perl_jax.data import Dataset, bos_id, continuing, eos_ids
 
 
 def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Sequence[Sequence[str]] = ()) -> Dataset:
@@ -28,12 +28,6 @@ def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Seq
         both = _padded(ids, max(map(len, ids)))
         arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
     return Dataset(arrays, [{'inputs_pretokenized': unmark(text)} for text in prompts], vocabulary, eos_ids(vocabulary))
-
-
-def vocabulary(config: DatasetConfig) -> Any:
-    """The vocabulary that a data set's prompts would be read with, without reading them."""
-    task = members(find(config.each()[0].mixture_or_task_name))[0]
-    return with_vocabulary(task, config.vocabulary).output_features['inputs'].vocabulary
 
 
 def _padded(ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:

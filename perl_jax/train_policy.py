@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs, task_metrics, train_state
+from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs, task_metrics, train_state, vocabulary
 from perl_jax.algorithms import Algorithm
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -53,7 +53,7 @@ def train(
     """Train a policy, or go on with it, in `run.model_dir`.
 
     Args:
-      base: where the policy starts, and the anchor it is held to: an SFT run, or weights.
+      base: where the policy starts, and the anchor it is held to: an SFT run, or weights. It brings the vocabulary too.
       dataset, eval_dataset: prompts (inputs). A step takes `batch_size` prompts, K answers each (paper: 128 in all).
         Without the second no answers are measured or kept.
       spec: LoRA or full tuning, for the policy and for its value baseline (the paper: the same rank).
@@ -67,13 +67,14 @@ def train(
       metric_fns: {name: function(prompt, response, example)} that judge evaluation answers; training never sees them.
       num_microbatches: the learning steps take their (mini)batch in so many parts, one after the other.
     """
-    judges = rewards.functions(metric_fns)
-    network, key = base.network, jax.random.key(run.random_seed)
+    network, key, judges = base.network, jax.random.key(run.random_seed), rewards.functions(metric_fns)
     txs = optimizer, value_optimizer
     _check(spec, txs, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
     with partitioner.scope():
         minibatch = dataset.batch_size // algorithm.minibatches
         partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
+        words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
+        vocabulary.check_rewards([source.model_dir for source in reward if isinstance(source, LearnedReward)], words)
         stream = data.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
         heldout = data.load(eval_dataset, 'prompts') if eval_dataset else None
         data.check_vocabulary(stream.vocabulary, network.config.vocab_size)
@@ -102,7 +103,7 @@ def train(
 
             return evaluate.answers(heldout, dataset.batch_size, partitioner, respond, judges)
 
-        with runs.start('policy', run, spec.tuning, frozen, _kept(state)) as log:
+        with runs.start('policy', run, spec.tuning, frozen, _kept(state), words) as log:
             state = PolicyState(**log.states)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if heldout is not None and int(state.policy.step) == 0:

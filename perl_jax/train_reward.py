@@ -19,6 +19,7 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from perl_jax import accumulate, data, ensembles, evaluate, lora, losses, runs, sharded, task_metrics, train_state
+from perl_jax import vocabulary
 from perl_jax import base as bases
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -122,7 +123,7 @@ def train(
     """Train a reward, or go on with it, in `run.model_dir`; the best checkpoint is kept beside the latest.
 
     Args:
-      base: the policy should start from the same one.
+      base: the policy should start from the same one. It brings the vocabulary: vocabulary.py.
       dataset, eval_dataset: tasks with pairs or thumbs (their features tell), one or several that are learned together,
         each with `batch_size` examples a step. Without the second nothing is measured, and the latest is the best.
       spec: LoRA or full tuning; or a list, an ensemble of rewards that share the base and the program, each with its
@@ -145,6 +146,7 @@ def train(
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'reward')
         train_state.check_optimizer('OPTIMIZER', optimizer)
+        words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
         rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), num_microbatches)
         streams = {
             role: [data.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]
@@ -171,7 +173,7 @@ def train(
             return evaluate.reward_metrics(heldout, evaluate.scores(heldout, dataset.batch_size, partitioner, one)), []
 
         tuning = ' and '.join(sorted({one.tuning for one in specs}))
-        with runs.start('reward', run, tuning, frozen, states, best_metric if heldout else None) as log:
+        with runs.start('reward', run, tuning, frozen, states, words, best_metric if heldout else None) as log:
             states = log.states
             for step in log.steps():
                 batches = {  # 1

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from perl_jax import accumulate, data, evaluate, lora, masked, rewards, runs, sharded, task_metrics, train_state
+from perl_jax import vocabulary
 from perl_jax import base as bases
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
@@ -76,6 +77,7 @@ def train(
     """Run SFT, or go on with it, in `run.model_dir`.
 
     Args:
+      base: where it starts. All tasks are read with its tokenizer, unless they are given another: vocabulary.py.
       dataset, eval_dataset: prompts and demonstrations (inputs, targets). Without the second nothing is measured of it.
       spec: LoRA or full tuning.
       prompts_dataset: evaluation samples an answer to each of these prompts; None samples none.
@@ -88,6 +90,8 @@ def train(
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'sft')
         train_state.check_optimizer('OPTIMIZER', optimizer)
+        configs = dataset, eval_dataset, prompts_dataset
+        words, (dataset, eval_dataset, prompts_dataset) = vocabulary.choose(configs, base.path, run.model_dir)
         split = sharded.partitions('batch'), num_microbatches
         stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
         heldout = data.load(eval_dataset, 'sft') if eval_dataset else None
@@ -124,7 +128,7 @@ def train(
                 metrics |= evaluate.means(rows)
             return metrics, rows
 
-        with runs.start('sft', run, spec.tuning, frozen, {'policy': state}) as log:
+        with runs.start('sft', run, spec.tuning, frozen, {'policy': state}, words) as log:
             state = log.states['policy']
             for step in log.steps():
                 batch, _ = stream(step)  # 1

@@ -37,6 +37,7 @@ TEXTS = {
     'thumbs': ('inputs', 'targets'),
     'prompts': ('inputs',),
 }
+DEFAULT = seqio.ByteVocabulary()  # where a task names none; by this object vocabulary.py tells that none was named
 _LABEL = seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32, rank=0)
 
 
@@ -57,7 +58,8 @@ def add(
         not at import; its examples are held in memory, in the order given. For more than memory holds, any
         seqio.DataSource (TextLineDataSource, TFExampleDataSource ..) with preprocessors that make the fields, and
         TOKENS_DIR in the run, which would else hold all rows (docs/tasks.md).
-      vocabulary: bytes where None. A run puts its base model's vocabulary in its place.
+      vocabulary: bytes where None, for random weights. A run puts its base model's in its place, if that brings one; on
+        weights that bring none, as T5X's, it takes a vocabulary that is given here, and refuses None.
       splits: the splits that a function can be asked for; a seqio.DataSource knows its own.
       preprocessors: run on the texts, before SeqIO's tokenize and append_eos. EOS ends targets, chosen and rejected.
 
@@ -70,7 +72,7 @@ def add(
         name,
         source=source if isinstance(source, seqio.DataSource) else _Source(name, kind, source, splits),
         preprocessors=[*preprocessors, without_marks, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        output_features=features(kind, vocabulary or seqio.ByteVocabulary()),
+        output_features=features(kind, vocabulary or DEFAULT),
     )
 
 

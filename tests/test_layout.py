@@ -23,7 +23,7 @@ FLOORS = [
         'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers', 't5x_names', 'rows', 'token_files',
     },
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
-    {'base', 'lineage', 'rl', 'anchors', 'texts', 'task_metrics'},
+    {'base', 'lineage', 'vocabulary', 'rl', 'anchors', 'texts', 'task_metrics'},
     {
         'rewards', 'evaluate', 'calibration', 'runs', 'rl_programs',
         'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
@@ -47,6 +47,7 @@ SAME_FLOOR = {
     ('token_files', 'streams'): 'rows that a stream reads',
     ('networks.*', 'networks.chosen'): 'which tokens of a run go on',
     ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
+    ('vocabulary', 'lineage'): 'what weights bring is looked up where a run came from',
     ('sweep*', 'sweep.*'): 'the grid, the queue that runs it, the tables and plots of what came out',
     ('plan*', 'plan.*'): 'the programs, the compiler, the table',
     ('judging.models', 'infer'): 'a judge is a finished run too',

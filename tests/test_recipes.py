@@ -214,8 +214,8 @@ def test_a_run_leaves_what_the_documents_say(toys, phase):
     assert {name for name in names if not name.startswith(('eval_', 'calibration_', 'judge'))} == events | left
     about = json.loads((folder / 'run.json').read_text())
     assert set(about) == {
-        'phase', 'tuning', 'trainable_parameters', 'base_parameters', 'base', 'devices', 'started', 'finished',
-        'seconds', 'step_seconds', 'memory',
+        'phase', 'tuning', 'trainable_parameters', 'base_parameters', 'base', 'vocabulary', 'devices', 'started',
+        'finished', 'seconds', 'step_seconds', 'memory',
     }  # fmt: skip
     assert about['phase'] == phase and about['finished'] >= about['started'] and about['seconds'] > 0
     assert set(about['base']) >= {'path', 'fingerprint'}

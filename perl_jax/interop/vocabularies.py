@@ -6,6 +6,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from perl_jax.errors import UserError
+from perl_jax.interop import hf
 from perl_jax.interop.paths import resolve
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def vocabulary(path: str) -> seqio.Vocabulary:
         byt5           bytes, as ByT5 has them
         X.model        sentencepiece (T5, mT5, Llama 2, Gemma), ending sequences with its own </s> or <eos>
         X.json X.gguf  TokenizersVocabulary, whose `eos` can also be chosen: see there
-        a folder       the tokenizer in it, as Hugging Face lays models out
+        a folder       the tokenizer in it, as Hugging Face lays models out; hf://OWNER/NAME likewise
 
     A sentencepiece model of T5's kind (padding 0, no BOS) that has no sentinels gets the 100 that T5 puts behind it.
 
@@ -33,7 +34,8 @@ def vocabulary(path: str) -> seqio.Vocabulary:
         import seqio
 
         return seqio.ByteVocabulary()
-    if (folder := pathlib.Path(path).expanduser()).is_dir():
+    folder = hf.resolve(path) if path.startswith(hf.HUB) else pathlib.Path(path).expanduser()
+    if folder.is_dir():
         found = [file for pattern in _IN_A_FOLDER for file in sorted(folder.glob(pattern))]
         if not found:
             raise UserError(f'{path}: there is no tokenizer in this folder ({", ".join(_IN_A_FOLDER)}); name its file')
@@ -43,6 +45,14 @@ def vocabulary(path: str) -> seqio.Vocabulary:
     from perl_jax.interop.tokenizers import TokenizersVocabulary
 
     return TokenizersVocabulary(path)
+
+
+def of_base(path: str) -> str | None:
+    """The name of the tokenizer that a base's weights bring: a Hugging Face folder's or a .gguf's own, else None."""
+    if path.endswith('.gguf') or path.startswith(hf.HUB):
+        return path
+    folder = pathlib.Path(path).expanduser()
+    return path if hf.is_checkpoint(path) and any(any(folder.glob(pattern)) for pattern in _IN_A_FOLDER) else None
 
 
 def _sentencepiece(path: str) -> seqio.SentencePieceVocabulary:

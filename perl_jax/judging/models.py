@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from perl_jax import evaluate, infer, lora, rewards, rundir, texts
+from perl_jax import evaluate, infer, lora, rewards, texts
+from perl_jax import vocabulary as vocabularies
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.interop import vocabularies
 from perl_jax.partitioning import Partitioner
 from perl_jax.sampling import SamplingConfig, sample
 from perl_jax.tasks import chat as formats
@@ -35,17 +35,14 @@ def ask(
     """The greedy answer of an SFT run, a policy or an imported model to each prompt, none of which is cut.
 
     Args:
-      dataset: the run's, for its vocabulary and batch size; an imported model has none, and its vocabulary is where its
-        weights are.
-      vocabulary: the path of another tokenizer.
+      dataset: the run's, if it has one.
+      vocabulary: what VOCABULARY would be, in place of the run's own.
       chat: the format of the model's prompts (tasks/chat.py): 'chatml', 'llama3' or 'gemma'.
     """
     if chat is not None:
         prompts = [getattr(formats, chat)(prompt) for prompt in prompts]
-    if vocabulary is None and dataset is not None:
-        words = texts.vocabulary(dataset)
-    else:
-        words = vocabularies.vocabulary(vocabulary or rundir.read(model_dir)['base']['path'])
+    found = vocabularies.named(vocabulary) if vocabulary else vocabularies.of_run(model_dir, [dataset], base.path)
+    words = found.vocabulary
     longest = 1 + max(len(words.encode(prompt)) for prompt in prompts)  # 1: BOS
     asked = texts.dataset(words, prompts, -(-longest // STEP) * STEP)
     with partitioner.scope():
@@ -74,7 +71,8 @@ def score(
     if dataset is None:
         raise UserError(f"judge: '{model_dir}' names no evaluation data, and so not how long its prompts are")
     length = dataset.task_feature_lengths['inputs']
-    scored = texts.dataset(texts.vocabulary(dataset), prompts, length, responses)
+    words = vocabularies.of_run(model_dir, [dataset], base.path).vocabulary
+    scored = texts.dataset(words, prompts, length, responses)
     with partitioner.scope():
         frozen, adapter = infer.bound(model_dir, 'reward', base, partitioner)
         fn = jax.jit(lambda params, adapter, batch: rewards.score(base.network, lora.bind(params, adapter), batch))
