@@ -165,6 +165,7 @@ def _sample(argv: list[str]) -> None:
     options = [
         ('--prompt', {'help': "answer this text; without it, some of the task's prompts"}),
         ('--num', {'type': int, 'default': 5, 'help': 'how many prompts'}),
+        ('--chat', {'choices': ('chatml', 'llama3', 'gemma'), 'help': 'the chat format to put --prompt into'}),
     ]
     _with_model_dir('sample', argv, options)
 

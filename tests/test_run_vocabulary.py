@@ -387,3 +387,14 @@ def test_a_vocabulary_by_any_name_is_called_by_the_one_that_finds_it(chain):
     assert data.name_of(toy_tasks.vocabulary(), 'toy_sft') == 'task:toy_sft'
     with pytest.raises(UserError, match="'byt5 eos=x': another EOS"):
         data.named('byt5 eos=x')
+
+
+# Chats.
+
+
+def test_a_prompt_is_put_into_a_chat_format(chain):
+    folder, _ = chain
+    out = ran('sample', f'--model_dir={folder}/policy', '--prompt=hello', '--chat=chatml').out
+    assert out.startswith('<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n')
+    assert '--prompt' in perl('sample', f'--model_dir={folder}/policy', '--chat=chatml').line
+    assert '--chat' in perl('sample', f'--model_dir={folder}/policy', '--prompt=x', '--chat=jinja').line
