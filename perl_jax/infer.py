@@ -115,7 +115,7 @@ def sample_policy(
     chat: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
-    """Print answers to `num` prompts of the task, or to `prompt`; `chat` names a format of tasks/chat.py to put it in."""
+    """Print answers to `num` prompts of the task, or to `prompt`; `chat` names its format, one of tasks/chat.py."""
     if chat is not None and prompt is None:
         raise UserError("sample: --chat is the format of --prompt, and the task's prompts have theirs; give --prompt")
     config = dataclasses.replace(_given(dataset), limit=num, batch_size=partitioner.data_parallelism)

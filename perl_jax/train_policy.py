@@ -71,8 +71,9 @@ def train(
     txs = optimizer, value_optimizer
     _check(spec, txs, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
     with partitioner.scope():
-        minibatch = dataset.batch_size // algorithm.minibatches
-        partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, num_microbatches)
+        partitioner.check_batch(
+            'BATCH_SIZE / minibatches', dataset.batch_size // algorithm.minibatches, num_microbatches
+        )
         words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
         vocabulary.check_rewards([source.model_dir for source in reward if isinstance(source, LearnedReward)], words)
         stream = data.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))

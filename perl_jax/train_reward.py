@@ -18,8 +18,19 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from perl_jax import accumulate, data, ensembles, evaluate, lora, losses, runs, sharded, task_metrics, train_state
-from perl_jax import vocabulary
+from perl_jax import (
+    accumulate,
+    data,
+    ensembles,
+    evaluate,
+    lora,
+    losses,
+    runs,
+    sharded,
+    task_metrics,
+    train_state,
+    vocabulary,
+)
 from perl_jax import base as bases
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig

@@ -133,8 +133,9 @@ def test_config_gin_names_what_was_used(chain, phase, tmp_path):
 
 def test_finished_runs_are_asked_and_measured_with_it(chain, monkeypatch):
     folder, _ = chain
-    seen, load = [], data.load
-    monkeypatch.setattr(data, 'load', lambda config, kind: seen.append(config.vocabulary) or load(config, kind))
+    seen, load = [], data._load
+    note = lambda task, config, kind: seen.append(config.vocabulary) or load(task, config, kind)  # noqa: E731
+    monkeypatch.setattr(data, '_load', note)
     for name in ('sft', 'reward', 'policy'):
         ran('eval', f'--model_dir={folder / name}', '--split=test')
     ran('sample', f'--model_dir={folder}/policy', '--num=2')

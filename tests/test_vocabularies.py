@@ -15,7 +15,7 @@ from test_tokenizers import write_json
 from perl_jax import configure, data
 from perl_jax.errors import UserError
 from perl_jax.interop.tokenizers import TokenizersVocabulary
-from perl_jax.interop.vocabularies import vocabulary
+from perl_jax.interop.vocabularies import of_base, vocabulary
 from perl_jax.tasks import toy  # noqa: F401
 
 TEXT = ['the quick brown fox jumps over the lazy dog', 'Pack my box with five dozen liquor jugs?', 'one 2 three, 45!']
@@ -117,3 +117,35 @@ def test_a_vocabulary_larger_than_the_embedding(tmp_path):
     data.check_vocabulary(v, 145)  # rows to spare are common: T5 has 32,100 tokens and 32,128 rows
     with pytest.raises(UserError, match='the vocabulary has 145 tokens and the model only vocab_size = 144; set VOCAB'):
         data.check_vocabulary(v, 144)
+
+
+def model_folder(path, **files):
+    path.mkdir()
+    (path / 'config.json').write_text('{}')
+    for name, text in files.items():
+        (path / name.replace('__', '.')).write_text(text)
+    return str(path)
+
+
+def test_what_tokenizer_a_base_brings(tmp_path):
+    none = model_folder(tmp_path / 'none')
+    assert of_base(none) is None and of_base(str(tmp_path)) is None
+    assert (of_base('hf://o/n'), of_base('a/b.gguf')) == ('hf://o/n', 'a/b.gguf')
+    byt5 = model_folder(tmp_path / 'byt5', tokenizer_config__json='{"tokenizer_class": "ByT5Tokenizer"}')
+    assert of_base(byt5) == byt5 and vocabulary(byt5).encode('hé') == [107, 198, 172]
+    for form in 'vocab.json', 'tekken.json', 'qwen.tiktoken':
+        folder = model_folder(tmp_path / form, **{form.replace('.', '__'): '{}'})
+        with pytest.raises(UserError, match=f'{form}: a tokenizer of this form cannot be read'):
+            of_base(folder)
+
+
+def test_a_tokenizer_of_the_hub_is_downloaded_without_its_weights(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    write_json(tmp_path)
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda **wanted: asked.update(wanted) or str(tmp_path))
+    words = TokenizersVocabulary(tmp_path / 'tokenizer.json')
+    assert vocabulary('hf://owner/name@main').encode('hello') == words.encode('hello')
+    assert (asked['repo_id'], asked['revision']) == ('owner/name', 'main')
+    assert '*.safetensors' in asked['ignore_patterns'] and {'*.jinja', '*.json'} <= set(asked['allow_patterns'])

@@ -113,6 +113,11 @@ def beside(file: pathlib.Path) -> Beside:
     return _of_gguf(file) if file.suffix == '.gguf' else _of_folder(file.parent)
 
 
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """tokenizer_config.json; empty where there is none."""
+    return _json(folder / CONFIG)
+
+
 def _of_folder(folder: pathlib.Path) -> Beside:
     config, special = _json(folder / CONFIG), _json(folder / SPECIAL)
     for key, value in config.items():

@@ -6,13 +6,14 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from perl_jax.errors import UserError
-from perl_jax.interop import hf
+from perl_jax.interop import hf, tokenizer_files
 from perl_jax.interop.paths import resolve
 
 if TYPE_CHECKING:
     import seqio
 
 _IN_A_FOLDER = ('tokenizer.json', '*.model', '*.gguf')  # the first that is there
+_UNREAD = ('vocab.json', 'merges.txt', 'tekken.json', '*.tiktoken', 'vocab.txt')
 _EXTRA_IDS = 100  # T5's sentinels
 
 
@@ -34,12 +35,14 @@ def vocabulary(path: str) -> seqio.Vocabulary:
         import seqio
 
         return seqio.ByteVocabulary()
-    folder = hf.resolve(path) if path.startswith(hf.HUB) else pathlib.Path(path).expanduser()
+    folder = hf.resolve(path, weights=False) if path.startswith(hf.HUB) else pathlib.Path(path).expanduser()
     if folder.is_dir():
-        found = [file for pattern in _IN_A_FOLDER for file in sorted(folder.glob(pattern))]
-        if not found:
+        files = _files(folder)
+        if not files and _is_byt5(folder):
+            return vocabulary('byt5')
+        if not files:
             raise UserError(f'{path}: there is no tokenizer in this folder ({", ".join(_IN_A_FOLDER)}); name its file')
-        path = str(found[0])
+        path = str(files[0])
     if path.endswith('.model'):
         return _sentencepiece(path)
     from perl_jax.interop.tokenizers import TokenizersVocabulary
@@ -48,11 +51,34 @@ def vocabulary(path: str) -> seqio.Vocabulary:
 
 
 def of_base(path: str) -> str | None:
-    """The name of the tokenizer that a base's weights bring: a Hugging Face folder's or a .gguf's own, else None."""
+    """The name of the tokenizer that a base's weights bring: a Hugging Face folder's or a .gguf's own, else None.
+
+    Raises:
+      UserError: they bring one of a form that cannot be read.
+    """
     if path.endswith('.gguf') or path.startswith(hf.HUB):
         return path
+    if not hf.is_checkpoint(path):
+        return None
     folder = pathlib.Path(path).expanduser()
-    return path if hf.is_checkpoint(path) and any(any(folder.glob(pattern)) for pattern in _IN_A_FOLDER) else None
+    if _files(folder) or _is_byt5(folder):
+        return path
+    if others := sorted(file.name for pattern in _UNREAD for file in folder.glob(pattern)):
+        raise UserError(
+            f'{folder / others[0]}: a tokenizer of this form cannot be read; save it as tokenizer.json with '
+            f"transformers (AutoTokenizer.from_pretrained('{path}').save_pretrained('{path}')), or set VOCABULARY"
+        )
+    return None
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The tokenizers in a folder, the one that is read first."""
+    return [file for pattern in _IN_A_FOLDER for file in sorted(folder.glob(pattern))]
+
+
+def _is_byt5(folder: pathlib.Path) -> bool:
+    """Whether its tokenizer is ByT5's, which has no file."""
+    return tokenizer_files.read_config(folder).get('tokenizer_class') == 'ByT5Tokenizer'
 
 
 def _sentencepiece(path: str) -> seqio.SentencePieceVocabulary:
