@@ -1,7 +1,7 @@
 """`perl_jax export` and `perl_jax import`: what a run learned, out to other libraries, and what they have, in.
 
     export --format=hf     merged weights, that transformers loads; a reward's with its head, as a classifier
-    export --format=peft   the adapter alone, that peft loads onto the model it was trained on
+    export --format=peft   the adapter alone, that peft loads onto the weights behind all runs (or --base)
     export --format=t5x    merged weights, that T5X restores (encoder-decoder networks)
     import --format=...    the way back, into a MODEL_DIR to start from: INITIAL_CHECKPOINT_PATH, or REWARD_MODEL_DIR
 """
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import pathlib
 
 import jax
 
 from perl_jax import base as bases
-from perl_jax import lora, partitioning, rundir, runs, vocabulary
+from perl_jax import data, lineage, lora, partitioning, rebase, rundir, runs, vocabulary
 from perl_jax.base import BaseConfig
-from perl_jax.errors import UserError
-from perl_jax.interop import hf, peft, t5x
+from perl_jax.errors import UserError, check_count
+from perl_jax.interop import companions, hf, peft, t5x, tokenizer_files
 from perl_jax.networks.t5 import T5
 from perl_jax.partitioning import Partitioner
 
@@ -28,11 +30,17 @@ def export_run(
     output: str,
     base: BaseConfig,
     dtype: str = 'float32',
+    onto: str | None = None,
+    rank: int | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Write the best checkpoint of a run to the folder `output`, which must not be there yet.
 
-    `dtype` is that of merged weights; adapters are float32.
+    Args:
+      dtype: of merged weights; adapters are float32.
+      onto: of --format=peft: a Hugging Face folder or hf://OWNER/NAME of weights that the adapter is to be for; None
+        are those behind all runs, with all adapters since then as one.
+      rank: of --format=peft: cut that adapter to the nearest of this rank.
 
     Raises:
       UserError: a folder that is there, or a network or adapter that has no such form.
@@ -42,24 +50,64 @@ def export_run(
     network = base.network
     if format == 't5x' and (not isinstance(network, T5) or role == 'reward'):
         raise UserError('export: T5X restores encoder-decoder policies alone; choose --format=hf or --format=peft')
+    for name, value in ('base', onto), ('rank', rank):
+        if value is not None and format != 'peft':
+            raise UserError(f'export: --{name} goes with --format=peft alone')
+    if rank is not None:
+        check_count('export: --rank', rank)
     with partitioner.scope(), rundir.whole(output) as folder:
         adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
-        path = about['base']['path']
+        beside = _companions(model_dir, role)
         if format == 'peft':
-            peft.save(folder, network, adapter, path.removeprefix(hf.HUB))
-            if not hf.is_checkpoint(path):
-                logging.getLogger('perl_jax').warning(
-                    f"the adapter fits the weights of '{path}', which are not in Hugging Face's form; "
-                    'export those with --format=hf and name that folder in base_model_name_or_path'
-                )
+            adapter, name = _on_their_base(model_dir, adapter, onto, rank, base, partitioner)
+            peft.save(folder, network, adapter, name)
+            files = {name: text for name, text in beside.files.items() if name != tokenizer_files.GENERATION}
+            dataclasses.replace(beside, files=files).write(pathlib.Path(folder))
         else:
             params = lora.merge(bases.named(network, about['base'], partitioner, base.path).params, adapter)
             if format == 't5x':
                 t5x.save(folder, params, 0)
             else:
                 head = None if adapter.head is None else adapter.head['kernel']
-                hf.save(folder, network, params, dtype, head, path if hf.is_checkpoint(path) else None)
+                hf.save(folder, network, params, dtype, head)
+                beside.write(pathlib.Path(folder))
     print(output)
+
+
+def _on_their_base(
+    model_dir: str,
+    adapter: lora.Adapter,
+    onto: str | None,
+    rank: int | None,
+    base: BaseConfig,
+    partitioner: Partitioner,
+) -> tuple[lora.Adapter, str]:
+    """The adapter for weights that PEFT can load, and what base_model_name_or_path calls these."""
+    if adapter.lora is None:
+        raise UserError('export: a fully tuned model is no LoRA adapter; export it with --format=hf')
+    if onto is None:
+        adapter, onto = rebase.for_origin(model_dir, adapter)
+    else:
+        if not hf.is_checkpoint(onto):
+            raise UserError(f"export: --base: '{onto}' is no Hugging Face folder (config.json) and no hf://OWNER/NAME")
+        adapter = rebase.onto(model_dir, adapter, onto, base.network, partitioner, base.path)
+    if rank is not None:
+        adapter, error = rebase.cut(adapter, rank)
+        logging.getLogger('perl_jax').info(f'export: rank {rank} is {error:.1%} off the exact adapter')
+    return adapter, onto.removeprefix(hf.HUB) if onto.startswith(hf.HUB) else os.path.abspath(os.path.expanduser(onto))
+
+
+def _companions(model_dir: str, role: str) -> companions.Companions:
+    """What the model was published with, and where its answers end as the run samples them."""
+    try:
+        words = vocabulary.of_base(model_dir)
+    except UserError as error:
+        logging.getLogger('perl_jax').warning(f'export: no tokenizer goes along: {error}')
+        words = None
+    path = words and words.name.partition(data.EOS)[0]
+    ends = () if words is None else data.eos_ids(words.vocabulary)
+    given = companions.collect(lineage.origin(model_dir), path, ends)
+    return companions.for_rewards(given, ends) if role == 'reward' else given
 
 
 def import_run(

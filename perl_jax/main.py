@@ -198,6 +198,8 @@ def _export(argv: list[str]) -> None:
         ('--format', {'required': True, 'choices': FORMATS}),
         ('--output', {'required': True, 'help': 'the folder to write'}),
         ('--dtype', {'default': 'float32', 'choices': ('float32', 'bfloat16', 'float16'), 'help': 'of merged weights'}),
+        ('--base', {'dest': 'onto', 'help': 'of peft: the weights it is for: a Hugging Face folder, hf://NAME'}),
+        ('--rank', {'type': int, 'help': 'of peft: cut the adapter to this rank; without it, it is exact'}),
     ]
     _with_model_dir('export', argv, options)
 

@@ -120,8 +120,29 @@ def test_weights_that_are_imported_are_a_run_to_start_from(toys, tmp_path):
     assert_same(load(tmp_path / 'again')[1].params, load(tmp_path / 'weights')[1].params)
 
 
-def test_an_adapter_of_an_sft_run_says_what_else_to_export(toys, tmp_path):
-    assert '--format=hf' in export(toys.policy, 'peft', tmp_path / 'out').err
+def test_an_adapter_on_weights_that_nobody_else_can_load_says_what_to_export_first(toys, tmp_path):
+    """It was a warning, with a base_model_name_or_path to edit by hand."""
+    asked = 'export', f'--model_dir={toys.policy}', '--format=peft', f'--output={tmp_path}/out'
+    line = perl(*asked).line
+    assert f'--model_dir={toys.sft} --format=hf --output=FOLDER' in line and '--base=FOLDER' in line
+    assert not list(tmp_path.iterdir())
+    export(toys.sft, 'hf', tmp_path / 'sft')
+    ran(*asked, f'--base={tmp_path}/sft')
+    config = json.loads((tmp_path / 'out/adapter_config.json').read_text())
+    assert config['base_model_name_or_path'] == f'{tmp_path}/sft'
+    assert 'no Hugging Face folder' in perl(*asked[:-1], f'--output={tmp_path}/no', f'--base={toys.sft}').line
+    assert 'goes with --format=peft' in perl(*asked[:2], '--format=hf', f'--output={tmp_path}/no', '--rank=2').line
+
+
+def test_an_sft_run_with_full_tuning_is_in_no_adapter_of_the_weights_behind_it(toys, tmp_path):
+    export(toys.sft, 'hf', tmp_path / 'weights')
+    few = '--gin.TRAIN_STEPS=2', '--gin.EVAL_PERIOD=2'
+    ran(*toy('sft', tmp_path / 'sft', quoted('INITIAL_CHECKPOINT_PATH', tmp_path / 'weights'), *few))
+    ran(*toy('reward', tmp_path / 'reward', quoted('INITIAL_CHECKPOINT_PATH', tmp_path / 'sft'), *few))
+    asked = 'export', f'--model_dir={tmp_path}/reward', '--format=peft', f'--output={tmp_path}/out'
+    line = perl(*asked).line
+    assert "sft' was full tuning" in line and '--base=FOLDER' in line and not (tmp_path / 'out').exists()
+    assert "sft' was full tuning" in perl(*asked, f'--base={tmp_path}/weights').line
 
 
 # Bad input.

@@ -25,7 +25,7 @@ FLOORS = [
     {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'lineage', 'vocabulary', 'rl', 'anchors', 'texts', 'task_metrics'},
     {
-        'rewards', 'evaluate', 'calibration', 'runs', 'rl_programs',
+        'rewards', 'evaluate', 'calibration', 'runs', 'rebase', 'rl_programs',
         'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
     },
     {

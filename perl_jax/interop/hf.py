@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,6 @@ from perl_jax.networks.t5 import T5
 HUB = 'hf://'
 _FILES = ('*.safetensors', '*.json', 'tokenizer.model', 'spiece.model', '*.jinja')
 _WEIGHTS = ('*.safetensors', '*.safetensors.index.json')
-_TOKENIZER = (
-    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'spiece.model',
-    'generation_config.json', 'vocab.json', 'merges.txt', 'chat_template.jinja',
-)  # fmt: skip
 
 
 def is_checkpoint(path: str) -> bool:
@@ -113,14 +108,12 @@ def save(
     params: PyTree,
     dtype: str,
     head: jax.Array | None = None,
-    source: str | None = None,
 ) -> None:
     """Write plain parameters (base, or base and adapter merged) as transformers loads them.
 
     Args:
       dtype: 'float32', 'bfloat16' or 'float16'.
       head: a reward's [D]; the model becomes a classifier with one label, which reads it at the last token.
-      source: a folder or hub name to take the tokenizer's files from.
 
     Raises:
       UserError: no model of transformers computes what this network does.
@@ -151,15 +144,6 @@ def save(
     if head is not None:
         config |= {'num_labels': 1, 'id2label': {'0': 'reward'}, 'label2id': {'reward': 0}}
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-    if source is not None:
-        copy_tokenizer(resolve(source), folder)
-
-
-def copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """The files that go with the weights."""
-    for name in _TOKENIZER:
-        if (source / name).is_file():
-            shutil.copy(source / name, folder / name)
 
 
 _PREFIXES = {
