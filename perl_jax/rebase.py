@@ -112,7 +112,7 @@ def _how_to_make(weights: str, nearest: str | None) -> str:
 
 def _alike(folder: str, ours: PyTree, theirs: PyTree) -> bool:
     """Whether weights are the same but for how they were rounded, in the folder and when they were merged."""
-    said = json.loads((hf.resolve(folder) / 'config.json').read_text())
+    said = json.loads((hf.resolve(folder, weights=False) / 'config.json').read_text())
     kind = said.get('dtype') or said.get('torch_dtype') or 'float32'
     dtypes = [kind if kind in ('bfloat16', 'float16') else 'float32', jax.tree.leaves(ours)[0].dtype]
     eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)

@@ -88,7 +88,7 @@ def _config(weights: str) -> dict[str, Any]:
         return {} if length is None else {'max_position_embeddings': length}
     if not hf.is_checkpoint(weights):
         return {}
-    folder = hf.resolve(weights)
+    folder = hf.resolve(weights, weights=False)
     whole = json.loads((folder / 'config.json').read_text())
     said = whole | hf_config.read(folder)
     return {key: said[key] for key in (*_IDS, *_LENGTHS) if said.get(key) is not None}
@@ -105,7 +105,7 @@ def _files(path: str) -> Companions:
     if path.endswith('.json'):
         return _of_folder(paths.resolve(path).parent)
     if hf.is_checkpoint(path) or pathlib.Path(path).expanduser().is_dir():
-        return _of_folder(hf.resolve(path))
+        return _of_folder(hf.resolve(path, weights=False))
     return Companions()
 
 
