@@ -66,8 +66,21 @@ class Base:
         return {'path': self.path, 'fingerprint': self.fingerprint, 'dtype': dtype}
 
 
-def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
+def check(config: BaseConfig) -> None:
+    """Refuse weights that say themselves that they are of another network, before anything else is read.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    if config.path is not None and hf.is_checkpoint(config.path):
+        hf.agree(config.path, config.network)
+
+
+def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bool = False) -> Base:
     """Read the base onto the mesh.
+
+    Args:
+      classifier: take one of transformers' classifiers too, for a reward.
 
     Raises:
       UserError: no such path, or a tensor that is missing, extra or of another shape than the network's.
@@ -79,7 +92,7 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int) -> Base:
         init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
         params = init(jax.random.key(seed))
         return Base(params, axes, f'random:{seed}', fingerprint(params))
-    if (tree := _weights(config, shapes)) is None:
+    if (tree := _weights(config, shapes, classifier)) is None:
         params = _trained(config, partitioner, shapes, axes)
     else:
         _check(config.path, shapes, tree)
@@ -98,7 +111,7 @@ def named(network: nn.Module, name: Mapping[str, str], partitioner: Partitioner,
         path, seed = None, int(path.removeprefix('random:'))
     elif now is not None and '://' not in path and not os.path.exists(path):
         path = now
-    base = load(BaseConfig(network, path, name['dtype']), partitioner, seed)
+    base = load(BaseConfig(network, path, name['dtype']), partitioner, seed, classifier=True)  # whoever named it knew
     if base.fingerprint != name['fingerprint']:
         where = path or name['path']
         raise UserError(f"the base at '{where}' has changed since the run that names it; put back what it was made on")
@@ -111,7 +124,7 @@ def _random(config: BaseConfig, key: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x.astype(config.dtype), params)
 
 
-def _weights(config: BaseConfig, shapes: PyTree) -> PyTree | None:
+def _weights(config: BaseConfig, shapes: PyTree, classifier: bool) -> PyTree | None:
     """The leaves of the weights at a path, not read yet; None where it can only be the MODEL_DIR of a run.
 
     Raises:
@@ -119,7 +132,7 @@ def _weights(config: BaseConfig, shapes: PyTree) -> PyTree | None:
     """
     path = config.path
     if hf.is_checkpoint(path):
-        return hf.leaves(path, config.network, shapes)
+        return hf.leaves(path, config.network, shapes, classifier)
     if path.endswith('.gguf'):
         from perl_jax.interop import gguf
 

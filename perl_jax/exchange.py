@@ -135,12 +135,14 @@ def import_run(
         if found != format:
             raise UserError(f"import: --format={format}: '{input}' is a checkpoint of {found}")
     with partitioner.scope(), rundir.whole(model_dir) as folder:
-        frozen = bases.load(base, partitioner, 0)
+        head = hf.score(input) if format == 'hf' and hf.is_classifier(input) else None
+        frozen = bases.load(base, partitioner, 0, classifier=head is not None)
         if format == 'peft':
             shapes, _ = partitioning.abstract(base.network)
             adapter = peft.load(input, base.network, shapes, frozen.params)
         else:
             adapter = lora.FullSpec().init(jax.random.key(0), frozen.params)
+            adapter = adapter.replace(head=None if head is None else {'kernel': head})
         words = None if format == 't5x' else vocabulary.of_base(base.path)  # T5X's checkpoints bring no tokenizer
         role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')
         name, size = words and words.name, lora.count(frozen.params)

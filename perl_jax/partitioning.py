@@ -219,6 +219,8 @@ def place(leaf: Leaf | np.ndarray | jax.Array, sharding: NamedSharding, dtype: A
     shards = []
     for devices in same.values():
         piece = leaves.read(leaf, leaves.bounds(where[devices[0]], leaf.shape), jnp.dtype(dtype))
+        if piece.dtype == np.float16 and np.isinf(piece).any():
+            raise UserError("BASE_DTYPE = 'float16': the weights have numbers beyond 65504; take 'bfloat16'")
         shards += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 

@@ -17,6 +17,7 @@ from perl_jax import base as bases
 from perl_jax import data, ensembles, lora, masked, unpadding
 from perl_jax.base import Base
 from perl_jax.errors import UserError
+from perl_jax.interop import hf
 from perl_jax.partitioning import Partitioner
 from perl_jax.types import Metrics, Responses, Variables
 
@@ -109,12 +110,32 @@ class LearnedReward:
                         'the members of an ensemble share one'
                     )
                 own = bases.named(network, run.about['base'], partitioner)
+            _check_network(folder, run, network, base)
             runs.append(run)
         # A reward is not trained any more: of full tuning, its weights come in the base's dtype.
         members = [x for run in runs for x in run.placed(partitioner, base.axes, dtype=own.name['dtype']).values()]
 
         judge, params = compiled(network, self.aggregate, partitioner), network.unstack(own.params)
         return lambda rollout, examples: judge(params, members, rollout)
+
+
+def _check_network(folder: str, run: bases.Finished, network: nn.Module, base: Base) -> None:
+    """A reward with weights of its own has to be of the policy's network."""
+    for adapter in run.shapes.values():
+        if adapter.params is None:
+            continue
+        theirs, ours = (
+            {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
+            for tree in (adapter.params, base.params)
+        )
+        if theirs != ours:
+            name = min(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+            raise UserError(
+                f"LearnedReward.model_dir: '{folder}' is of another network than the policy: {name} has shape "
+                f'{theirs.get(name)} there and {ours.get(name)} here'
+            )
+        if hf.is_checkpoint(source := run.about['base']['path']):  # sizes do not tell all
+            hf.agree(source, network)
 
 
 def _on_base(run: bases.Finished) -> bool:

@@ -69,7 +69,7 @@ def train(
     """
     network, key, judges = base.network, jax.random.key(run.random_seed), rewards.functions(metric_fns)
     txs = optimizer, value_optimizer
-    _check(spec, txs, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
+    _check(base, spec, txs, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
     with partitioner.scope():
         partitioner.check_batch(
             'BATCH_SIZE / minibatches', dataset.batch_size // algorithm.minibatches, num_microbatches
@@ -141,6 +141,7 @@ def _kept(state: PolicyState) -> dict[str, Any]:
 
 
 def _check(
+    base: BaseConfig,
     spec: lora.LoraSpec | lora.FullSpec,
     txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
     reward: Sequence[LearnedReward | TextReward],
@@ -150,6 +151,7 @@ def _check(
     shared: bool,
     anchor_ema: float,
 ) -> None:
+    bases.check(base)
     name = type(algorithm).__name__
     for macro, tx in zip(('OPTIMIZER', 'VALUE_OPTIMIZER'), txs, strict=True):
         train_state.check_optimizer(macro, tx)

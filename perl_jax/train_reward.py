@@ -154,6 +154,7 @@ def train(
         raise UserError(f"BEST_METRIC = '{best_metric}' is measured on EVAL_DATASET, which is None; leave one out")
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
+        bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'reward')
         train_state.check_optimizer('OPTIMIZER', optimizer)

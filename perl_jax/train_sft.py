@@ -98,6 +98,7 @@ def train(
     network, key = base.network, jax.random.key(run.random_seed)
     judges = rewards.functions(metric_fns)
     with partitioner.scope():
+        bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'sft')
         train_state.check_optimizer('OPTIMIZER', optimizer)

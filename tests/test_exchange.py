@@ -273,3 +273,20 @@ def test_weights_are_imported_by_their_own_config(toys, tmp_path):
     ran('import', '--format=hf', f'--input={tmp_path}/weights', f'--model_dir={imported}', model)
     export(imported, 'hf', tmp_path / 'again')  # by what its config.gin says
     assert_same(load(tmp_path / 'again')[1].params, load(tmp_path / 'weights')[1].params)
+
+
+def test_a_reward_that_is_exported_comes_back_with_its_scores(toys, tmp_path):
+    """As a classifier of transformers: it rewards a policy and judges, and no SFT run starts from it."""
+    export(toys.reward, 'hf', tmp_path / 'classifier')
+    ran('import', '--format=hf', f'--input={tmp_path}/classifier', f'--model_dir={tmp_path}/theirs', MODEL)
+    about = json.loads((tmp_path / 'theirs/run.json').read_text())
+    assert (about['phase'], about['tuning']) == ('reward', 'full')
+    flags = quoted('INITIAL_CHECKPOINT_PATH', toys.sft), '--gin.TRAIN_STEPS=2'
+    for name, reward in ('ours', toys.reward), ('theirs', tmp_path / 'theirs'):
+        ran(*toy('policy', tmp_path / f'policy_{name}', *flags, quoted('REWARD_MODEL_DIR', reward)))
+    logged = [rows(tmp_path / f'policy_{name}') for name in ('ours', 'theirs')]
+    scores = [[row['eval/score'] for row in each if 'eval/score' in row] for each in logged]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    start = quoted('INITIAL_CHECKPOINT_PATH', tmp_path / 'classifier')
+    assert 'is a classifier' in perl(*toy('reward', tmp_path / 'no', start)).line
+    assert not (tmp_path / 'no').exists()

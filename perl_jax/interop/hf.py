@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,11 @@ from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config, hf_names, safetensors
-from perl_jax.leaves import Leaf, Stacked, Transposed
+from perl_jax.leaves import InMemory, Leaf, Stacked, Transposed
 from perl_jax.networks.t5 import T5
 
 HUB = 'hf://'
+_SCORE, _OUTPUT = 'score.weight', 'decoder/logits_dense/kernel'
 _FILES = ('*.safetensors', '*.json', 'tokenizer.model', 'spiece.model', '*.jinja')
 _WEIGHTS = ('*.safetensors', '*.safetensors.index.json')
 
@@ -64,11 +67,29 @@ def network(path: str) -> nn.Module:
     return hf_config.network(resolve(path))
 
 
-def leaves(path: str, network: nn.Module, shapes: PyTree) -> PyTree:
-    """Find a checkpoint's tensors in the tree of `network`; only headers are read.
+def is_classifier(path: str) -> bool:
+    """Whether a checkpoint is one of transformers' classifiers, as rewards are."""
+    architectures = hf_config.read(resolve(path)).get('architectures') or ['']
+    return str(architectures[0]).endswith('ForSequenceClassification')
+
+
+def agree(path: str, network: nn.Module) -> None:
+    """Check that config.json of a checkpoint is of `network`; no tensor is read.
+
+    Raises:
+      UserError: it is not, naming what differs.
+    """
+    folder = resolve(path)
+    _agree(folder, hf_config.network(folder), network)
+
+
+def leaves(path: str, network: nn.Module, shapes: PyTree, classifier: bool = False) -> PyTree:
+    """Find a checkpoint's tensors in the tree of `network`; only headers and copies are read.
 
     Args:
       shapes: the tree's leaves as shapes (partitioning.abstract).
+      classifier: take one of transformers' classifiers too; its output matrix, which it has not and a reward does not
+        use, is zeros. Its head is what `score` reads.
 
     Returns:
       A tree of leaves.Leaf, [in, out] and stacked as the network has them.
@@ -76,18 +97,22 @@ def leaves(path: str, network: nn.Module, shapes: PyTree) -> PyTree:
     Raises:
       UserError: a tensor is missing, extra, or of another shape; a config.json that says otherwise than `network`.
     """
-    folder = resolve(path)
-    _agree(folder, hf_config.network(folder), network)
-    found = {_plain(name): entry for name, entry in safetensors.entries(folder).items()}
-    if isinstance(network, T5) and 'shared.weight' in found:  # an output matrix that is a copy may be left out there
-        found.setdefault('lm_head.weight', found['shared.weight'])
-    flat = traverse_util.flatten_dict(shapes, sep='/')
+    agree(path, network)
+    if not classifier and is_classifier(path):
+        raise UserError(
+            f"'{path}' is a classifier (architectures in config.json): it gives scores and no answers; make a reward "
+            'of it with `perl_jax import --format=hf`'
+        )
+    found = {_plain(name): entry for name, entry in safetensors.entries(resolve(path)).items()}
+    flat, zeros = traverse_util.flatten_dict(shapes, sep='/'), {}
+    if classifier and found.pop(_SCORE, None) is not None and _OUTPUT in flat and 'lm_head.weight' not in found:
+        zeros[_OUTPUT] = InMemory(np.broadcast_to(np.float32(0), flat.pop(_OUTPUT).shape))
+    _check_copies(path, network, found)
     names = {leaf: hf_names.theirs(network, leaf) for leaf in flat}
     wanted = {name for each in names.values() for name in each}
     if missing := wanted - found.keys():
         raise UserError(f'{path}: lacks tensor {min(missing)} ({len(missing)} in all); is it a whole checkpoint?')
-    tied = {'lm_head.weight'} if network.config.logits_via_embedding else set()
-    extra = {name for name in found.keys() - wanted - tied if not hf_names.IGNORED.fullmatch(name)}
+    extra = {name for name in found.keys() - wanted if not hf_names.IGNORED.fullmatch(name)}
     if extra:
         raise UserError(f'{path}: tensor {min(extra)} ({len(extra)} in all) has no place in this model')
     for leaf, each in names.items():  # all of them before the first is read
@@ -99,7 +124,50 @@ def leaves(path: str, network: nn.Module, shapes: PyTree) -> PyTree:
                 )
             found[name].numpy_dtype()
     tree = {leaf: _leaf([found[name] for name in each], leaf) for leaf, each in names.items()}
-    return traverse_util.unflatten_dict(tree, sep='/')
+    return traverse_util.unflatten_dict(tree | zeros, sep='/')
+
+
+def score(path: str) -> np.ndarray:
+    """The head [D] of a classifier with one label, float32.
+
+    Raises:
+      UserError: several labels, or a head that is more than a matrix.
+    """
+    folder = resolve(path)
+    config, found = hf_config.read(folder), safetensors.entries(folder)
+    if (problem := config.get('problem_type')) not in (None, 'regression'):
+        raise UserError(f'{folder}/config.json: problem_type = {problem!r}: a reward is one number, a regression')
+    if _SCORE not in found or f'{_SCORE.removesuffix("weight")}bias' in found:
+        raise UserError(f'{folder}: a classifier whose head is not {_SCORE} alone cannot be read')
+    labels, *_ = found[_SCORE].shape
+    if labels != 1 or len(config.get('id2label') or [0]) != 1:
+        raise UserError(f'{folder}: num_labels is {max(labels, len(config.get("id2label") or []))}: a reward has one')
+    return found[_SCORE].read().astype(np.float32)[0]
+
+
+def _check_copies(path: str, network: nn.Module, found: dict[str, safetensors.Entry]) -> None:
+    """Tensors that repeat another one are dropped, once they are seen to; one of the copies alone will do too.
+
+    Raises:
+      UserError: they differ, so that what is dropped would matter.
+    """
+    if isinstance(network, T5):
+        copies, source = ['encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'], 'shared.weight'
+        if there := [name for name in copies if name in found]:  # madlad400 has no other
+            found.setdefault(source, found[there[0]])
+    else:
+        copies, source = [], 'model.embed_tokens.weight'
+    copies += ['lm_head.weight'] if network.config.logits_via_embedding else []
+    for name in copies:
+        if (copy := found.pop(name, None)) is not None and source in found and not copy.equals(found[source]):
+            raise UserError(
+                f'{path}: {name} differs from {source}, and by config.json they are one; if they should be two, say '
+                'tie_word_embeddings = false there'
+            )
+    if isinstance(network, T5) and source in found:  # an output matrix that is a copy may be left out there
+        found.setdefault('lm_head.weight', found[source])
+        if network.config.logits_via_embedding:
+            del found['lm_head.weight']
 
 
 def save(
@@ -134,7 +202,10 @@ def save(
     def read(name: str) -> np.ndarray:
         leaf, i = where[name]
         x = flat[leaf][i] if '/layers/' in leaf else flat[leaf]
-        x = np.asarray(jax.device_get(x)).astype(kind)
+        x = np.asarray(jax.device_get(x))
+        if kind == np.float16 and np.abs(x).max(initial=0) > np.finfo(kind).max:
+            raise UserError(f'export: --dtype=float16: {name} has numbers beyond {np.finfo(kind).max}; take bfloat16')
+        x = x.astype(kind)
         return x.swapaxes(-1, -2) if hf_names.is_transposed(leaf) else x
 
     layers = {leaf: flat[leaf].shape[0] if '/layers/' in leaf else 1 for leaf in flat}
@@ -182,5 +253,12 @@ def _agree(folder: pathlib.Path, theirs: nn.Module, ours: nn.Module) -> None:
         raise UserError(f"{folder}: is for {type(theirs).__name__}, the run's gin file says {type(ours).__name__}")
     for key in ours.config.__dataclass_fields__:
         have, want = getattr(ours.config, key), getattr(theirs.config, key)
-        if key not in ('dtype', 'flash', 'remat', 'scan_layers') and have != want:
+        if key not in ('dtype', 'flash', 'remat', 'scan_layers') and _rounded(have) != _rounded(want):
             raise UserError(f"{folder}/config.json: {key} is {want!r}, the model's gin file says {have!r}")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers in float32, in which some files keep 1e-05 as 9.999999747378752e-06."""
+    if dataclasses.is_dataclass(value):
+        return type(value), [_rounded(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return np.float32(value) if isinstance(value, float) else value

@@ -57,10 +57,11 @@ _T5_BLOCKS = {  # our block: (its number and name there, that of the norm before
 }
 _T5_LEAVES = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}  # the others are called as they are here
 
-# Tensors that repeat another one or hold no weights; in a checkpoint of several parts, those of the other parts.
+# Tensors that may be left unread. Copies of the embedding are not among them: hf.py compares those first.
 IGNORED = re.compile(
-    r'.*rotary_emb\.inv_freq|(en|de)coder\.embed_tokens\.weight|.*EncDecAttention\.relative_attention_bias\.weight'
-    r'|.*(vision_tower|multi_modal_projector)\..*'
+    r'.*rotary_emb\.inv_freq'  # a buffer that config.json determines; transformers does not read it either
+    r'|.*EncDecAttention\.relative_attention_bias\.weight'  # of the first T5s, never used; transformers skips it
+    r'|.*(vision_tower|multi_modal_projector)\..*'  # the images' part of a model of several
 )
 
 

@@ -24,6 +24,15 @@ from perl_jax.errors import UserError
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 SHARD_BYTES = 5 * 2**30
+_OTHERS = {  # other files of weights: what they are, and what to do
+    'adapter_model.*': 'an adapter of PEFT; make a MODEL_DIR of it with `perl_jax import --format=peft`',
+    'consolidated*': "in Meta's or Mistral's own layout; take the model's Hugging Face form",
+    'model.*.safetensors': f'a variant; rename it to {SINGLE}',
+    '*.bin': 'a pickle of PyTorch; load and save the model with transformers (save_pretrained writes safetensors)',
+    '*.gguf': 'a GGUF file; name that file itself',
+    '*.h5': "TensorFlow's; take the model's safetensors",
+    '*.msgpack': "Flax's; take the model's safetensors",
+}
 _DTYPES = {
     'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
     'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
@@ -56,6 +65,18 @@ class Entry:
     def read(self) -> np.ndarray:
         """All of the tensor, in its own dtype."""
         return leaves.read(self, leaves.whole(self.shape), self.numpy_dtype())
+
+    def equals(self, other: Entry) -> bool:
+        """Whether another tensor holds the same numbers, in whatever dtype; both are read a few rows at a time."""
+        if self.shape != other.shape:
+            return False
+        step = leaves.rows_at_once(math.prod(self.shape[1:]), 4)
+        for first in range(0, self.shape[0], step):
+            index = slice(first, min(first + step, self.shape[0])), *leaves.whole(self.shape[1:])
+            mine, theirs = (leaves.read(entry, index, np.float32) for entry in (self, other))
+            if not np.array_equal(mine, theirs, equal_nan=True):
+                return False
+        return True
 
     def read_into(self, out: np.ndarray, index: leaves.Index) -> None:
         """Fill `out` with the slice at `index` (leaves.Leaf): of a matrix no other column is read, of others no row."""
@@ -98,18 +119,26 @@ def entries(folder: str | os.PathLike) -> dict[str, Entry]:
     """
     folder = pathlib.Path(folder)
     index = folder / INDEX
-    if index.is_file():
-        try:
-            where = json.loads(index.read_text())['weight_map']
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{index}: not an index of shards ({error}); download it again') from error
-        found = {name: e for file in sorted(set(where.values())) for name, e in header(folder / file).items()}
-        if lacking := where.keys() - found.keys():
-            raise UserError(f'{folder / where[min(lacking)]}: lacks tensor {min(lacking)}, which {INDEX} says is in it')
-        return found
-    if (folder / SINGLE).is_file():
+    if (folder / SINGLE).is_file():  # as transformers has it: an index beside it is stale
         return header(folder / SINGLE)
-    raise UserError(f'{folder}: neither {SINGLE} nor {INDEX}; only safetensors can be read (not .bin)')
+    if not index.is_file():
+        raise UserError(f'{folder}: neither {SINGLE} nor {INDEX}; {_instead(folder)}')
+    try:
+        where = json.loads(index.read_text())['weight_map']
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{index}: not an index of shards ({error}); download it again') from error
+    found = {name: e for file in sorted(set(where.values())) for name, e in header(folder / file).items()}
+    if lacking := where.keys() - found.keys():
+        raise UserError(f'{folder / where[min(lacking)]}: lacks tensor {min(lacking)}, which {INDEX} says is in it')
+    return found
+
+
+def _instead(folder: pathlib.Path) -> str:
+    """What there is in place of the weights, and what to do with it."""
+    for pattern, advice in _OTHERS.items():
+        if files := sorted(file.name for file in folder.glob(pattern)):
+            return f'{files[0]} is {advice}'
+    return 'download the safetensors'
 
 
 def header(file: pathlib.Path) -> dict[str, Entry]:
