@@ -138,7 +138,7 @@ def _weights(config: BaseConfig, shapes: PyTree, classifier: bool) -> PyTree | N
 
         return gguf.leaves(path)
     if t5x.find(path) is not None:
-        return t5x.leaves(path)
+        return t5x.leaves(path, stacked='layers_0' not in shapes.get('encoder', {}))
     if not epath.Path(path).is_dir():
         raise UserError(
             f"INITIAL_CHECKPOINT_PATH: '{path}' is no .gguf file, no Hugging Face or T5X checkpoint and no "

@@ -167,7 +167,7 @@ def _read(files: list[str], paths: list[str]) -> dict[str, Any]:
     for file in files:
         with _one_line():
             gin.parse_config_files_and_bindings([file], [], finalize_config=False)
-        if not file.endswith('models/from_t5x.gin'):  # which turns off what it must
+        if not file.endswith(('models/from_t5x.gin', 'models/t5x_network.gin')):  # which turns off what it must
             theirs |= _of_t5x(t5x_names.MACROS)
     return theirs
 

@@ -20,6 +20,7 @@ from perl_jax import data, lineage, lora, partitioning, rebase, rundir, runs, vo
 from perl_jax.base import BaseConfig
 from perl_jax.errors import UserError, check_count
 from perl_jax.interop import companions, hf, peft, t5x, tokenizer_files
+from perl_jax.interop.t5x_network import T5XNetwork
 from perl_jax.networks.t5 import T5
 from perl_jax.partitioning import Partitioner
 
@@ -48,7 +49,9 @@ def export_run(
     phase = rundir.read(model_dir)['phase']
     role = 'reward' if phase == 'reward' else 'policy'
     network = base.network
-    if format == 't5x' and (not isinstance(network, T5) or role == 'reward'):
+    if format != 't5x' and isinstance(network, T5XNetwork):
+        raise UserError("export: T5X's own network is known to T5X alone; choose --format=t5x")
+    if format == 't5x' and (not isinstance(network, T5 | T5XNetwork) or role == 'reward'):
         raise UserError('export: T5X restores encoder-decoder policies alone; choose --format=hf or --format=peft')
     for name, value in ('base', onto), ('rank', rank):
         if value is not None and format != 'peft':

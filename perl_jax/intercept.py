@@ -77,11 +77,7 @@ class Intercepted:
         pairs = traverse_util.flatten_dict(variables.get('lora', {}), sep='/')
         dropout = self.spec.dropout if any(name.endswith('/dropout') for name in pairs) else 0.0
 
-        def add(layer: _Layer) -> jax.Array:
-            return layer.y + layer.delta(dropout) if layer.has_pair else layer.y
-
-        with _each_layer(add):
-            return self.module.apply(_hide(variables), *args, **kwargs)
+        return _applied(self.module.apply, dropout, variables, *args, **kwargs)
 
     def merge(self, base: PyTree, adapter: Adapter, *args: Any, **kwargs: Any) -> PyTree:
         """Plain parameters, W + alpha/r A B in each layer's own shape; the arguments are those of `init`."""
@@ -108,6 +104,25 @@ class Intercepted:
 def intercept(module: nn.Module, spec: LoraSpec) -> Intercepted:
     """See above; `spec.targets` is a regex over the whole path of a layer, as everywhere."""
     return Intercepted(module, spec)
+
+
+def apply(plain: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
+    """What a module's `apply` gives under `lora.bind(base, adapter)`; for one that hides this from its callers.
+
+    Raises:
+      UserError: LoRA's dropout is to happen, whose rate stands in the spec alone.
+    """
+    if any(name.endswith('/dropout') for name in traverse_util.flatten_dict(variables.get('lora', {}), sep='/')):
+        raise UserError('LoraSpec.dropout: not with a network that is not ours; set it to 0.0')
+    return _applied(plain, 0.0, variables, *args, **kwargs)
+
+
+def _applied(plain: Callable[..., Any], dropout: float, variables: Variables, *args: Any, **kwargs: Any) -> Any:
+    def add(layer: _Layer) -> jax.Array:
+        return layer.y + layer.delta(dropout) if layer.has_pair else layer.y
+
+    with _each_layer(add):
+        return plain(_hide(variables), *args, **kwargs)
 
 
 class _Layer:

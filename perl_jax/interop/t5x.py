@@ -44,6 +44,17 @@ def network(module: Any) -> T5:
     Raises:
       UserError: it is none of T5X's `t5` example, or has activations, or a dropout, that ours does not have.
     """
+    check(module)
+    c = module.config
+    if (activations := tuple(c.mlp_activations)) not in _ACTIVATIONS:
+        raise UserError(f'network.T5Config.mlp_activations = {activations}: there are {list(_ACTIVATIONS)}')
+    activation, gated = _ACTIVATIONS[activations]
+    same = {name: getattr(c, name) for name in _SIZES}
+    return T5(T5Config(**same, activation=activation, gated=gated, dtype=jnp.dtype(c.dtype).name))
+
+
+def check(module: Any) -> None:
+    """Refuse what is none of T5X's `t5` example, and its dropout, which would change nothing."""
     c = module.config
     if odd := sorted((vars(c).keys() - _UNDERSTOOD) | ({*_SIZES} - vars(c).keys())):
         raise UserError(
@@ -55,11 +66,6 @@ def network(module: Any) -> T5:
             f"network.T5Config.dropout_rate = {rate} would change nothing: the base is frozen and runs "
             "without it; set it to 0.0 (LoRA's own is lora.LoraSpec.dropout)"
         )
-    if (activations := tuple(c.mlp_activations)) not in _ACTIVATIONS:
-        raise UserError(f'network.T5Config.mlp_activations = {activations}: there are {list(_ACTIVATIONS)}')
-    activation, gated = _ACTIVATIONS[activations]
-    same = {name: getattr(c, name) for name in _SIZES}
-    return T5(T5Config(**same, activation=activation, gated=gated, dtype=jnp.dtype(c.dtype).name))
 
 
 def find(path: str) -> str | None:
@@ -89,13 +95,14 @@ def load(path: str, dtype: str = 'float32') -> PyTree:
     return to_host(leaves(path), jax.dtypes.canonicalize_dtype(dtype))
 
 
-def leaves(path: str) -> PyTree:
+def leaves(path: str, stacked: bool = True) -> PyTree:
     """Find the parameters of a checkpoint: a tree of leaves.Leaf; indices are read, and no array.
 
     Layers are stacked; one that lacks something leaves a stack too short for the network, which its shape then tells.
 
     Args:
       path: a checkpoint_N folder or one that holds some (the latest is taken), local or gs://BUCKET/...
+      stacked: False leaves each layer by itself, as T5X's own network has it.
 
     Raises:
       UserError: there is no T5X checkpoint, it is damaged, or it is of scalable_t5 (umT5), which stacks its layers.
@@ -108,7 +115,7 @@ def leaves(path: str) -> PyTree:
     opened = {name: _open(place) if isinstance(place, dict) else place for name, place in places.items()}
     apart: dict[str, list[Leaf]] = {}
     for name in sorted(opened, key=lambda name: [int(part) for part in re.findall(_LAYER, name)]):
-        alike = apart.setdefault(re.sub(_LAYER, '/layers/', name), [])
+        alike = apart.setdefault(re.sub(_LAYER, '/layers/', name) if stacked else name, [])
         alike.append(_leaf(found, name, opened[name]))
         if alike[-1].shape != alike[0].shape:
             raise UserError(
