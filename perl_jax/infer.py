@@ -24,7 +24,6 @@ from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import TextFunction, functions, member_scores
 from perl_jax.sampling import SamplingConfig, sample
-from perl_jax.tasks import chat as formats
 
 TASK_METRIC_DRAWS = 100  # for their intervals: a task's metric may take seconds
 
@@ -115,7 +114,7 @@ def sample_policy(
     chat: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
-    """Print answers to `num` prompts of the task, or to `prompt`; `chat` names its format, one of tasks/chat.py."""
+    """Print answers to `num` prompts of the task, or to `prompt`; `chat` names its format (RunVocabulary.format)."""
     if chat is not None and prompt is None:
         raise UserError("sample: --chat is the format of --prompt, and the task's prompts have theirs; give --prompt")
     config = dataclasses.replace(_given(dataset), limit=num, batch_size=partitioner.data_parallelism)
@@ -126,7 +125,7 @@ def sample_policy(
             prompts = data.load(words.read(config), 'prompts')
         else:
             text = prompt.replace('\\n', '\n')  # a literal \n becomes a line break
-            text = text if chat is None else getattr(formats, chat)(text)
+            text = text if chat is None else words.format(chat)(text)
             length = config.task_feature_lengths['inputs']
             prompts, metric_fns = texts.dataset(words.vocabulary, [text], length), None
         for row in _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner):

@@ -45,6 +45,7 @@ The same command again goes on where the run was. Recipes lie in perl_jax/gin/re
 """
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+CHATS = ('chatml', 'llama3', 'gemma', 'own')  # vocabulary.py
 FORMATS = ('hf', 'peft', 't5x')  # exchange.py; GGUF is only read
 
 
@@ -165,7 +166,7 @@ def _sample(argv: list[str]) -> None:
     options = [
         ('--prompt', {'help': "answer this text; without it, some of the task's prompts"}),
         ('--num', {'type': int, 'default': 5, 'help': 'how many prompts'}),
-        ('--chat', {'choices': ('chatml', 'llama3', 'gemma'), 'help': 'the chat format to put --prompt into'}),
+        ('--chat', {'choices': CHATS, 'help': "the chat format to put --prompt into; own: the model's own template"}),
     ]
     _with_model_dir('sample', argv, options)
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ import numpy as np
 from perl_jax import data, lineage, rundir
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.interop import hf, vocabularies
+from perl_jax.interop import chat_template, hf, vocabularies
+from perl_jax.tasks import chat as formats
 
 _RANDOM = 'random:'  # how base.py names weights that no file holds
 _READ = ('inputs', 'targets', 'chosen', 'rejected')  # the features that a model reads
@@ -51,6 +52,16 @@ class RunVocabulary:
           UserError: that one cannot be read.
         """
         return name == self.name or RunVocabulary(name, data.named(name)).fingerprint == self.fingerprint
+
+    def format(self, chat: str) -> Callable[[str], str]:
+        """The chat format that a name means: one of tasks/chat.py, or 'own', the template that lies with the tokenizer.
+
+        Raises (at its first use):
+          UserError: none lies there.
+        """
+        if chat == 'own':
+            return chat_template.Template(self.name.partition(data.EOS)[0])
+        return getattr(formats, chat)
 
     @property
     def setting(self) -> str | None:

@@ -74,7 +74,7 @@ def hf_folder(path, tokenizer=True):
     """A tiny Llama as Hugging Face lays it out."""
     path.mkdir()
     network = Decoder(tiny_gguf.CONFIG)
-    hf.save(str(path), network, tiny.base(network), 'float32', None, None)
+    hf.save(str(path), network, tiny.base(network), 'float32')
     if tokenizer:
         write_json(path)
     return path
@@ -399,3 +399,14 @@ def test_a_prompt_is_put_into_a_chat_format(chain):
     assert out.startswith('<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n')
     assert '--prompt' in perl('sample', f'--model_dir={folder}/policy', '--chat=chatml').line
     assert '--chat' in perl('sample', f'--model_dir={folder}/policy', '--prompt=x', '--chat=jinja').line
+
+
+def test_a_prompt_that_is_typed_in_is_put_into_the_models_own_format(chain):
+    folder, _ = chain
+    template = folder / 'weights/chat_template.jinja'
+    asked = 'sample', f'--model_dir={folder}/policy', '--prompt=hello <|im_end|>', '--chat=own'
+    template.write_text("<|im_start|>{{ messages[0].content }}<|im_end|>")
+    try:
+        assert ran(*asked).out.startswith('<|im_start|>hello <|im_end|><|im_end|>')
+    finally:
+        template.unlink()

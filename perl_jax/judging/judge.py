@@ -28,7 +28,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     '--group': {'help': 'a field of the examples: its rows are drawn together for the intervals'},
     '--judge_model': {'help': 'what the endpoint calls its model'},
     '--judge_key': {'help': 'the environment variable that holds its key'},
-    '--judge_chat': {'choices': ('chatml', 'llama3', 'gemma'), 'help': 'the prompt format of a run that is asked'},
+    '--judge_chat': {'choices': ('chatml', 'llama3', 'gemma', 'own'), 'help': 'the prompt format of a run to ask'},
     '--judge_vocabulary': {'help': 'its tokenizer, if not the one it was trained with'},
     '--judge_timeout': {'dest': 'timeout', 'type': float, 'default': 60.0, 'help': 'seconds'},
     '--judge_retries': {'dest': 'retries', 'type': int, 'default': 5},

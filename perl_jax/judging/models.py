@@ -17,7 +17,6 @@ from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
 from perl_jax.sampling import SamplingConfig, sample
-from perl_jax.tasks import chat as formats
 
 GREEDY = SamplingConfig(temperature=0, max_decode_length=8)  # '1', 'Answer: 1', 'YES.'
 STEP = 64  # lengths are rounded up to it, so that few shapes are compiled
@@ -37,12 +36,13 @@ def ask(
     Args:
       dataset: the run's, if it has one.
       vocabulary: what VOCABULARY would be, in place of the run's own.
-      chat: the format of the model's prompts (tasks/chat.py): 'chatml', 'llama3' or 'gemma'.
+      chat: the format of the model's prompts (tasks/chat.py): 'chatml', 'llama3' or 'gemma'; or 'own', the template
+        that lies with its tokenizer.
     """
-    if chat is not None:
-        prompts = [getattr(formats, chat)(prompt) for prompt in prompts]
     found = vocabularies.named(vocabulary) if vocabulary else vocabularies.of_run(model_dir, [dataset], base.path)
     words = found.vocabulary
+    if chat is not None:
+        prompts = [found.format(chat)(prompt) for prompt in prompts]
     longest = 1 + max(len(words.encode(prompt)) for prompt in prompts)  # 1: BOS
     asked = texts.dataset(words, prompts, -(-longest // STEP) * STEP)
     with partitioner.scope():
