@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 from perl_jax import lora, partitioning
 from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
-from perl_jax.interop import hf, t5x
+from perl_jax.interop import hf, paths, t5x
 from perl_jax.leaves import Merged, Placed
 from perl_jax.partitioning import Partitioner, place
 
@@ -97,7 +97,8 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
     else:
         _check(config.path, shapes, tree)
         params = partitioner.place(tree, shardings, config.dtype)
-    path = config.path if '://' in config.path else os.path.abspath(config.path)  # found from any folder
+    elsewhere = '://' in config.path or config.path.startswith(paths.PREFIX)
+    path = config.path if elsewhere else os.path.abspath(config.path)  # found from any folder
     return Base(params, axes, path, fingerprint(params))
 
 

@@ -179,3 +179,19 @@ def test_of_a_reward_run_the_best_checkpoint_is_read(tmp_path):
     checkpoints.close()
     adapter, _ = bases.read_adapter(str(tmp_path), 'reward', phase='reward', flag='x')
     np.testing.assert_array_equal(adapter.head['kernel'], 2.0)
+
+
+def test_a_file_of_a_package_is_found_again_by_its_name(tmp_path, monkeypatch):
+    """Its name was once made a path of the folder that the run began in."""
+    pytest.importorskip('gguf')
+    import tiny_gguf
+
+    (tmp_path / 'weights_in_a_package').mkdir()
+    (tmp_path / 'weights_in_a_package/__init__.py').touch()
+    tiny_gguf.write(tmp_path / 'weights_in_a_package/m.gguf')
+    monkeypatch.syspath_prepend(tmp_path)
+    network = Decoder(tiny_gguf.CONFIG)
+    name = load('package:weights_in_a_package/m.gguf', network=network).name
+    assert name['path'] == 'package:weights_in_a_package/m.gguf'
+    with ONE.scope():
+        assert bases.named(network, name, ONE).name == name
