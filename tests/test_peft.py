@@ -293,7 +293,7 @@ def test_rslora_divides_by_the_root_of_each_rank(saved):
 
 def test_all_that_use_a_scale_use_each_layers_own(saved, base):
     uneven(saved)
-    made, one = load(saved), np.ones((1, 3), np.int32)
+    made, one = load(saved), np.array([[1, 2, 3]])
     merged = lora.merge(base, made)
     kernel = traverse_util.flatten_dict(merged, sep='/')[f'{QUERY}/kernel']
     plain = traverse_util.flatten_dict(base, sep='/')[f'{QUERY}/kernel']
@@ -319,8 +319,8 @@ def test_all_that_use_a_scale_use_each_layers_own(saved, base):
 
 def test_padding_stays_zero_while_an_adapter_is_trained(saved, base):
     uneven(saved)
-    made, one = load(saved), np.ones((1, 3), np.int32)
-    loss = lambda a: (NETWORK.apply(lora.bind(base, a), one, one > 0, one[:, None]) ** 2).sum()  # noqa: E731
+    made, tokens = load(saved), np.array([[1, 2, 3]])  # of one value each, attention would have no gradient
+    loss = lambda a: (NETWORK.apply(lora.bind(base, a), tokens, tokens > 0, tokens[:, None] + 3) ** 2).sum()  # noqa: E731
     grads = jax.jit(jax.grad(loss))(made).lora['decoder']['layers']['self_attention']['query']
     assert grads['a'][1, :, :2].any() and not grads['a'][1, :, 2:].any() and not grads['b'][1, 2:].any()
 
