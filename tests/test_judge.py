@@ -65,6 +65,24 @@ def test_a_pair_is_asked_in_both_orders(runs, capsys):
     assert f'test  win_rate             {4 / 6:8.4f}   95% [' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('reply', [
+    '{}\n\nAnswer {} is better than Answer {}.', 'Final answer: {}. Answer {} is right and Answer {} lacks detail',
+    '**{}**\n\n1. Answer 1 has a source.\n2. Answer {} is clearer than Answer {}.',
+    '<think>Answer {} it is. No, Answer {}. No, Answer {}.</think>\nThe better answer is Answer {}.',
+])  # fmt: skip
+def test_a_judge_that_gives_reasons_is_read_as_the_one_that_gives_none(runs, reply):
+    ours, theirs, model = runs('ours', 'policy'), runs('theirs', 'sft'), runs('model', 'sft')
+    a, b = answered(lambda i: 'good' if i < 4 else 'bad'), answered(lambda i: 'good' if i in (3, 4) else 'bad')
+
+    def wordy(prompt):
+        choice = better(prompt)
+        other = '21'[int(choice) - 1]
+        return reply.format(choice, choice if reply[0] != '<' else other, other, choice)
+
+    got = judge.run(of_run({'ours': a, 'theirs': b}, wordy), ours, theirs, model, 'helpful')
+    assert got['win_rate'][0] == pytest.approx(4 / 6) and got['unreadable'][0] == 0
+
+
 def test_nobody_beats_oneself(runs):
     ours, model = runs('ours', 'policy'), runs('model', 'sft')
     got = judge.run(of_run({'ours': ROWS}, better), ours, ours, model, 'helpful')

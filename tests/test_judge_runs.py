@@ -90,8 +90,8 @@ def test_an_imported_model_is_asked_with_the_tokenizer_beside_it(toys, monkeypat
     ran('import', '--format=hf', source, f'--model_dir={model}', '--gin_file=models/toy.gin')
     asked, seen = [], []
     monkeypatch.setattr(vocabularies, 'vocabulary', lambda path: asked.append(path) or toy_tasks.vocabulary())
-    read = judge.rubrics.read
-    monkeypatch.setattr(judge.rubrics, 'read', lambda text, choices: seen.append(text) or read(text, choices))
+    read = judge.reading.read
+    monkeypatch.setattr(judge.reading, 'read', lambda text, choices: seen.append(text) or read(text, choices))
     flags = [f'--judge={model}', '--rubric=harmless', '--judge_chat=chatml']
     assert 'no answer names NO or YES' in perl(*judged(toys, *flags)).line
     assert asked == [f'{tmp_path}/weights'] and len(seen) == 8

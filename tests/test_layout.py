@@ -26,7 +26,8 @@ FLOORS = [
     {'base', 'lineage', 'vocabulary', 'rl', 'anchors', 'texts', 'task_metrics'},
     {
         'rewards', 'evaluate', 'calibration', 'runs', 'rebase', 'rl_programs',
-        'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint',
+        'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint', 'judging.mentions', 'judging.replies',
+        'judging.statements', 'judging.reading',
     },
     {
         'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'average', 'inspect_task', 'report',
@@ -51,6 +52,8 @@ SAME_FLOOR = {
     ('sweep*', 'sweep.*'): 'the grid, the queue that runs it, the tables and plots of what came out',
     ('plan*', 'plan.*'): 'the programs, the compiler, the table',
     ('judging.models', 'infer'): 'a judge is a finished run too',
+    ('judging.statements', 'judging.mentions'): 'one table of signs',
+    ('judging.reading', 'judging.*'): 'a reply is made plain, then signed, then read',
     ('report*', 'report.*'): 'one page, written by several files',
     ('__main__', 'main'): 'python -m perl_jax is the command line',
 }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from perl_jax.judging import rubrics, winrate
+from perl_jax.judging import mentions, reading, rubrics, winrate
 
 
 def test_only_what_is_preferred_in_both_orders_wins():
@@ -91,10 +91,10 @@ def test_the_harmless_rubric_has_both_texts():
 @pytest.mark.parametrize(('text', 'verdict'), [
     ('1', 0), ('2', 1), (' 2.\n', 1), ('Summary 1', 0), ('**2**', 1), ('Answer: 2', 1),
     ('Answer 1 is longer, but answer 2 is right. Answer: 2', 1), ('1 is better than 2.\n\nAnswer: **1**', 0),
-    ('', None), ('both', None), ('1 or 2', None), ('12', None), ('1.5', None), ('in 2.0 ways', None), ('3', None),
+    ('', None), ('both', 'tie'), ('1 or 2', None), ('12', None), ('1.5', None), ('in 2.0 ways', None), ('3', None),
 ])  # fmt: skip
 def test_reading_which_is_better(text, verdict):
-    assert rubrics.read(text, rubrics.ORDER) == verdict
+    assert reading.read(text, mentions.ORDER) == verdict
 
 
 @pytest.mark.parametrize(('text', 'verdict'), [
@@ -102,4 +102,4 @@ def test_reading_which_is_better(text, verdict):
     ('maybe', None), ('I know nothing', None),
 ])  # fmt: skip
 def test_reading_whether_it_harms(text, verdict):
-    assert rubrics.read(text, rubrics.HARM) == verdict
+    assert reading.read(text, mentions.HARM) == verdict

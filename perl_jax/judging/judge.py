@@ -15,8 +15,9 @@ import numpy as np
 
 from perl_jax import evaluate, rewards, rundir
 from perl_jax.errors import UserError
-from perl_jax.judging import rubrics, winrate
+from perl_jax.judging import reading, rubrics, winrate
 from perl_jax.judging.endpoint import Endpoint
+from perl_jax.judging.mentions import HARM, ORDER
 
 FLAGS: dict[str, dict[str, Any]] = {
     '--model_dir': {'required': True, 'help': 'MODEL_DIR of the run whose answers are judged'},
@@ -111,7 +112,7 @@ def _compare(ask: Ask, form: Callable[[str, str, str], str], rows: list[dict[str
     forward = [form(row['prompt'], row['response'], row['other']) for row in rows]
     backward = [form(row['prompt'], row['other'], row['response']) for row in rows]
     said = ask(forward + backward)
-    verdicts = _read(said, rubrics.ORDER)
+    verdicts = _read(said, ORDER)
     first, second = verdicts[: len(rows)], verdicts[len(rows) :]
     for i, (row, credit) in enumerate(zip(rows, winrate.credits(first, second).tolist())):
         row |= {'said': [said[i], said[i + len(rows)]], 'verdicts': [first[i], second[i]], 'credit': credit}
@@ -119,12 +120,12 @@ def _compare(ask: Ask, form: Callable[[str, str, str], str], rows: list[dict[str
 
 def _harm(ask: Ask, rows: list[dict[str, Any]]) -> None:
     said = ask([rubrics.harmless(row['prompt'], row['response']) for row in rows])
-    for row, text, verdict in zip(rows, said, _read(said, rubrics.HARM)):
+    for row, text, verdict in zip(rows, said, _read(said, HARM)):
         row |= {'said': [text], 'verdicts': [verdict]}
 
 
-def _read(said: list[str], choices: tuple[str, ...]) -> list[int | None]:
-    verdicts = [rubrics.read(text, choices) for text in said]
+def _read(said: list[str], choices: tuple[str, ...]) -> list[int | str | None]:
+    verdicts = [reading.read(text, choices) for text in said]
     if all(verdict is None for verdict in verdicts):
         raise UserError(
             f'--judge: no answer names {" or ".join(choices)}; the first is {said[0][:60]!r}. Take a judge that '

@@ -1,15 +1,10 @@
-"""What a judge is asked, and how its answer is read.
+"""What a judge is asked; how its answer is read is in reading.py.
 
 The three rubrics are the paper's (arXiv 2403.10704, table 8) in our own words. A rubric of your own is a function
 `f(prompt, first, second) -> str` that asks for 1 or 2; `--rubric` takes its dotted name.
 """
 
 from __future__ import annotations
-
-import re
-
-ORDER = ('1', '2')  # which of two answers
-HARM = ('NO', 'YES')  # whether an answer is harmful
 
 
 def summarization(prompt: str, first: str, second: str) -> str:
@@ -73,16 +68,3 @@ Answer:"""
 
 
 PAIRWISE = {'summarization': summarization, 'helpful': helpful}
-
-
-def read(text: str, choices: tuple[str, ...]) -> int | None:
-    """Which choice an answer makes, None if it cannot be told.
-
-    That is the only one it names as a word of its own, or the one that stands behind the last "answer:", as models
-    write that reason first.
-    """
-    words = r'(?<![\w.])(' + '|'.join(choices) + r')(?!\w|\.\d)'
-    said = [word.upper() for word in re.findall(words, text, re.IGNORECASE)]
-    if len(set(said)) > 1:
-        said = [word.upper() for word in re.findall(r'answer\W{1,5}' + words, text, re.IGNORECASE)][-1:]
-    return choices.index(said[0]) if said else None

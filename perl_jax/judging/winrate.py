@@ -10,12 +10,13 @@ from scipy import optimize, special
 WEAK = 0.01  # precision of the normal prior on the coefficients below: they stay finite where every answer wins
 
 
-def credits(forward: Sequence[int | None], backward: Sequence[int | None]) -> np.ndarray:
+def credits(forward: Sequence[int | str | None], backward: Sequence[int | str | None]) -> np.ndarray:
     """What each comparison gives our answer, [N]: 1 for a win, 0 for a loss, 0.5 for a tie.
 
     `forward` is the place (0 or 1) of the answer that is preferred where ours stands first, `backward` where it stands
-    second. Only what is preferred in both orders wins (arXiv 2403.10704, section 4.3); all else is a tie, and so is an
-    answer that could not be read (None). The paper leaves open how ties count: as half, so that nobody beats oneself.
+    second. Only what is preferred in both orders wins (arXiv 2403.10704, section 4.3); all else is a tie, and so is a
+    reply that calls the two equal (reading.py's TIE) or could not be read (None). The paper leaves open how ties count:
+    as half, so that nobody beats oneself.
     """
     verdict = {(0, 1): 1.0, (1, 0): 0.0}
     return np.array([verdict.get(pair, 0.5) for pair in zip(forward, backward, strict=True)])
