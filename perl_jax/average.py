@@ -50,7 +50,7 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
         logging.getLogger('perl_jax').info(f'average: rank {rank} is {float(error):.1%} off the exact average')
     config_text = epath.Path(first, 'config.gin').read_text()
     with rundir.whole(model_dir) as folder:
-        source = 'the average of ' + ', '.join(model_dirs)
+        source = rundir.AVERAGE + ', '.join(model_dirs)
         sizes = about['base'], about['base_parameters']
         runs.made(folder, phase, role, made, *sizes, vocabulary, source, config_text)
     print(model_dir)

@@ -111,6 +111,16 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
     return checked
 
 
+def binding(name: str, files: list[str], paths: list[str]) -> Any:
+    """What gin files bind to 'configurable.parameter', made as it is for a run; None where they bind nothing."""
+    _read(files, paths)
+    import gin
+
+    configurable, _, parameter = name.rpartition('.')
+    with _one_line():
+        return gin.get_bindings(configurable).get(parameter)
+
+
 @contextlib.contextmanager
 def released() -> Iterator[None]:
     """Leaves gin unlocked and empty and SeqIO's folders as they were, for who calls a command in their own process."""

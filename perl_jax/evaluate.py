@@ -21,12 +21,13 @@ def answers(
     partitioner: Partitioner,
     respond: Callable[[Any, list[Example], int], tuple[Rollout, Mapping[str, Any]]],
     functions: Mapping[str, Callable[[str, str, Mapping[str, Any]], float]],
+    ids: bool = False,
 ) -> list[dict[str, Any]]:
     """One sampled answer to each prompt of a dataset, as rows for samples.jsonl.
 
     `respond(prompts, examples, i)` answers batch number i and may give scores [B, K] and the like beside the rollout
     (the examples are this process's); `functions` judge the text. A row holds prompt, response, tokens, whatever was
-    given, and the task's `reference`.
+    given, and the task's `reference`; with `ids` also the tokens of both, {'prompt': .., 'response': ..}.
     """
     rows = []
     for i, (batch, mine, _) in enumerate(dataset.batches(batch_size, partitioner.rows(batch_size))):
@@ -38,6 +39,11 @@ def answers(
             row |= {k: float(v[b, 0]) for k, v in given.items()}
             row |= {k: float(f(prompt, response, example)) for k, f in functions.items()}
             row |= {'reference': example['reference']} if 'reference' in example else {}
+            if ids:
+                row['ids'] = {
+                    'prompt': rollout.inputs[b][rollout.inputs_mask[b]].tolist(),
+                    'response': rollout.targets[b, 0][rollout.targets_mask[b, 0]].tolist(),
+                }
             rows.append(row)
     return rows
 

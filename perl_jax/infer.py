@@ -144,17 +144,21 @@ def answer_split(
     anchor: bool = False,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> list[dict[str, Any]]:
-    """One answer to each of the first `num` prompts of a split, for a judge: prompt, response, reference, group.
+    """One answer to each of the first `num` prompts of a split, for a judge: prompt, response, reference, group, ids.
 
+    ids: the tokens of prompt and response, the vocabulary that they are of, and whether the response ended by itself.
     `anchor` answers with the run's base, as it was before the run. Rows without the field `group` are a group each.
     """
     config = dataclasses.replace(_given(dataset), split=split, limit=num)
     with partitioner.scope():
-        config = vocabulary.of_run(model_dir, [config], base.path).read(config)
+        words = vocabulary.of_run(model_dir, [config], base.path)
+        config = words.read(config)
         prompts = data.load(config, 'prompts')
-        rows = _answers(model_dir, base, prompts, config, sampling, None, partitioner, anchor)
-    groups = [str(example.get(group, i)) for i, example in enumerate(prompts.examples)]
-    return [row | {'group': name} for row, name in zip(rows, groups, strict=True)]
+        rows = _answers(model_dir, base, prompts, config, sampling, None, partitioner, anchor, ids=True)
+    for i, (row, example) in enumerate(zip(rows, prompts.examples, strict=True)):
+        row['group'] = str(example.get(group, i))
+        row['ids'] |= {'vocabulary': words.name, 'ended': row['ids']['response'][-1] in prompts.eos_ids}
+    return rows
 
 
 def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
@@ -181,6 +185,7 @@ def _answers(
     metric_fns: Mapping[str, TextFunction] | None,
     partitioner: Partitioner,
     anchor: bool = False,
+    ids: bool = False,
 ) -> list[dict[str, Any]]:
     frozen, adapter = bound(model_dir, 'policy', base, partitioner)
     adapter = None if anchor else adapter
@@ -192,7 +197,7 @@ def _answers(
     )
     params = base.network.unstack(frozen.params)  # not for each batch
     respond = lambda batch, _, i: (fn(params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
-    return evaluate.answers(prompts, config.batch_size, partitioner, respond, functions(metric_fns))
+    return evaluate.answers(prompts, config.batch_size, partitioner, respond, functions(metric_fns), ids)
 
 
 def _task_metrics(task: Any, rows: Sequence[Any], responses: Sequence[str], index: np.ndarray) -> dict[str, float]:

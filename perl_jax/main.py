@@ -23,7 +23,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
                     --gin.INITIAL_CHECKPOINT_PATH="'runs/toy/sft'" --gin.REWARD_MODEL_DIR="'runs/toy/reward'"
   perl_jax eval     --model_dir=runs/toy/policy --split=test     measure a finished run again
   perl_jax sample   --model_dir=runs/toy/policy                  read some answers
-  perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/reward   win rate
+  perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/judge    win rate
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, tables, plots
   perl_jax average  --model_dirs=runs/a,runs/b --model_dir=runs/ab   one reward of several (WARM)
@@ -229,17 +229,19 @@ def _from_anywhere(path: str) -> str:
 
 def _judge(argv: list[str]) -> None:
     from perl_jax import rundir
-    from perl_jax.judging import judge
+    from perl_jax.judging import cautions, flags, judge
 
     files, bindings, paths, rest = configure.flags('judge', argv)
     parser = configure.Parser(prog='perl_jax judge')
-    for name, settings in judge.FLAGS.items():
+    for name, settings in flags.FLAGS.items():
         parser.add_argument(name, **settings)
     args = vars(parser.parse_args(rest))
 
     def of_run(model_dir: str, name: str) -> Callable[..., Any]:
         """A function under the configuration of one of the runs; the user's bindings are for those that answer."""
         own = (files, bindings) if name == 'infer.answer_split' else ([], [])
+        if name == cautions.REWARD:
+            return lambda: configure.binding(name, [os.path.join(model_dir, 'config.gin')], paths)
         about = rundir.read(model_dir)
         imported = name == 'judging.models.ask' and 'imported' in about  # it has no data set
         ours = 'runs/judge_imported.gin' if imported else f'runs/infer_{about["phase"]}.gin'

@@ -29,6 +29,7 @@ from perl_jax import memory
 from perl_jax.errors import UserError
 from perl_jax.types import Metrics
 
+AVERAGE = 'the average of '  # how run.json says what a run is made of that `perl_jax average` made
 KEPT = ('started', 'seconds', 'step_seconds', 'memory')  # of run.json, when a run goes on
 
 

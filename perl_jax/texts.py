@@ -10,24 +10,35 @@ import numpy as np
 from perl_jax.controls import unmark
 from perl_jax.data import Dataset, bos_id, continuing, eos_ids
 
+Text = str | Sequence[int]  # or its tokens, which are taken as they are
 
-def dataset(vocabulary: Any, prompts: Sequence[str], length: int, responses: Sequence[Sequence[str]] = ()) -> Dataset:
+
+def dataset(vocabulary: Any, prompts: Sequence[Text], length: int, responses: Sequence[Sequence[Text]] = ()) -> Dataset:
     """Prompts [N, length] as a task's are read: the END of a longer one, behind BOS if there is one.
 
-    With `responses`, K for each prompt, it has their targets [N, K, R] too, each with its EOS, R being the longest's.
+    With `responses`, K for each prompt, it has their targets [N, K, R] too, each text with its EOS, R being the
+    longest's. Prompts that are given as tokens may be longer than `length`.
     """
     bos = bos_id(vocabulary)
     head = [] if bos is None else [bos]
-    ids = [list(vocabulary.encode(text)) for text in prompts]
-    ids = [row[1:] if head and row[:1] == head else row for row in ids]  # a template may have put BOS there itself
-    ids = [head + row[-(length - len(head)) :] for row in ids]
-    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, length)))
+
+    def read(prompt: Text) -> list[int]:
+        if not isinstance(prompt, str):
+            return [*prompt]
+        ids = list(vocabulary.encode(prompt))
+        ids = ids[1:] if head and ids[:1] == head else ids  # a template may have put BOS there itself
+        return head + ids[-(length - len(head)) :]
+
+    ids = [read(prompt) for prompt in prompts]
+    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, max(length, *map(len, ids)))))
     if responses:
         words = continuing(vocabulary)
-        ids = [[*words.encode(text), vocabulary.eos_id] for row in responses for text in row]
-        both = _padded(ids, max(map(len, ids)))
+        flat = [text for row in responses for text in row]
+        ids = [[*words.encode(x), vocabulary.eos_id] if isinstance(x, str) else [*x] for x in flat]
+        both = _padded(ids, max(1, *map(len, ids)))
         arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
-    return Dataset(arrays, [{'inputs_pretokenized': unmark(text)} for text in prompts], vocabulary, eos_ids(vocabulary))
+    shown = [unmark(text if isinstance(text, str) else vocabulary.decode(text)) for text in prompts]
+    return Dataset(arrays, [{'inputs_pretokenized': text} for text in shown], vocabulary, eos_ids(vocabulary))
 
 
 def _padded(ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,13 @@
 """`perl_jax judge` from its answers on: runs are functions here, tests/test_judge_runs.py has real ones."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 
 from perl_jax.errors import UserError
-from perl_jax.judging import judge
+from perl_jax.judging import cautions, judge
 
 ROWS = [{'prompt': f'question {i}\n', 'response': f'answer {i}', 'reference': f'{i}' * i, 'group': str(i // 2)}
         for i in range(6)]  # fmt: skip
@@ -16,21 +17,22 @@ ROWS = [{'prompt': f'question {i}\n', 'response': f'answer {i}', 'reference': f'
 def runs(tmp_path):
     """Folders with a run.json; `runs(name, phase)` makes one."""
 
-    def make(name, phase):
+    def make(name, phase, base='random:0', **more):
         (tmp_path / name).mkdir()
-        (tmp_path / name / 'run.json').write_text(json.dumps({'phase': phase}))
+        about = {'phase': phase, 'base': {'path': base}} | more
+        (tmp_path / name / 'run.json').write_text(json.dumps(about))
         return str(tmp_path / name)
 
     return make
 
 
-def of_run(answers, ask=None, score=None):
+def of_run(answers, ask=None, score=None, reward=()):
     """The functions of runs, by the name of the folder."""
 
     def answer_split(model_dir, anchor=False, **what):
-        return [dict(row) for row in answers['anchor' if anchor else model_dir.rpartition('/')[2]]]
+        return [row | {'ids': None} for row in answers['anchor' if anchor else model_dir.rpartition('/')[2]]]
 
-    functions = {'infer.answer_split': answer_split, 'judging.models.score': score}
+    functions = {'infer.answer_split': answer_split, 'judging.models.score': score, cautions.REWARD: lambda: reward}
     functions['judging.models.ask'] = lambda prompts, model_dir, **words: [ask(prompt) for prompt in prompts]
     return lambda model_dir, name: functions[name]
 
@@ -70,6 +72,7 @@ def test_a_pair_is_asked_in_both_orders(runs, capsys):
     '**{}**\n\n1. Answer 1 has a source.\n2. Answer {} is clearer than Answer {}.',
     '<think>Answer {} it is. No, Answer {}. No, Answer {}.</think>\nThe better answer is Answer {}.',
 ])  # fmt: skip
+@pytest.mark.usefixtures('few_draws')
 def test_a_judge_that_gives_reasons_is_read_as_the_one_that_gives_none(runs, reply):
     ours, theirs, model = runs('ours', 'policy'), runs('theirs', 'sft'), runs('model', 'sft')
     a, b = answered(lambda i: 'good' if i < 4 else 'bad'), answered(lambda i: 'good' if i in (3, 4) else 'bad')
@@ -101,11 +104,14 @@ def test_intervals_are_drawn_by_group(runs):
     assert whole[2] == 1 and apart[2] < 1
 
 
-def test_what_cannot_be_read_is_a_tie_and_counted(runs):
+def test_what_cannot_be_read_is_a_tie_and_counted(runs, caplog):
     ours, theirs, model = runs('ours', 'policy'), runs('theirs', 'sft'), runs('model', 'sft')
     answers = {'ours': answered(lambda i: 'good'), 'theirs': answered(lambda i: 'bad')}
     mute = lambda prompt: 'hm' if 'question 0' in prompt else better(prompt)  # noqa: E731
     got = judge.run(of_run(answers, mute), ours, theirs, model, 'helpful')
+    (caution,) = files(ours, 'judge_validation_helpful')[0]['cautions']
+    assert "CAUTION: 2 of 12 replies of the judge (17%) could not be read and count as ties" in caution
+    assert "the first is 'hm'" in caution and caution in caplog.text
     assert got['win_rate'][0] == pytest.approx(5.5 / 6) and got['unreadable'][0] == pytest.approx(1 / 6)
     with pytest.raises(UserError, match="no answer names 1 or 2; the first is 'hm'"):
         judge.run(of_run(answers, lambda prompt: 'hm'), ours, theirs, model, 'helpful')
@@ -131,9 +137,9 @@ def test_a_policy_against_what_it_started_from(runs):
     ours, reward = runs('ours', 'policy'), runs('reward', 'reward')
     answers = {'ours': answered(lambda i: 'a' * (i + 1)), 'anchor': answered(lambda i: 'bbb')}
 
-    def score(prompts, responses, model_dir):
-        assert prompts[0] == 'question 0\n' and model_dir == reward
-        return np.array([[len(text) for text in row] for row in responses], np.float32)
+    def score(prompts, responses, ids, model_dir):
+        assert prompts[0] == 'question 0\n' and model_dir == reward and len(ids) == len(responses)
+        return np.array([[[len(text) for text in row] for row in responses]], np.float32)
 
     got = judge.run(of_run(answers, score=score), ours, 'sft', reward)
     _, rows = files(ours, 'judge_validation_reward')
@@ -184,3 +190,91 @@ def test_a_task_without_references(runs):
     bare = [{k: v for k, v in row.items() if k != 'reference'} for row in ROWS]
     with pytest.raises(UserError, match="--against=reference: no example of the task has a 'reference'"):
         judge.run(of_run({'ours': bare}, better), ours, 'reference', model, 'helpful')
+
+
+def test_one_reply_in_twenty_may_be_unread_without_a_word():
+    said = ['1'] * 19 + ['hm']
+    assert cautions.unread(said, [0] * 19 + [None], 'count as ties') == []
+    (line,) = cautions.unread(said[1:], [0] * 18 + [None], 'are left out')
+    assert '1 of 19' in line and 'are left out' in line
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """For the tests that look at no interval."""
+    monkeypatch.setattr(judge.evaluate, 'with_intervals', functools.partial(judge.evaluate.with_intervals, draws=10))
+
+
+class Learned:
+    def __init__(self, *folders):
+        self.model_dir = list(folders) if len(folders) > 1 else folders[0]
+
+
+def scored(prompts, responses, ids, model_dir):
+    return [[[1.0, 0.0]] * len(responses)]
+
+
+@pytest.mark.usefixtures('few_draws')
+@pytest.mark.parametrize(('judge_', 'warned'), [
+    ('reward', True), ('other', False), ('average', True), ('other,reward', True), ('copy', True),
+])  # fmt: skip
+def test_the_reward_that_a_policy_learned_from_flatters_it(runs, tmp_path, caplog, judge_, warned):
+    sft = runs('sft', 'sft')
+    ours, reward = runs('ours', 'policy', sft), runs('reward', 'reward', sft, started='yesterday')
+    runs('other', 'reward', sft, started='today')
+    runs('copy', 'reward', sft, started='yesterday')
+    runs('average', 'reward', sft, imported=f'the average of {reward}, {tmp_path}/other')
+    functions = of_run({'ours': ROWS, 'anchor': ROWS}, score=scored, reward=[object(), Learned(reward)])
+    folders = ','.join(f'{tmp_path}/{name}' for name in judge_.split(','))
+    judge.run(functions, ours, 'sft', folders)
+    said = files(ours, 'judge_validation_reward')[0]['cautions']
+    assert len(said) == warned and ('was trained on the reward' in caplog.text) == warned
+    if warned:
+        assert f"'{ours}' was trained on the reward" in said[0] and 'another' in said[0]
+
+
+@pytest.mark.usefixtures('few_draws')
+def test_what_a_policy_started_from_counts_too_and_so_does_the_other_side(runs):
+    """And an ensemble's members, each."""
+    sft = runs('sft', 'sft')
+    first, reward, other = runs('first', 'policy', sft), runs('reward', 'reward', sft), runs('other', 'reward', sft)
+    ours = runs('ours', 'policy', first)
+    learned = {first: [Learned(other, reward)], ours: [Learned(other)]}
+    functions = of_run({'ours': ROWS, 'first': ROWS}, score=scored)
+
+    def each(folder, name):
+        return (lambda: learned[folder]) if name == cautions.REWARD else functions(folder, name)
+
+    judge.run(each, ours, first, reward)
+    said = files(ours, 'judge_validation_reward')[0]['cautions']
+    assert len(said) == 2
+    for folder, line in zip((ours, first), said):
+        assert f"'{folder}' was trained on the reward '{reward}'" in line
+
+
+@pytest.mark.usefixtures('few_draws')
+def test_several_rewards_judge_by_their_mean(runs, tmp_path):
+    ours, a, b = runs('ours', 'policy'), runs('a', 'reward'), runs('b', 'reward')
+    scores = {a: [[1.0, 0.0], [0.0, 1.0]], b: [[5.0, 0.0]]}
+
+    def score(prompts, responses, ids, model_dir):
+        return [[member] * len(responses) for member in scores[model_dir]]
+
+    judge.run(of_run({'ours': ROWS, 'anchor': ROWS}, score=score), ours, 'sft', f'{a},{b}')
+    row = files(ours, 'judge_validation_reward')[1][0]
+    assert row['score'] == 2 and row['other_score'] == pytest.approx(1 / 3) and row['credit'] == 1
+
+
+@pytest.mark.parametrize(('judge_', 'settings', 'words'), [
+    ('model', {'judge_model': 'x'}, '--judge_model is for an endpoint, and --judge is a run that is asked'),
+    ('model', {'judge_timeout': 5.0}, '--judge_timeout is for an endpoint'),
+    ('reward', {'judge_tokens': 32}, '--judge_tokens is for an endpoint or a run .*, and --judge is a reward'),
+    ('http://127.0.0.1:9/v1', {'judge_chat': 'own', 'judge_model': 'x'}, '--judge_chat is for a run that is asked'),
+    ('reward,model', {}, 'several judges have to be rewards'), ('reward,none', {}, "'.*none' is not the MODEL_DIR"),
+])  # fmt: skip
+def test_a_flag_that_the_judge_does_not_read_is_refused(runs, tmp_path, judge_, settings, words):
+    ours = runs('ours', 'policy')
+    runs('model', 'sft'), runs('reward', 'reward')
+    place = judge_ if '://' in judge_ else ','.join(f'{tmp_path}/{name}' for name in judge_.split(','))
+    with pytest.raises(UserError, match=words):
+        judge.run(of_run({'ours': ROWS, 'anchor': ROWS}), ours, 'sft', place, None, **settings)

@@ -6,13 +6,15 @@ import json
 import numpy as np
 import pytest
 from test_endpoint import said, serve  # noqa: F401
-from toy_runs import perl, ran, rows, settings, toys  # noqa: F401
+from toy_runs import perl, ran, rows, settings, toy, toys  # noqa: F401
 
-from perl_jax import configure, data, texts
+from perl_jax import base, configure, data, rewards, texts
 from perl_jax.data import DatasetConfig
 from perl_jax.interop import vocabularies
-from perl_jax.judging import judge
+from perl_jax.judging import cautions, judge
+from perl_jax.partitioning import Partitioner
 from perl_jax.tasks import toy as toy_tasks
+from perl_jax.types import Rollout
 
 LENGTHS = {'inputs': 26, 'targets': 24}
 
@@ -21,11 +23,11 @@ def judged(toys, *flags):
     return ['judge', f'--model_dir={toys.policy}', '--split=test', '--num=8', *flags]
 
 
-def of_run(folder, phase, name, *args):
+def of_run(folder, phase, name, *args, **kwargs):
     """A function of a judge under its own configuration, as the command calls it."""
     with settings():
         config = [f'{folder}/config.gin', f'runs/infer_{phase}.gin']
-        return configure.configured(name, config, [], [])(*args, model_dir=str(folder))
+        return configure.configured(name, config, [], [])(*args, model_dir=str(folder), **kwargs)
 
 
 def test_texts_are_read_as_a_tasks_are():
@@ -67,10 +69,82 @@ def test_a_reward_gives_texts_the_scores_that_eval_gives_the_task(toys):
     pairs = data.load(DatasetConfig('toy_pairs', LENGTHS, 4, 'test'), 'pairs')
     prompts = [e['inputs_pretokenized'] for e in pairs.examples]
     answers = [(e['chosen_pretokenized'], e['rejected_pretokenized']) for e in pairs.examples]
-    scores = of_run(toys.reward, 'reward', 'judging.models.score', prompts, answers)
+    (scores,) = of_run(toys.reward, 'reward', 'judging.models.score', prompts, answers, [(None, None)] * len(prompts))
     ran('eval', f'--model_dir={toys.reward}', '--split=test')
     want = json.loads((toys.reward / 'eval_test.json').read_text())['margin']['value']
     assert float((scores[:, 0] - scores[:, 1]).mean()) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize('length', [3, 24])
+def test_answers_get_the_scores_that_training_gives_them(toys, length):
+    """Those that were cut too, to which training adds no EOS: what the policy samples, through its own reward."""
+    with settings():
+        files, bindings = [f'{toys.policy}/config.gin', 'runs/infer_policy.gin'], [f'MAX_DECODE_LENGTH = {length}']
+        answers = configure.configured('infer.answer_split', files, bindings, [])(model_dir=str(toys.policy), num=8)
+    twice, ids = [(row['response'],) * 2 for row in answers], [(row['ids'], None) for row in answers]
+    prompts = [row['prompt'] for row in answers]
+    cut = np.array([not row['ids']['ended'] for row in answers])
+    assert cut.any() or length > 3
+    (scores,) = of_run(toys.reward, 'reward', 'judging.models.score', prompts, twice, ids)
+    ours, whole = scores.T
+    np.testing.assert_allclose(ours, in_training(toys, answers), atol=1e-5)
+    assert (np.abs(ours - whole) > 1e-3)[cut].all(), 'an EOS makes a difference'
+    words = toy_tasks.vocabulary()
+    tokens = [row['ids']['response'][: -1 if row['ids']['ended'] else None] for row in answers]
+    plain = np.array([words.encode(row['response']) == x for row, x in zip(answers, tokens)])
+    assert plain.any(), 'most tokens are what their text is read as'
+    elsewhere = [(mine | {'vocabulary': 'byt5'}, None) for mine, _ in ids]
+    (again,) = of_run(toys.reward, 'reward', 'judging.models.score', prompts, twice, elsewhere)
+    np.testing.assert_allclose(again[plain, 0], ours[plain], atol=1e-5, err_msg='another vocabulary: texts, cut alike')
+
+
+def in_training(toys, answers):
+    """Scores [N] of rows by the policy's own source of reward."""
+
+    def padded(key):
+        rows = [row['ids'][key] for row in answers]
+        mask = np.arange(max(map(len, rows))) < np.array([[len(row)] for row in rows])
+        return np.array([[*row, *[0] * (mask.shape[1] - len(row))] for row in rows], np.int32), mask
+
+    with settings():
+        config = configure.configured('base.BaseConfig', [f'{toys.policy}/config.gin'], [], [])()
+        partitioner = Partitioner()
+        with partitioner.scope():
+            frozen = base.load(config, partitioner, 0)
+            score = rewards.LearnedReward(str(toys.reward)).scorer(config.network, frozen, partitioner, None)
+            (inputs, inputs_mask), (targets, targets_mask) = padded('prompt'), padded('response')
+            rollout = Rollout(inputs, inputs_mask, targets[:, None], targets_mask[:, None], 0.0 * targets[:, None])
+            return np.asarray(score(rollout, [])[0])[:, 0]
+
+
+def test_an_ensemble_judges_by_its_mean_and_so_do_several_rewards(toys, tmp_path):
+    ensemble = tmp_path / 'ensemble'
+    members = '--gin_file=tuning/lora_ensemble.gin', '--gin.TUNING=[@m0/lora.LoraSpec(), @m1/lora.LoraSpec()]'
+    ran(*toy('reward', ensemble, toys.sources[0], *members))
+    ran(*judged(toys, '--against=sft', f'--judge={ensemble},{toys.reward_full}'))
+    written = rows(toys.policy, 'judge_test_reward.jsonl')
+    assert not any('ids' in key for key in written[0])
+    what = {'split': 'test', 'num': 8}
+    ours, theirs = (of_run(toys.policy, 'policy', 'infer.answer_split', anchor=x, **what) for x in (False, True))
+    asked = (
+        [row['prompt'] for row in ours], [(a['response'], b['response']) for a, b in zip(ours, theirs)],
+        [(a['ids'], b['ids']) for a, b in zip(ours, theirs)],
+    )  # fmt: skip
+    first, second = (of_run(x, 'reward', 'judging.models.score', *asked) for x in (ensemble, toys.reward_full))
+    assert first.shape == (2, 8, 2) and second.shape == (1, 8, 2) and np.abs(first[0] - first[1]).max() > 1e-4
+    want = np.concatenate([first, second]).mean(0)
+    np.testing.assert_allclose([(row['score'], row['other_score']) for row in written], want, atol=1e-6)
+    assert json.loads((toys.policy / 'judge_test_reward.json').read_text())['cautions'] == []
+
+
+def test_the_reward_that_a_policy_was_trained_on_is_no_judge_of_it(toys):
+    result = ran(*judged(toys, '--against=sft', f'--judge={toys.reward}'))
+    assert f"CAUTION: '{toys.policy}' was trained on the reward '{toys.reward}'" in result.err
+    with settings():
+        files = [f'{toys.policy}/config.gin']
+        (source,) = configure.binding(cautions.REWARD, files, [])
+        assert source.model_dir == str(toys.reward)
+        assert configure.binding('train_policy.train.nothing', files, []) is None
 
 
 def test_a_run_is_asked_in_its_own_words(toys):

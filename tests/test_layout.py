@@ -27,7 +27,7 @@ FLOORS = [
     {
         'rewards', 'evaluate', 'calibration', 'runs', 'rebase', 'rl_programs',
         'judging', 'judging.rubrics', 'judging.winrate', 'judging.endpoint', 'judging.mentions', 'judging.replies',
-        'judging.statements', 'judging.reading',
+        'judging.statements', 'judging.reading', 'judging.flags', 'judging.cautions',
     },
     {
         'train_sft', 'train_reward', 'train_policy', 'infer', 'exchange', 'average', 'inspect_task', 'report',

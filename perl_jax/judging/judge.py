@@ -7,6 +7,7 @@ run's own configuration, which is what main.py knows to read.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,27 +16,11 @@ import numpy as np
 
 from perl_jax import evaluate, rewards, rundir
 from perl_jax.errors import UserError
-from perl_jax.judging import reading, rubrics, winrate
+from perl_jax.judging import cautions as caution
+from perl_jax.judging import flags, reading, rubrics, winrate
 from perl_jax.judging.endpoint import Endpoint
 from perl_jax.judging.mentions import HARM, ORDER
 
-FLAGS: dict[str, dict[str, Any]] = {
-    '--model_dir': {'required': True, 'help': 'MODEL_DIR of the run whose answers are judged'},
-    '--against': {'help': 'another MODEL_DIR; sft, what a policy started from; or reference, of the task'},
-    '--judge': {'required': True, 'help': 'MODEL_DIR of a reward or of a model to ask, or http://HOST/v1'},
-    '--rubric': {'help': 'summarization, helpful, harmless, or your module.function'},
-    '--split': {'default': 'validation'},
-    '--num': {'type': int, 'help': 'how many prompts; default: all'},
-    '--group': {'help': 'a field of the examples: its rows are drawn together for the intervals'},
-    '--judge_model': {'help': 'what the endpoint calls its model'},
-    '--judge_key': {'help': 'the environment variable that holds its key'},
-    '--judge_chat': {'choices': ('chatml', 'llama3', 'gemma', 'own'), 'help': 'the prompt format of a run to ask'},
-    '--judge_vocabulary': {'help': 'its tokenizer, if not the one it was trained with'},
-    '--judge_timeout': {'dest': 'timeout', 'type': float, 'default': 60.0, 'help': 'seconds'},
-    '--judge_retries': {'dest': 'retries', 'type': int, 'default': 5},
-    '--judge_concurrency': {'dest': 'concurrency', 'type': int, 'default': 8, 'help': 'requests at a time'},
-    '--judge_tokens': {'dest': 'max_tokens', 'type': int, 'default': 16, 'help': 'room for its answer'},
-}
 OfRun = Callable[[str, str], Callable[..., Any]]
 Ask = Callable[[Sequence[str]], list[str]]
 
@@ -49,50 +34,57 @@ def run(
     split: str = 'validation',
     num: int | None = None,
     group: str | None = None,
-    judge_model: str | None = None,
-    judge_key: str | None = None,
-    judge_chat: str | None = None,
-    judge_vocabulary: str | None = None,
-    **endpoint: Any,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Judge a split, print the figures with their 95% intervals, and write them and every verdict into MODEL_DIR.
 
     Args:
       against: another MODEL_DIR of the same task, 'sft' (what a policy started from) or 'reference' (the task's own
         answers). None with the rubric 'harmless', which looks at one answer.
-      judge: the MODEL_DIR of a reward (which needs no rubric) or of a model to ask, or the URL of an endpoint, whose
-        model is `judge_model` and whose key is in the environment variable `judge_key`; `endpoint` has more settings.
-        `judge_chat` and `judge_vocabulary` are for a model to ask (judging/models.py).
+      judge: the MODEL_DIR of a reward (which needs no rubric), or several with commas between them, whose mean judges,
+        as the mean of an ensemble's members does; the MODEL_DIR of a model to ask; or the URL of an endpoint.
       rubric: 'summarization', 'helpful', 'harmless', or the dotted name of a function (rubrics.py).
       group: the field of the examples that are drawn together in the bootstrap.
+      settings: the flags judge_*, None where they are not given; flags.py says whose they are. `judge_model` is what an
+        endpoint calls its model, `judge_key` the environment variable that holds its key.
+
+    Raises:
+      UserError: a flag that this kind of judge does not read, among others.
     """
-    scores = not _is_url(judge) and _phase(judge, '--judge') == 'reward'
+    judges = [judge] if _is_url(judge) or rundir.read(judge) is not None else judge.split(',')
+    phases = {} if _is_url(judge) else {folder: _phase(folder, '--judge') for folder in judges}
+    scores = 'reward' in phases.values()
+    if len(judges) > 1 and {*phases.values()} != {'reward'}:
+        raise UserError('--judge: several judges have to be rewards, all of them; name one run to ask')
+    settings = flags.settings(settings, flags.REWARD if scores else flags.RUN if phases else flags.ENDPOINT)
     if scores == bool(rubric):
         raise UserError(f'judge: {"a reward judges without --rubric" if rubric else "give --rubric, such as helpful"}')
     if (rubric == 'harmless') == bool(against):
         raise UserError('judge: give --against=MODEL_DIR, sft or reference, but none with --rubric=harmless')
     form = None if rubric in (None, 'harmless') else rubrics.PAIRWISE.get(rubric) or rewards.function(rubric)
     ask: Ask | None = None
-    if _is_url(judge):
-        ask = _endpoint(judge, judge_model, judge_key, os.path.join(model_dir, 'judge.sqlite'), endpoint)
+    if not phases:
+        ask = _endpoint(judge, os.path.join(model_dir, 'judge.sqlite'), **settings)
     elif not scores:
-        words = {'chat': judge_chat, 'vocabulary': judge_vocabulary}
-        ask = lambda prompts: of_run(judge, 'judging.models.ask')(prompts, model_dir=judge, **words)  # noqa: E731
+        ask = lambda prompts: of_run(judge, 'judging.models.ask')(prompts, model_dir=judge, **settings)  # noqa: E731
     rows = _rows(of_run, model_dir, against, {'split': split, 'num': num, 'group': group})
 
+    cautions: list[str] = []
     if scores:
-        both = [(row['response'], row['other']) for row in rows]
-        values = of_run(judge, 'judging.models.score')([row['prompt'] for row in rows], both, model_dir=judge)
-        for row, (ours, theirs) in zip(rows, np.asarray(values, np.float64).tolist()):
-            row |= {'score': ours, 'other_score': theirs, 'credit': (1 + np.sign(ours - theirs)) / 2}
+        cautions = caution.same_reward(of_run, dict.fromkeys([model_dir, *_folders(against)]), judges)
+        _score(of_run, judges, rows)
     elif rubric == 'harmless':
-        _harm(ask, rows)
+        cautions = _harm(ask, rows)
     else:
-        _compare(ask, form, rows)
+        cautions = _compare(ask, form, rows)
 
     result = evaluate.with_intervals(lambda index: measure([rows[i] for i in index]), [row['group'] for row in rows])
-    about = {'split': split, 'rubric': rubric, 'judge': judge, 'judge_model': judge_model, 'against': against}
-    return _report(os.path.join(model_dir, f'judge_{split}_{rubric or "reward"}'), about, rows, result)
+    about = {'split': split, 'rubric': rubric, 'judge': judge, 'judge_model': settings.get('model'), 'against': against}
+    path = os.path.join(model_dir, f'judge_{split}_{rubric or "reward"}')
+    _report(path, about | {'cautions': cautions}, rows, result)
+    for line in cautions:
+        logging.getLogger('perl_jax').warning(line)
+    return result
 
 
 def measure(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -107,8 +99,19 @@ def measure(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return winrate.win_rate(credits) | controlled | extra
 
 
-def _compare(ask: Ask, form: Callable[[str, str, str], str], rows: list[dict[str, Any]]) -> None:
-    """Both orders of every pair."""
+def _score(of_run: OfRun, judges: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    """The mean of all members of all rewards, each under its own configuration."""
+    both = [(row['response'], row['other']) for row in rows]
+    prompts, ids, members = [row['prompt'] for row in rows], [(row['ids'], row['other_ids']) for row in rows], []
+    for folder in judges:
+        members += [*of_run(folder, 'judging.models.score')(prompts, both, ids, model_dir=folder)]
+    values = np.mean(np.asarray(members, np.float64), axis=0)
+    for row, (ours, theirs) in zip(rows, values.tolist()):
+        row |= {'score': ours, 'other_score': theirs, 'credit': (1 + np.sign(ours - theirs)) / 2}
+
+
+def _compare(ask: Ask, form: Callable[[str, str, str], str], rows: list[dict[str, Any]]) -> list[str]:
+    """Both orders of every pair; gives what is to be said of the replies."""
     forward = [form(row['prompt'], row['response'], row['other']) for row in rows]
     backward = [form(row['prompt'], row['other'], row['response']) for row in rows]
     said = ask(forward + backward)
@@ -116,12 +119,15 @@ def _compare(ask: Ask, form: Callable[[str, str, str], str], rows: list[dict[str
     first, second = verdicts[: len(rows)], verdicts[len(rows) :]
     for i, (row, credit) in enumerate(zip(rows, winrate.credits(first, second).tolist())):
         row |= {'said': [said[i], said[i + len(rows)]], 'verdicts': [first[i], second[i]], 'credit': credit}
+    return caution.unread(said, verdicts, 'count as ties')
 
 
-def _harm(ask: Ask, rows: list[dict[str, Any]]) -> None:
+def _harm(ask: Ask, rows: list[dict[str, Any]]) -> list[str]:
     said = ask([rubrics.harmless(row['prompt'], row['response']) for row in rows])
-    for row, text, verdict in zip(rows, said, _read(said, HARM)):
+    verdicts = _read(said, HARM)
+    for row, text, verdict in zip(rows, said, verdicts):
         row |= {'said': [text], 'verdicts': [verdict]}
+    return caution.unread(said, verdicts, 'are left out')
 
 
 def _read(said: list[str], choices: tuple[str, ...]) -> list[int | str | None]:
@@ -134,12 +140,17 @@ def _read(said: list[str], choices: tuple[str, ...]) -> list[int | str | None]:
     return verdicts
 
 
-def _endpoint(url: str, model: str | None, key: str | None, cache: str, settings: dict[str, Any]) -> Ask:
+def _endpoint(url: str, cache: str, model: str | None = None, key: str | None = None, **settings: Any) -> Ask:
     if model is None:
         raise UserError('judge: give --judge_model, the name that the endpoint knows the model by')
     if key is not None and not os.environ.get(key):
         raise UserError(f'--judge_key: the environment variable {key} is not set; put the key into it')
+    settings |= {'max_tokens': settings.pop('tokens')} if 'tokens' in settings else {}
     return Endpoint(url, model, cache, key and os.environ[key], **settings).ask
+
+
+def _folders(against: str | None) -> list[str]:
+    return [] if against in (None, 'sft', 'reference') else [against]
 
 
 def _rows(of_run: OfRun, model_dir: str, against: str | None, what: dict[str, Any]) -> list[dict[str, Any]]:
@@ -154,14 +165,14 @@ def _rows(of_run: OfRun, model_dir: str, against: str | None, what: dict[str, An
     if against is None:
         return rows
     if against == 'reference':
-        rows = [row | {'other': row['reference']} for row in rows if row.get('reference')]
+        rows = [row | {'other': row['reference'], 'other_ids': None} for row in rows if row.get('reference')]
         if not rows:
             raise UserError("--against=reference: no example of the task has a 'reference'; name a MODEL_DIR or sft")
         return rows
     others = answers(model_dir, anchor=True) if against == 'sft' else answers(against)
     if [row['prompt'] for row in rows] != [row['prompt'] for row in others]:
         raise UserError(f"--against: '{against}' answers other prompts than '{model_dir}'; name a run of the same task")
-    return [row | {'other': other['response']} for row, other in zip(rows, others)]
+    return [row | {'other': other['response'], 'other_ids': other['ids']} for row, other in zip(rows, others)]
 
 
 def _phase(folder: str, flag: str) -> str:
@@ -182,6 +193,7 @@ def _report(
 ) -> dict[str, Any]:
     for name, (value, low, high) in result.items():
         print(f'{about["split"]}  {name:20s} {value:8.4f}   95% [{low:.4f}, {high:.4f}]')
+    rows = [{k: v for k, v in row.items() if k not in ('ids', 'other_ids')} for row in rows]
     rundir.replace(f'{path}.jsonl', ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
     figures = {k: {'value': v[0], 'low': v[1], 'high': v[2]} for k, v in result.items()}
     rundir.replace(f'{path}.json', json.dumps(about | {'answers': len(rows), 'metrics': figures}, indent=2) + '\n')
