@@ -23,7 +23,7 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
                     --gin.INITIAL_CHECKPOINT_PATH="'runs/toy/sft'" --gin.REWARD_MODEL_DIR="'runs/toy/reward'"
   perl_jax eval     --model_dir=runs/toy/policy --split=test     measure a finished run again
   perl_jax sample   --model_dir=runs/toy/policy                  read some answers
-  perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/toy/judge    win rate
+  perl_jax judge    --model_dir=runs/toy/policy --against=sft --judge=runs/other   win rate, by another reward
   perl_jax report   runs/toy/sft runs/toy/reward runs/toy/policy one HTML page of curves, answers and settings
   perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, tables, plots
   perl_jax average  --model_dirs=runs/a,runs/b --model_dir=runs/ab   one reward of several (WARM)

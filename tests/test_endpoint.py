@@ -142,6 +142,8 @@ def test_nobody_is_there(judge):
     (200, '<html>', 'not as OpenAI.*is it the base'),
     (200, '{"choices": []}', 'not as OpenAI'),
     (200, '[1]', 'not as OpenAI'),
+    (200, '{"choices": [{"message": {"content": 1}}]}', 'not as OpenAI'),
+    (200, '{"choices": [{"message": {"content": [1]}}]}', 'not as OpenAI'),
 ])  # fmt: skip
 def test_what_will_not_get_better_ends_it_at_once(serve, judge, status, text, words):
     server = serve(lambda prompt, attempt: (status, text))
@@ -153,6 +155,11 @@ def test_what_will_not_get_better_ends_it_at_once(serve, judge, status, text, wo
 
 def test_an_answer_without_content_is_empty(serve, judge):
     assert judge(serve(lambda prompt, attempt: said(None))).ask(['a']) == ['']
+
+
+def test_an_answer_in_parts_is_what_it_says(serve, judge):
+    parts = [{'type': 'thinking', 'thinking': '1'}, {'type': 'text', 'text': 'Say '}, {'type': 'text', 'text': '2'}]
+    assert judge(serve(lambda prompt, attempt: said(parts))).ask(['a']) == ['Say 2']
 
 
 def test_what_was_answered_is_not_asked_again(serve, judge, tmp_path):

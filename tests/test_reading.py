@@ -69,6 +69,10 @@ WHICH = [
     ('Answer 1 loses on accuracy.', None), ('Answer 1 has errors, therefore 2', 2), ('Undoubtedly 1.', 1),
     ('Answer 1 was not as helpful as Answer 2, which had sources.', 2), ('My answer is 1, not 2.', 1),
     ('I think Answer 1 is better. Actually, wait, Answer 2 is more accurate. Final answer: 2', 2),
+    ('Answer 2, not Answer 1.', 2), ('1 rather than 2', 1), ('Answer 2 does a better job.', 2),
+    ('Let me see. Coherence: 1. Accuracy: 2. Coverage: 2. Overall: 2', 2), ("Answer 1's tone is better.", None),
+    ('Coherence: 1\nAccuracy: 2\nCoverage: 2\nOverall quality: 2', None), ('Not Answer 2.', None),
+    ('| | Answer 1 | Answer 2 |\n|---|---|---|\n| clear | yes | no |\n\n**Winner: Answer 1**', 1),
     # numbered explanations
     ('1. Answer 1 is short.\n2. Answer 2 is complete.\n\nFinal answer: 2', 2),
     ('1. Coherence: both read well.\n2. Accuracy: Summary 1 is wrong.\n\n2', 2),

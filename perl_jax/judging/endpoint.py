@@ -135,4 +135,9 @@ class Endpoint:
 
 
 def _content(reply: Any) -> str:
-    return reply['choices'][0]['message']['content'] or ''  # none, where reasoning took up all the room
+    content = reply['choices'][0]['message']['content'] or ''  # none, where reasoning took up all the room
+    if isinstance(content, list):  # some servers give a list of parts, reasoning among them
+        content = ''.join(part['text'] for part in content if part['type'] == 'text')
+    if not isinstance(content, str):
+        raise TypeError(content)
+    return content

@@ -30,7 +30,8 @@ def signed(text: str, choices: tuple[str, ...]) -> str:
     """
     text = re.sub(_ECHO, ' ', text, flags=re.IGNORECASE)
     text = _order(text) if choices == ORDER else _harm(text)
-    return re.sub(rf'[({{\[]([{BARE}{NAMED}])[)}}\]]', r'\1', text)
+    text = re.sub(rf'[({{\[]([{BARE}{NAMED}])[)}}\]]', r'\1', text)
+    return re.sub(rf'([{BARE}{NAMED}])(?:,? not|,? rather than|,? instead of| over) [{BARE}{NAMED}]', r'\1', text)
 
 
 def words(text: str) -> list[str]:
