@@ -1,4 +1,4 @@
-"""TPUs by name: 'v5e:4x4' is a slice of 16 chips, '2xv5e:4x4' are two such slices.
+"""TPUs by name: 'v5e:4x4' is a slice of 16 chips, '2xv5e:4x4' are two such slices; tpu7x has two devices a chip.
 
 Its devices can be had without the hardware: JAX lowers for them and libtpu compiles, on any machine.
 """
@@ -21,11 +21,13 @@ from perl_jax.stderr import silenced
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, which is one device of JAX.
+    """One chip, which is one device of JAX; on Ironwood (tpu7x) it is two, and hbm, peak and clock are of one device.
 
-    device_kind: as JAX has it.   hbm: bytes that a program may have, as the compiler says (a little is its own).
+    device_kind: as libtpu has it; also: as other versions of JAX and libtpu have it.
+    hbm: bytes that a program may have, as the compiler says (a little is its own).
     peak_flops: bf16, a second; clock: cycles a second that give this peak (cloud.google.com/tpu/docs).
     per_host: chips of a whole host, along each dimension.
+    devices: of JAX, in one chip.
     """
 
     device_kind: str
@@ -34,13 +36,16 @@ class Chip:
     clock: float
     megacore: bool
     per_host: tuple[int, ...]
+    also: tuple[str, ...] = ()
+    devices: int = 1
 
 
 CHIPS = {
     'v4': Chip('TPU v4', int(30.75 * 2**30), 275e12, 1.05e9, True, (2, 2, 1)),
-    'v5e': Chip('TPU v5 lite', int(15.75 * 2**30), 197e12, 1.5e9, False, (2, 2)),
-    'v5p': Chip('TPU v5', int(95.73 * 2**30), 459e12, 1.75e9, True, (2, 2, 1)),
-    'v6e': Chip('TPU v6 lite', int(31.24 * 2**30), 918e12, 1.75e9, False, (2, 2)),
+    'v5e': Chip('TPU v5 lite', int(15.75 * 2**30), 197e12, 1.5e9, False, (2, 2), ('TPU v5e',)),
+    'v5p': Chip('TPU v5', int(95.73 * 2**30), 459e12, 1.75e9, True, (2, 2, 1), ('TPU v5p',)),
+    'v6e': Chip('TPU v6 lite', int(31.24 * 2**30), 918e12, 1.75e9, False, (2, 2), ('TPU v6e',)),
+    'tpu7x': Chip('TPU7x', int(94.75 * 2**30), 1153.5e12, 2.2e9, False, (2, 2, 1), devices=2),
 }
 
 
@@ -55,8 +60,8 @@ class Topology:
 
     @property
     def num_devices(self) -> int:
-        """Chips in all."""
-        return self.slices * math.prod(self.shape)
+        """Devices of JAX in all."""
+        return self.slices * math.prod(self.shape) * self.chip.devices
 
 
 def parse(name: str) -> Topology:
@@ -65,7 +70,7 @@ def parse(name: str) -> Topology:
     Raises:
       UserError: a kind of TPU or a form that is not known.
     """
-    found = re.fullmatch(r'(?:(\d+)x)?(v\d\w*):(\d+(?:x\d+)+)', name)
+    found = re.fullmatch(r'(?:(\d+)x)?((?:v|tpu)\d\w*):(\d+(?:x\d+)+)', name)
     if found is None or found[2] not in CHIPS:
         raise UserError(f"topology '{name}': write KIND:SHAPE as in v5e:4x4 or 2xv5e:4x4; kinds: {', '.join(CHIPS)}")
     chip, shape = CHIPS[found[2]], tuple(map(int, found[3].split('x')))
@@ -78,13 +83,31 @@ def parse(name: str) -> Topology:
 
 
 def check(name: str, devices: Sequence[Any]) -> None:
-    """The devices of this job must be those of the name."""
-    want, kinds = parse(name), sorted({device.device_kind for device in devices})
-    if len(devices) != want.num_devices or kinds != [want.chip.device_kind]:
-        raise UserError(
-            f"Partitioner.topology = '{name}' is {want.num_devices} x {want.chip.device_kind}, and here are "
-            f'{len(devices)} x {", ".join(kinds)}; give the mesh/ file of these devices'
-        )
+    """The devices of this job must be those of the name: as many, in as many slices, of a kind by any of its spellings.
+
+    Raises:
+      UserError: they are others.
+    """
+    want = parse(name)
+    kinds = sorted({device.device_kind for device in devices})
+    slices = len({getattr(device, 'slice_index', None) for device in devices})
+    same_kind = {*kinds} <= {want.chip.device_kind, *want.chip.also}
+    if same_kind and len(devices) == want.num_devices and slices == want.slices:
+        return
+    mend = 'give the mesh/ file of these devices'
+    if same_kind and len(devices) * want.slices == want.num_devices * slices:
+        other = re.sub(r'^\d+x', '', name) if slices == 1 else f'{slices}x{re.sub(r"^[0-9]+x", "", name)}'
+        count = 'one such slice' if slices == 1 else f'{slices} such slices'
+        mend = f'of {count} it is --gin.partitioning.Partitioner.topology="\'{other}\'"'
+    wanted, here = _count(want.num_devices, want.slices), _count(len(devices), slices)
+    raise UserError(
+        f"Partitioner.topology = '{name}' is {wanted} x {want.chip.device_kind}, and here are "
+        f'{here} x {", ".join(kinds)}; {mend}'
+    )
+
+
+def _count(devices: int, slices: int) -> str:
+    return str(devices) if slices == 1 else f'{devices} in {slices} slices'
 
 
 def devices(name: str) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ def summary(tuning: str, plan: Plan, reports: Sequence[Report]) -> dict[str, Any
         'mesh': dict(plan.partitioner.mesh.shape),
         'batch_size': plan.batch_size,
         'hbm': chip and chip.hbm,
+        'devices_a_chip': chip and chip.devices,
         'peak': None if None in peaks else max(peaks),
         'fits': None if chip is None else all(one.fits for one in reports),
         'seconds': None if None in seconds else sum(one.times * one.seconds for one in reports),
@@ -35,7 +36,7 @@ def summary(tuning: str, plan: Plan, reports: Sequence[Report]) -> dict[str, Any
 
 
 def as_json(plans: Sequence[dict[str, Any]]) -> str:
-    """One object for each plan. Bytes, seconds and FLOPs are of one chip."""
+    """One object for each plan. Bytes, seconds and FLOPs are of one device, a chip or (tpu7x) half of one."""
     return json.dumps(plans, indent=2)
 
 
@@ -67,8 +68,9 @@ def _one(plan: dict[str, Any]) -> str:
             lines.append(f'  {one["name"]} receives, in GiB: {over}')
     hbm = f' of {_gib(plan["hbm"])}' if plan['hbm'] else ''
     took = f'; computes {plan["seconds"]:.3f} s a step' if plan['seconds'] else ''
-    peak = f'{_gib(plan["peak"])}{hbm} GiB a chip' if plan['peak'] is not None else f'does not fit{hbm}'
-    note = "GiB a chip; ms are the compiler's cycles, without waiting for the network"
+    each = 'a device, half a chip' if plan['devices_a_chip'] == 2 else 'a chip'
+    peak = f'{_gib(plan["peak"])}{hbm} GiB {each}' if plan['peak'] is not None else f'does not fit{hbm}'
+    note = f"GiB {each}; ms are the compiler's cycles, without waiting for the network"
     return '\n'.join([*lines, f'  peak {peak}{took} ({note})'])
 
 
