@@ -12,6 +12,7 @@ PROGRAM = """
 import os, pathlib, sys
 from perl_jax import startup
 startup.ENABLED = pathlib.Path(sys.argv[1])
+startup.has_tpu = lambda: True
 print('starts', flush=True)
 startup.begin()
 print(os.environ.get('GLIBC_TUNABLES'), os.environ.get('XLA_FLAGS'), sys.argv[2:])
@@ -20,7 +21,8 @@ ARGS = ['--gin.A="b c"']
 
 
 def run(command: list[str], **env: str) -> list[str]:
-    env = {k: v for k, v in os.environ.items() if k not in ('GLIBC_TUNABLES', 'XLA_FLAGS', 'JAX_PLATFORMS')} | env
+    ours = ('GLIBC_TUNABLES', 'XLA_FLAGS', 'JAX_PLATFORMS', 'TPU_SKIP_MDS_QUERY', 'JAX_FORCE_TPU_INIT')
+    env = {k: v for k, v in os.environ.items() if k not in ours} | env
     command = [sys.executable, '-c', *command]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -54,6 +56,48 @@ def test_nothing_where_there_is_nothing_to_ask(tmp_path, setting):
     if setting:
         path.write_text(setting)
     assert run([PROGRAM, path, *ARGS]) == ['starts', f'None None {ARGS}']
+
+
+WITHOUT = """
+import os, pathlib, sys
+from perl_jax import startup
+startup.ENABLED, startup.PCI = pathlib.Path('/nowhere'), pathlib.Path(sys.argv[1])
+startup.has_plugins = lambda: sys.argv[2] == 'plugins'
+startup.begin()
+print(os.environ.get('TPU_SKIP_MDS_QUERY'), os.environ.get('JAX_PLATFORMS'))
+"""
+DISK, NETWORK = ('0x1ae0', '0x010802'), ('0x1ae0', '0x020000')  # of a virtual machine in Google's cloud
+CHIP, OTHER = ('0x1ae0', '0x120000'), ('0x8086', '0x120000')
+
+
+def machine(path, *devices):
+    for i, (vendor, kind) in enumerate(devices):
+        (path / str(i)).mkdir()
+        (path / str(i) / 'vendor').write_text(vendor + '\n')
+        (path / str(i) / 'class').write_text(kind + '\n')
+    return path
+
+
+@pytest.mark.parametrize(('devices', 'plugins', 'env', 'said'), [
+    ((), '', {}, '1 cpu'), ((DISK, NETWORK, OTHER), '', {}, '1 cpu'), ((DISK, CHIP), '', {}, 'None None'),
+    ((DISK,), 'plugins', {}, '1 None'), ((), '', {'JAX_PLATFORMS': ''}, '1 '),
+    ((), '', {'JAX_PLATFORMS': 'cuda', 'TPU_SKIP_MDS_QUERY': '0'}, '0 cuda'),
+    ((), '', {'JAX_FORCE_TPU_INIT': '1'}, 'None None'),
+], ids=['bare', 'cloud', 'tpu', 'gpu', 'any', 'user', 'forced'])  # fmt: skip
+def test_a_missing_tpu_is_not_asked_for(tmp_path, devices, plugins, env, said):
+    """With a chip nothing is set: JAX asks the metadata server who is who, unless TPU_SKIP_MDS_QUERY is there."""
+    assert run([WITHOUT, machine(tmp_path, *devices), plugins], **env) == [said]
+
+
+def test_no_word_of_libtpu_without_a_tpu():
+    """libtpu, where it is installed, writes errors as soon as JAX loads it."""
+    if startup.has_tpu() or startup.has_plugins():
+        pytest.skip('this machine has a TPU, or a plugin')
+    program = 'from perl_jax import startup; startup.begin(); import jax; print(jax.devices()[0].platform)'
+    names = ('TPU_SKIP_MDS_QUERY', 'JAX_PLATFORMS')
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ('cpu\n', '')
 
 
 @pytest.mark.skipif(
