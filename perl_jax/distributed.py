@@ -2,16 +2,19 @@
 
 Every process runs the same command. Each reads its own rows of every batch (Partitioner.rows); all of them write a
 checkpoint; the first alone writes metrics and samples. If one dies, the others stop within `HEARTBEAT` seconds: the
-step that they wait in could never end. The same command on as many processes, or more or fewer, goes on.
+step that they wait in could never end. They end with a code of their own (survivor.py), and the same command on as many
+processes, or more or fewer, goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,10 +22,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from perl_jax import survivor
 from perl_jax.errors import UserError
 
 HEARTBEAT = 60  # seconds of silence after which a process is taken for dead
 JOIN = 300  # seconds that the processes wait for each other at the start
+
+# How JAX's errors speak of a process that is no longer there (some come by way of Gloo, from the sockets).
+GONE = re.compile(
+    'coordination service|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Connection (reset|closed|refused)|Broken pipe'
+)
 
 # T5X's flags. On a TPU pod, under Slurm or on GKE --distributed alone: JAX asks the machine who is who.
 FLAGS: dict[str, dict[str, Any]] = {
@@ -64,6 +73,24 @@ def join(
     if jax.process_index() == 0:
         listed = ', '.join(f'{i} {name}' for i, name in enumerate(names))
         logging.getLogger('perl_jax').info(f'{len(names)} processes: {listed}')
+
+
+def lost(error: BaseException | None) -> bool:
+    """Does an error, or what it came from, say that another process is gone? One of JAX's, or of a library over it."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def verdict(error: Exception) -> tuple[int, str]:
+    """The exit code of one process among several, and why, after an error that it did not expect."""
+    if lost(error):
+        why = ' '.join(str(error).split())[:200]
+        return survivor.LOST, f'another process was lost ({why}); the same command goes on from the last checkpoint'
+    traceback.print_exception(error)
+    return 1, 'stopped by the error above; the same command goes on from the last checkpoint'
 
 
 def roll_call() -> list[str]:

@@ -6,11 +6,10 @@ import functools
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from perl_jax import __version__, configure, startup, t5x_names
+from perl_jax import __version__, configure, startup, survivor, t5x_names
 from perl_jax.errors import Preempted, UserError
 
 HELP = """\
@@ -53,7 +52,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0: done.   2: an error that the user can mend, said in one line.   75: preempted, saved; to be run again.
-    130: interrupted.   141: who read the output closed it.   Of one process among several, 1: another was lost.
+    130: interrupted.   141: who read the output closed it.   Of one among several, 76: another process was lost.
     """
     program, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help', 'help'):
@@ -64,6 +63,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
         return 0
     if program:
         startup.begin()
+        survivor.begin(argv)
     _quiet()
     with configure.released():
         return _command(argv)
@@ -91,10 +91,13 @@ def _command(argv: list[str]) -> int:
     except Exception as error:
         if type(error).__module__.startswith('tensorflow') and 'UserError: ' in str(error):  # from inside a tf.data map
             return _leave(2, _line(error))
+        if str(error).startswith('Unable to initialize backend'):  # of JAX_PLATFORMS
+            return _leave(2, str(error).partition('\n')[0])
         if not _is_one_of_several():
             raise
-        traceback.print_exc()
-        code, said = 1, 'stopped; was another process lost? The same command goes on from the last checkpoint'
+        from perl_jax import distributed
+
+        code, said = distributed.verdict(error)
     return _leave(code, said)
 
 
@@ -121,7 +124,7 @@ def _is_one_of_several() -> bool:
 
 def _join(command: str, argv: list[str]) -> list[str]:
     """The arguments without those that make this process one of several, after they have."""
-    if not any(word.startswith(('--distributed', '--coordinator_address', '--process_')) for word in argv):
+    if not survivor.is_one_of_several(argv):
         return argv
     from perl_jax import distributed
 
