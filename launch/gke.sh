@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
 # A run on Google Kubernetes Engine, as a JobSet: one pod a host, all of them started again when one fails.
 #
-#   launch/gke.sh run    NAME --image=IMAGE --type=v5litepod-16 [--slices=2] -- policy --gin_file=... --gin.MODEL_DIR=...
+#   launch/gke.sh run    NAME --image=IMAGE --type=v5litepod-16 [--slices=2] [--env HF_TOKEN] -- policy --gin_file=...
 #   launch/gke.sh logs   NAME          follow the first worker
 #   launch/gke.sh delete NAME
 #
-# --xpk --cluster=CLUSTER --zone=ZONE hands the workload to XPK, which knows queues and quotas; without it kubectl applies
-# a JobSet (its controller must be installed) to the cluster of the present context. --restarts=10 is how often the job
-# may be started again (a preempted one exits with 75 and goes on). --dry_run prints what would be done. launch/Dockerfile
-# makes the image.
+# --xpk --cluster=CLUSTER --zone=ZONE hands the workload to XPK, which knows queues and quotas; without it kubectl
+# applies a JobSet (its controller, 0.10 or newer, must be installed) to the cluster of the present context.
+# launch/Dockerfile makes the image. --dry_run prints what would be done.
+#
+# --env gives the job a variable, with the value that it has in this shell where none is given, and --env_file=FILE
+# those of a file (NAME[=VALUE] a line): HF_TOKEN, TASKMASTER_DIR, TLDR_SOURCE. They are kept in a Kubernetes secret of
+# the job, NAME-env. --secret=SECRET gives it all keys of a secret that is there already. XPK has no secrets: it writes
+# variables into the workload, where all who may look at it read them.
+#
+# --restarts=10 is how often the job is started again after a fault. Exit code 2, an error that you can mend, ends it at
+# once. A preemption (75, or the cluster's own word) and what it leaves of other processes (76) are not counted; XPK
+# counts them. Flags for kubectl or xpk stand behind --, before a second one: -- --namespace=mine -- policy ...
 set -euo pipefail
 
 die() { echo "launch/gke.sh: $1" >&2; exit 2; }
@@ -18,7 +26,9 @@ usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d' >&2; 
 command=$1
 name=$2
 shift 2
-image='' type='' slices=1 cluster='' zone='' xpk='' dry_run='' restarts=10
+# shellcheck source=launch/env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+image='' type='' slices=1 cluster='' zone='' xpk='' dry_run='' restarts=10 secrets=() more=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     --image=*) image=${1#*=} ;;
@@ -27,6 +37,10 @@ while [[ $# -gt 0 ]]; do
     --cluster=*) cluster=${1#*=} ;;
     --zone=*) zone=${1#*=} ;;
     --restarts=*) restarts=${1#*=} ;;
+    --env=*) add_env "${1#*=}" ;;
+    --env) [[ $# -ge 2 ]] || die '--env: give NAME or NAME=VALUE'; shift; add_env "$1" ;;
+    --env_file=*) add_env_file "${1#*=}" ;;
+    --secret=*) secrets+=("${1#*=}") ;;
     --xpk) xpk=yes ;;
     --dry_run) dry_run=yes ;;
     --) shift; break ;;
@@ -34,6 +48,25 @@ while [[ $# -gt 0 ]]; do
   esac
   shift
 done
+
+# What is left: perl_jax's words, with kubectl's or xpk's flags before a second -- (all of them, of logs and delete).
+words=()
+for word in "$@"; do
+  if [[ $command == run && $word == -- && ${#more[@]} -eq 0 ]]; then
+    more=("${words[@]}")
+    words=()
+  else
+    words+=("$word")
+  fi
+done
+[[ $command == run ]] || more=("${words[@]}")
+for word in "${more[@]}"; do
+  [[ $word == -* ]] || die "'$word' is no flag; flags for kubectl or xpk, behind --, have their values behind ="
+done
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#name} -le 40 ]] || die "'$name': a name has at most 40 of a-z, 0-9 and -"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices: give a number"
+[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts: give a number"
+[[ $((${#env_names[@]} + ${#secrets[@]})) -eq 0 || $command == run ]] || die "$command: variables are for run"
 
 do_it() {
   if [[ -n $dry_run ]]; then
@@ -44,15 +77,20 @@ do_it() {
   fi
 }
 
+preempted=75,76 # the exit codes of a job that shall go on (perl_jax/main.py)
+grace=300 # seconds that a preempted process has to save
+
 # Of a type: GKE's name of the accelerator, the slice's shape, hosts, chips of a host.
 shape() {
   case $1 in
+    v5litepod-4) echo 'tpu-v5-lite-podslice 2x2 1 4' ;;
     v5litepod-8) echo 'tpu-v5-lite-podslice 2x4 1 8' ;;
     v5litepod-16) echo 'tpu-v5-lite-podslice 4x4 4 4' ;;
     v5litepod-32) echo 'tpu-v5-lite-podslice 4x8 8 4' ;;
     v5litepod-64) echo 'tpu-v5-lite-podslice 8x8 16 4' ;;
     v5litepod-128) echo 'tpu-v5-lite-podslice 8x16 32 4' ;;
     v5litepod-256) echo 'tpu-v5-lite-podslice 16x16 64 4' ;;
+    v6e-4) echo 'tpu-v6e-slice 2x2 1 4' ;;
     v6e-8) echo 'tpu-v6e-slice 2x4 1 8' ;;
     v6e-16) echo 'tpu-v6e-slice 4x4 4 4' ;;
     v6e-32) echo 'tpu-v6e-slice 4x8 8 4' ;;
@@ -64,12 +102,23 @@ shape() {
     v4-32) echo 'tpu-v4-podslice 2x2x4 4 4' ;;
     v4-64) echo 'tpu-v4-podslice 2x4x4 8 4' ;;
     v4-128) echo 'tpu-v4-podslice 4x4x4 16 4' ;;
+    v4-256) echo 'tpu-v4-podslice 4x4x8 32 4' ;;
+    v4-512) echo 'tpu-v4-podslice 4x8x8 64 4' ;;
     v5p-8) echo 'tpu-v5p-slice 2x2x1 1 4' ;;
     v5p-16) echo 'tpu-v5p-slice 2x2x2 2 4' ;;
     v5p-32) echo 'tpu-v5p-slice 2x2x4 4 4' ;;
     v5p-64) echo 'tpu-v5p-slice 2x4x4 8 4' ;;
     v5p-128) echo 'tpu-v5p-slice 4x4x4 16 4' ;;
-    *) die "--type=$1: give v4-{8..128}, v5litepod-{8..256}, v5p-{8..128} or v6e-{8..256}" ;;
+    v5p-256) echo 'tpu-v5p-slice 4x4x8 32 4' ;;
+    v5p-512) echo 'tpu-v5p-slice 4x8x8 64 4' ;;
+    tpu7x-8) echo 'tpu7x 2x2x1 1 4' ;;
+    tpu7x-16) echo 'tpu7x 2x2x2 2 4' ;;
+    tpu7x-32) echo 'tpu7x 2x2x4 4 4' ;;
+    tpu7x-64) echo 'tpu7x 2x4x4 8 4' ;;
+    tpu7x-128) echo 'tpu7x 4x4x4 16 4' ;;
+    tpu7x-256) echo 'tpu7x 4x4x8 32 4' ;;
+    tpu7x-512) echo 'tpu7x 4x8x8 64 4' ;;
+    *) die "--type=$1: give v4-{8..512}, v5litepod-{4..256}, v5p-{8..512}, v6e-{4..256} or tpu7x-{8..512}" ;;
   esac
 }
 
@@ -82,10 +131,44 @@ yaml_list() {
   echo "[${out#, }]"
 }
 
+# The job's variables as a secret. A dry run shows their names alone.
+secret() {
+  local i value
+  cat << YAML
+apiVersion: v1
+kind: Secret
+metadata:
+  name: $name-env
+data:
+YAML
+  for i in "${!env_names[@]}"; do
+    value="'not shown'"
+    [[ -n $dry_run ]] || value=$(printf %s "${env_values[i]}" | base64 | tr -d '\n')
+    echo "  ${env_names[i]}: $value"
+  done
+  echo ---
+}
+
+# Where a container's variables come from.
+env_from() {
+  local one all=("${secrets[@]}")
+  [[ ${#env_names[@]} -eq 0 ]] || all+=("$name-env")
+  [[ ${#all[@]} -gt 0 ]] || return 0
+  printf '\n              envFrom:'
+  for one in "${all[@]}"; do
+    printf '\n              - secretRef: {name: %s}' "$one"
+  done
+}
+
+# Of a failed pod the first rule of podFailurePolicy that fits fails its job and says why; failurePolicy's rules then
+# look at that reason. What fits no rule is a fault of the program, and counted.
 jobset() {
-  local row accelerator topology hosts chips
+  local row accelerator topology hosts chips variables
   row=$(shape "$type") # on a line of its own, so that its failure ends the script
   read -r accelerator topology hosts chips <<< "$row"
+  [[ $slices -eq 1 || $hosts -gt 1 ]] || die "--slices=$slices: $type is one host, and GKE joins slices of several hosts"
+  [[ ${#env_names[@]} -eq 0 ]] || secret
+  variables=$(env_from)
   cat << YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -96,6 +179,12 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: $restarts
+    rules:
+    - action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
+      onJobFailureMessagePatterns: ['failed with exit code 2 ']
+    - action: RestartJobSetAndIgnoreMaxRestarts
+      onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: workers
     replicas: $slices
@@ -104,10 +193,19 @@ spec:
         parallelism: $hosts
         completions: $hosts
         backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes: {containerName: perl-jax, operator: In, values: [2]}
+          - action: FailJob
+            onExitCodes: {containerName: perl-jax, operator: In, values: [$preempted]}
+          - action: FailJob
+            onPodConditions:
+            - {type: DisruptionTarget, status: 'True'}
         template:
           spec:
             restartPolicy: Never
-            terminationGracePeriodSeconds: 300
+            terminationGracePeriodSeconds: $grace
             nodeSelector:
               cloud.google.com/gke-tpu-accelerator: $accelerator
               cloud.google.com/gke-tpu-topology: $topology
@@ -115,7 +213,7 @@ spec:
             - name: perl-jax
               image: $image
               command: [perl_jax]
-              args: $(yaml_list "$@" --distributed)
+              args: $(yaml_list "$@" --distributed)$variables
               ports:
               - containerPort: 8471
               - containerPort: 8476
@@ -125,33 +223,60 @@ spec:
 YAML
 }
 
+xpk_create() {
+  local i flags=()
+  [[ -n $cluster && -n $zone ]] || die '--xpk needs --cluster=... and --zone=...'
+  [[ ${#secrets[@]} -eq 0 ]] || die '--secret: XPK knows no secrets; give the variables with --env'
+  if [[ ${#env_names[@]} -gt 0 ]]; then
+    for i in "${!env_names[@]}"; do # XPK puts a value into YAML between double quotes, as it is
+      [[ ${env_values[i]} != *[\"\\]* ]] || die "--env ${env_names[i]}: XPK can pass on no value with \" or \\ in it"
+    done
+    if [[ -n $dry_run ]]; then
+      echo "# perl_jax.env: ${env_names[*]}"
+      flags=(--env-file=perl_jax.env)
+    else
+      file=$(mktemp) # readable by its owner alone
+      trap 'rm -f "$file"' EXIT
+      env_lines > "$file"
+      flags=(--env-file="$file")
+    fi
+  fi
+  # By default XPK starts two containers on a host of Ironwood; here one process has all of a host's devices.
+  [[ $type != tpu7x-* ]] || flags+=(--no-use-parallel-containers)
+  # exec: XPK sends SIGTERM to the shell of the command.
+  do_it xpk workload create --workload="$name" --cluster="$cluster" --zone="$zone" --tpu-type="$type" \
+    --num-slices="$slices" --docker-image="$image" --max-restarts="$restarts" --restart-on-exit-codes=$preempted \
+    --termination-grace-period-seconds=$grace "${flags[@]}" "${more[@]}" \
+    --command="exec perl_jax $(printf '%q ' "$@")--distributed"
+}
+
 case $command in
   run)
-    [[ $# -gt 0 ]] || die 'run: what perl_jax is to do stands behind --, such as -- policy --gin_file=...'
-    [[ $1 == perl_jax ]] && shift
+    [[ ${words[0]:-} != perl_jax ]] || words=("${words[@]:1}")
+    [[ ${#words[@]} -gt 0 ]] || die 'run: what perl_jax is to do stands behind --, such as -- policy --gin_file=...'
     [[ -n $image ]] || die '--image=... is missing (launch/Dockerfile makes one)'
     [[ -n $type ]] || die '--type=... is missing, such as --type=v5litepod-16'
     if [[ -n $xpk ]]; then
-      [[ -n $cluster && -n $zone ]] || die '--xpk needs --cluster=... and --zone=...'
-      do_it xpk workload create --workload="$name" --cluster="$cluster" --zone="$zone" --tpu-type="$type" \
-        --num-slices="$slices" --docker-image="$image" --max-restarts="$restarts" \
-        --command="perl_jax $(printf '%q ' "$@")--distributed"
+      xpk_create "${words[@]}"
     elif [[ -n $dry_run ]]; then
-      jobset "$@"
-      echo '# to be applied by: kubectl apply -f -'
+      jobset "${words[@]}"
+      printf '# to be applied by: '
+      do_it kubectl apply -f - "${more[@]}"
     else
-      spec=$(jobset "$@")
-      kubectl apply -f - <<< "$spec"
+      spec=$(jobset "${words[@]}")
+      kubectl apply -f - "${more[@]}" <<< "$spec"
     fi
     ;;
   logs)
-    do_it kubectl logs --follow --selector="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+    first="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+    do_it kubectl logs --follow --selector="$first" "${more[@]}"
     ;;
   delete)
     if [[ -n $xpk ]]; then
-      do_it xpk workload delete --workload="$name" --cluster="$cluster" --zone="$zone"
+      do_it xpk workload delete --workload="$name" --cluster="$cluster" --zone="$zone" "${more[@]}"
     else
-      do_it kubectl delete jobset "$name"
+      do_it kubectl delete jobset "$name" "${more[@]}"
+      do_it kubectl delete secret "$name-env" --ignore-not-found "${more[@]}"
     fi
     ;;
   *) die "no command is called '$command'; there are run, logs, delete" ;;

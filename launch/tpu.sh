@@ -1,17 +1,24 @@
 #!/usr/bin/env bash
 # From a TPU VM or pod slice to a finished run, with gcloud. In order:
 #
-#   launch/tpu.sh create  NAME --type=v5litepod-16 --zone=us-west4-a [--spot] [--queued] [--version=...]
+#   launch/tpu.sh create  NAME --type=v5litepod-16 --zone=us-west4-a [--spot] [--queued [--slices=2]] [--version=...]
 #   launch/tpu.sh status  NAME --zone=...          wait until it is READY (ACTIVE, where it was queued)
 #   launch/tpu.sh install NAME --zone=...          this checkout's last commit, on every worker
-#   launch/tpu.sh run     NAME --zone=... -- policy --gin_file=... --gin.MODEL_DIR="'gs://BUCKET/run'"
-#   launch/tpu.sh logs    NAME --zone=... [--worker=0]     follow it
+#   launch/tpu.sh run     NAME --zone=... [--env HF_TOKEN] -- policy --gin_file=... --gin.MODEL_DIR="'gs://BUCKET/run'"
+#   launch/tpu.sh logs    NAME --zone=... [--worker=0] [--slice=0]     follow it
 #   launch/tpu.sh stop    NAME --zone=...          SIGTERM: it saves, and the same run goes on from there
+#   launch/tpu.sh renew   NAME --type=... --zone=... [as for create]   in place of a spot machine that was taken
 #   launch/tpu.sh collect gs://BUCKET/run DIR      the run, to this machine
 #   launch/tpu.sh delete  NAME --zone=... [--queued]       it costs money until then
 #
-# Each takes --project=... and --dry_run, which prints the commands and runs none. A job on several workers needs a
-# MODEL_DIR that all of them see: a bucket. docs/tpu.md tells the whole way, with costs.
+# Each takes --project=... and --dry_run, which prints the commands and runs none. Behind -- stand further flags for
+# gcloud, such as -- --network=mine --tags=a; for run they come before a second one: -- --internal-ip -- policy ...
+#
+# --env gives a job a variable, with the value that it has in this shell where none is given, and --env_file=FILE those
+# of a file (NAME[=VALUE] a line): HF_TOKEN, TASKMASTER_DIR, TLDR_SOURCE. They travel in a file that only you can read.
+#
+# With --slices=2 the machine is two slices of that type, and every command but collect is told so. A job on several
+# workers needs a MODEL_DIR that all of them see: a bucket. docs/tpu.md tells the whole way, with costs.
 set -euo pipefail
 
 die() { echo "launch/tpu.sh: $1" >&2; exit 2; }
@@ -23,24 +30,48 @@ name=$2
 shift 2
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-zone='' type='' version='' worker=0 target='' spot=() project=() dry_run='' queued=''
+# shellcheck source=launch/env.sh
+source "$here/launch/env.sh"
+zone='' type='' version='' worker=0 slice=0 slices=1 target='' spot=() project=() dry_run='' queued='' more=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     --zone=*) zone=${1#*=} ;;
     --type=*) type=${1#*=} ;;
     --version=*) version=${1#*=} ;;
     --worker=*) worker=${1#*=} ;;
+    --slice=*) slice=${1#*=} ;;
+    --slices=*) slices=${1#*=} ;;
     --project=*) project=("$1") ;;
+    --env=*) add_env "${1#*=}" ;;
+    --env) [[ $# -ge 2 ]] || die '--env: give NAME or NAME=VALUE'; shift; add_env "$1" ;;
+    --env_file=*) add_env_file "${1#*=}" ;;
     --spot) spot=(--spot) ;;
     --queued) queued=yes ;;
     --dry_run) dry_run=yes ;;
     --) shift; break ;;
-    --*) die "unknown flag '$1'" ;;
+    --*) die "unknown flag '$1'; flags for gcloud stand behind --" ;;
     *) [[ $command == collect && -z $target ]] || die "unexpected '$1'; what perl_jax is to do stands behind --"
        target=$1 ;;
   esac
   shift
 done
+
+# What is left: gcloud's flags; of run, perl_jax's words, with gcloud's before a second --.
+words=()
+for word in "$@"; do
+  if [[ $command == run && $word == -- && ${#more[@]} -eq 0 ]]; then
+    more=("${words[@]}")
+    words=()
+  else
+    words+=("$word")
+  fi
+done
+[[ $command == run ]] || more=("${words[@]}")
+for word in "${more[@]}"; do
+  [[ $word == -* ]] || die "'$word' is no flag; flags for gcloud, behind --, have their values behind ="
+done
+[[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices: give a number"
+[[ ${#env_names[@]} -eq 0 || $command == run ]] || die "$command: --env and --env_file are for run"
 
 # Prints a command as it could be typed; runs it unless that was all.
 do_it() {
@@ -52,8 +83,28 @@ do_it() {
   fi
 }
 
-tpu_vm() { do_it gcloud compute tpus tpu-vm "$1" "$name" "${@:2}" --zone="$zone" "${project[@]}"; }
-ssh_all() { tpu_vm ssh --worker=all --command="$1"; }
+tpu_vm() { do_it gcloud compute tpus tpu-vm "$1" "$name" "${@:2}" --zone="$zone" "${project[@]}" "${more[@]}"; }
+resource() {
+  do_it gcloud compute tpus queued-resources "$1" "$name" "${@:2}" --zone="$zone" "${project[@]}" "${more[@]}"
+}
+
+# Several slices are reached by way of the queued resource that they are.
+ssh_to() {
+  if [[ $slices -gt 1 ]]; then
+    resource ssh --node="$1" --worker="$2" --command="$3"
+  else
+    tpu_vm ssh --worker="$2" --command="$3"
+  fi
+}
+ssh_all() { ssh_to all all "$1"; }
+scp_all() {
+  local kind=tpu-vm node=()
+  if [[ $slices -gt 1 ]]; then
+    kind=queued-resources node=(--node=all)
+  fi
+  do_it gcloud compute tpus "$kind" scp "$1" "$name:$2" "${node[@]}" --worker=all --zone="$zone" "${project[@]}" \
+    "${more[@]}"
+}
 
 if [[ $command != collect ]]; then
   [[ -n $zone ]] || die '--zone=... is missing, such as --zone=us-west4-a'
@@ -66,57 +117,101 @@ runtime() {
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
+    tpu7x-*) die "--type=$1: Ironwood is to be had on GKE alone: launch/gke.sh run ... --type=$1" ;;
     *) die "--type=$1: give v4-N, v5litepod-N, v5p-N or v6e-N, or --version=..." ;;
   esac
 }
 
+create() {
+  [[ -n $type ]] || die '--type=... is missing, such as --type=v5litepod-16'
+  [[ -n $version ]] || version=$(runtime "$type")
+  [[ $slices -eq 1 || -n $queued ]] || die "--slices=$slices: several slices are to be had with --queued alone"
+  if [[ -n $queued ]]; then # waits in line until there is room; a spot machine may be taken away again
+    local node=(--node-id="$name")
+    [[ $slices -eq 1 ]] || node=(--node-count="$slices" --node-prefix="$name")
+    resource create "${node[@]}" --accelerator-type="$type" --runtime-version="$version" "${spot[@]}"
+  else
+    tpu_vm create --accelerator-type="$type" --version="$version" "${spot[@]}"
+  fi
+}
+state() {
+  if [[ -n $queued || $slices -gt 1 ]]; then
+    resource describe --format='value(state.state)'
+  else
+    tpu_vm describe --format='value(state)'
+  fi
+}
+delete() {
+  if [[ -n $queued || $slices -gt 1 ]]; then
+    resource delete --force --quiet
+  else
+    tpu_vm delete --quiet
+  fi
+}
+
 case $command in
-  create)
-    [[ -n $type ]] || die '--type=... is missing, such as --type=v5litepod-16'
-    [[ -n $version ]] || version=$(runtime "$type")
-    if [[ -n $queued ]]; then # waits in line until there is room; a spot machine may be taken away again
-      do_it gcloud compute tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
-        --runtime-version="$version" "${spot[@]}" --zone="$zone" "${project[@]}"
-    else
-      tpu_vm create --accelerator-type="$type" --version="$version" "${spot[@]}"
-    fi
-    ;;
+  create) create ;;
   status)
-    if [[ -n $queued ]]; then
-      do_it gcloud compute tpus queued-resources describe "$name" --zone="$zone" "${project[@]}" \
-        --format='value(state.state)'
-    else
-      tpu_vm describe --format='value(state)'
-    fi
+    now=$(state) # on a line of its own, so that its failure ends the script
+    echo "$now"
+    case $now in
+      # A queued resource that was taken ends so and never becomes ACTIVE again; nor does a machine that was not queued.
+      SUSPENDED | FAILED | PREEMPTED | TERMINATED)
+        echo "launch/tpu.sh: $name is $now and does not come back: renew it with the flags of create, then install" \
+          'and run; the same run goes on from its last checkpoint' >&2
+        exit 75
+        ;;
+    esac
+    ;;
+  renew)
+    [[ -n $type ]] || die '--type=... is missing, such as --type=v5litepod-16'
+    now=$(more=() && state)
+    case $now in
+      SUSPENDED | FAILED | PREEMPTED | TERMINATED) ;;
+      *) [[ -n $dry_run ]] || die "renew: $name is $now, and not SUSPENDED, FAILED, PREEMPTED or TERMINATED" ;;
+    esac
+    [[ -z $dry_run ]] || echo "$now"
+    flags=("${more[@]}") # they are for the new one
+    more=()
+    delete
+    more=("${flags[@]}")
+    create
     ;;
   install)
     archive=$(mktemp -u).tar.gz
     [[ -n $dry_run ]] && archive=perl_jax.tar.gz
     do_it git -C "$here" archive --format=tar.gz --output="$archive" HEAD
-    do_it gcloud compute tpus tpu-vm scp "$archive" "$name":perl_jax.tar.gz --worker=all --zone="$zone" "${project[@]}"
+    scp_all "$archive" perl_jax.tar.gz
     # The machines' own Python is too old; uv brings one.
     ssh_all 'rm -rf perl_jax && mkdir perl_jax && tar -xzf perl_jax.tar.gz -C perl_jax && cd perl_jax && python3 -m pip install -q --user uv && python3 -m uv venv -q --python 3.11 .venv && python3 -m uv pip install -q --python .venv/bin/python -e ".[tpu,hf,datasets]"'
     [[ -n $dry_run ]] || rm -f "$archive"
     ;;
   run)
-    [[ $# -gt 0 ]] || die 'run: what perl_jax is to do stands behind --, such as -- policy --gin_file=...'
-    [[ $1 == perl_jax ]] && shift
-    # setsid: it goes on when this connection ends.
-    ssh_all "setsid nohup perl_jax/launch/worker.sh $(printf '%q ' "$@")> perl_jax.log 2>&1 < /dev/null & sleep 1"
+    [[ ${words[0]:-} != perl_jax ]] || words=("${words[@]:1}")
+    [[ ${#words[@]} -gt 0 ]] || die 'run: what perl_jax is to do stands behind --, such as -- policy --gin_file=...'
+    variables=''
+    if [[ ${#env_names[@]} -gt 0 ]]; then
+      variables='--env_file=perl_jax.env '
+      if [[ -n $dry_run ]]; then
+        echo "# perl_jax.env: ${env_names[*]}"
+        scp_all perl_jax.env perl_jax.env
+      else
+        file=$(mktemp) # readable by its owner alone, and so is the copy
+        trap 'rm -f "$file"' EXIT
+        env_lines > "$file"
+        scp_all "$file" perl_jax.env
+      fi
+    fi
+    line="perl_jax/launch/worker.sh $variables$(printf '%q ' "${words[@]}")"
+    ssh_all "setsid nohup $line> perl_jax.log 2>&1 < /dev/null & sleep 1" # setsid: it goes on when this connection ends
     ;;
-  logs) tpu_vm ssh --worker="$worker" --command='tail -n 50 -F perl_jax.log' ;;
+  logs) ssh_to "$slice" "$worker" 'tail -n 50 -F perl_jax.log' ;;
   stop) ssh_all 'touch perl_jax.stop; pkill -TERM -f "[.]venv/bin/perl_jax" || true' ;;
   collect)
     [[ $name == gs://* && -n $target ]] || die 'collect: give the run and where to: collect gs://BUCKET/run DIR'
     do_it mkdir -p "$target"
-    do_it gcloud storage cp --recursive "$name" "$target"
+    do_it gcloud storage cp --recursive "$name" "$target" "${more[@]}"
     ;;
-  delete)
-    if [[ -n $queued ]]; then
-      do_it gcloud compute tpus queued-resources delete "$name" --force --quiet --zone="$zone" "${project[@]}"
-    else
-      tpu_vm delete --quiet
-    fi
-    ;;
-  *) die "no command is called '$command'; there are create, status, install, run, logs, stop, collect, delete" ;;
+  delete) delete ;;
+  *) die "no command is called '$command'; create, status, install, run, logs, stop, renew, collect, delete are" ;;
 esac

@@ -1,11 +1,37 @@
 #!/usr/bin/env bash
 # What each worker of a pod runs: a perl_jax command as one process of the job (launch/tpu.sh run starts it).
 #
-# Exit code 75 says that the job was preempted and has saved. If the machine stays after all, it goes on at once;
-# launch/tpu.sh stop leaves the file ~/perl_jax.stop, which says not to.
+#   launch/worker.sh [--env NAME[=VALUE]]... [--env_file=FILE] policy --gin_file=... --gin.MODEL_DIR=...
+#
+# A file ~/perl_jax.env is launch/tpu.sh's: it is read and removed. Exit code 75 says that the job was preempted and has
+# saved. If the machine stays after all, it goes on at once; launch/tpu.sh stop leaves the file ~/perl_jax.stop, which
+# says not to. 76 says that another worker was lost: nothing is to be gained before that one is back.
 set -uo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+die() { echo "launch/worker.sh: $1" >&2; exit 2; }
+
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 2
+# shellcheck source=launch/env.sh
+source "$checkout/launch/env.sh"
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --env=*) add_env "${1#*=}" ;;
+    --env) [[ $# -ge 2 ]] || die '--env: give NAME or NAME=VALUE'; shift; add_env "$1" ;;
+    --env_file=*)
+      add_env_file "${1#*=}"
+      if [[ ${1#*=} -ef ~/perl_jax.env ]]; then rm -f ~/perl_jax.env; fi
+      ;;
+    --*) die "unknown flag '$1'" ;;
+    *) break ;;
+  esac
+  shift
+done
+[[ $# -gt 0 ]] || die 'give what perl_jax is to do, such as policy --gin_file=...'
+for i in "${!env_names[@]}"; do
+  export "${env_names[i]}=${env_values[i]}"
+done
+
+cd "$checkout" || exit 2
 rm -f ~/perl_jax.stop
 while :; do
   .venv/bin/perl_jax "$@" --distributed

@@ -1,5 +1,6 @@
-"""The launch scripts against stand-ins on PATH that note how they were called: what would reach the cloud."""
+"""launch/tpu.sh and worker.sh against stand-ins that note how they were called: what would reach the cloud."""
 
+import base64
 import os
 import pathlib
 import shlex
@@ -7,38 +8,9 @@ import shutil
 import subprocess
 
 import pytest
+from stand_ins import LAUNCH, RUN, SECRET, ZONE, call  # noqa: F401
 
-LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
-NOTE = """#!/usr/bin/env bash
-printf '%q ' "$(basename "$0")" "$@" >> "$CALLS"
-echo >> "$CALLS"
-[[ ! -t 0 && $1 == apply ]] && cat >> "$CALLS"
-exit "${FAIL:-0}"
-"""
-RUN = ('policy', '--gin_file=recipes/toy_policy.gin', """--gin.MODEL_DIR='gs://b/it is'""")
-ZONE = '--zone=us-west4-a'
-
-
-@pytest.fixture
-def call(tmp_path):
-    """Run a script with stand-ins for the tools of the cloud: its result, and the calls as lists of words."""
-    for name in ('gcloud', 'kubectl', 'xpk'):
-        path = tmp_path / 'bin' / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(NOTE)
-        path.chmod(0o755)
-    log = tmp_path / 'calls'
-
-    def run(script, *words, fail=0):
-        log.write_text('')
-        env = os.environ | {'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}', 'CALLS': str(log), 'FAIL': str(fail)}
-        result = subprocess.run(
-            [LAUNCH / script, *words], env=env, cwd=tmp_path, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        return result, [shlex.split(line) for line in log.read_text().splitlines()]
-
-    return run
+# ruff: noqa: F811 (a fixture is shared by importing it)
 
 
 def tpu_vm(verb, *rest):
@@ -69,7 +41,7 @@ def test_each_command_is_one_call(call, command):
     ('create', ['--type=v4-8', '--spot'],
      ['create', 'me', '--node-id=me', '--accelerator-type=v4-8', '--runtime-version=tpu-ubuntu2204-base', '--spot',
       ZONE]),
-    ('status', [], ['describe', 'me', ZONE, '--format=value(state.state)']),
+    ('status', [], ['describe', 'me', '--format=value(state.state)', ZONE]),
     ('delete', [], ['delete', 'me', '--force', '--quiet', ZONE]),
 ], ids=['create', 'status', 'delete'])  # fmt: skip
 def test_a_queued_resource(call, command, flags, rest):
@@ -120,6 +92,15 @@ WRONG = {
     'no run': (['run', 'me', ZONE], 'stands behind --'),
     'command': (['launch', 'me', ZONE], "no command is called 'launch'"),
     'bucket': (['collect', 'run', 'out'], 'collect gs://BUCKET/run DIR'),
+    'ironwood': (['create', 'me', ZONE, '--type=tpu7x-8'], 'Ironwood is to be had on GKE alone: launch/gke.sh run'),
+    'slices': (['create', 'me', ZONE, '--type=v4-8', '--slices=2'], 'several slices are to be had with --queued alone'),
+    'no number': (['status', 'me', ZONE, '--slices=two'], '--slices=two: give a number'),
+    'word': (['create', 'me', ZONE, '--type=v4-8', '--', '--network', 'mine'], "'mine' is no flag"),
+    'no value': (['run', 'me', ZONE, '--env', 'HF_TOKEN', '--', 'sft'], '--env HF_TOKEN: there is no variable of that'),
+    'no name': (['run', 'me', ZONE, '--env=HF-TOKEN=a', '--', 'sft'], '--env: give NAME or NAME=VALUE'),
+    'line break': (['run', 'me', ZONE, '--env=A=b\nc', '--', 'sft'], '--env A: its value has a line break'),
+    'no file': (['run', 'me', ZONE, '--env_file=no', '--', 'sft'], '--env_file=no: no file that can be read'),
+    'not for it': (['create', 'me', ZONE, '--type=v4-8', '--env=A=b'], 'create: --env and --env_file are for run'),
 }
 
 
@@ -131,74 +112,160 @@ def test_errors_are_one_line(call, case):
     assert said in result.stderr and result.stderr.count('\n') == 1
 
 
+@pytest.mark.parametrize(('words', 'flags'), [
+    (['create', 'me', ZONE, '--type=v4-8'], ['--network=mine', '--tags=a']),
+    (['create', 'me', ZONE, '--type=v4-8', '--queued'], ['--valid-until-duration=6h']),
+    (['logs', 'me', ZONE], ['--internal-ip']), (['stop', 'me', ZONE], ['--tunnel-through-iap']),
+    (['install', 'me', ZONE], ['--tunnel-through-iap']), (['delete', 'me', ZONE], ['--async']),
+    (['collect', 'gs://b/run', 'out'], ['--quiet']),
+], ids=lambda words: words[0])  # fmt: skip
+def test_further_flags_reach_gcloud(call, words, flags):
+    plain, more = call('tpu.sh', *words)[1], call('tpu.sh', *words, '--', *flags)[1]
+    mask = lambda line: [word for word in line if 'tar.gz' not in word]  # noqa: E731 (a temporary file's name)
+    assert [mask(line) for line in more] == [[*mask(line), *flags] for line in plain] and plain
+
+
+def test_further_flags_of_run_stand_before_its_words(call):
+    plain = call('tpu.sh', 'run', 'me', ZONE, '--', *RUN)[1]
+    assert call('tpu.sh', 'run', 'me', ZONE, '--', '--internal-ip', '--', *RUN)[1] == [[*plain[0], '--internal-ip']]
+
+
+def test_variables_reach_the_workers_in_a_file(call, tmp_path):
+    (tmp_path / 'more.env').write_text('# mine\n\nTASKMASTER_DIR=gs://b/data\nTLDR_SOURCE\r\nA=1\n')
+    words = ('run', 'me', ZONE, '--env=A=0', '--env', 'HF_TOKEN', '--env_file=more.env', '--', *RUN)
+    result, (scp, ssh) = call('tpu.sh', *words, HF_TOKEN=SECRET, TLDR_SOURCE='hub')
+    assert result.returncode == 0, result.stderr
+    assert scp[4:] == ['scp', scp[5], 'me:perl_jax.env', '--worker=all', ZONE]
+    assert not pathlib.Path(scp[5]).exists()
+    (copy,) = call.copies.iterdir()
+    assert copy.stat().st_mode & 0o777 == 0o600
+    want = f'A=1\nHF_TOKEN={SECRET}\nTASKMASTER_DIR=gs://b/data\nTLDR_SOURCE=hub\n'
+    assert copy.read_text() == want
+    line = shlex.split(ssh[7].removeprefix('--command='))
+    assert line[2:4] == ['perl_jax/launch/worker.sh', '--env_file=perl_jax.env'] and line[4 : 4 + len(RUN)] == [*RUN]
+    assert SECRET not in result.stdout + result.stderr + str([scp, ssh])
+
+
+def test_a_dry_run_shows_the_names_of_variables_alone(call):
+    flags = ('--dry_run', '--env', 'HF_TOKEN', '--env=A=x1y2', '--')
+    gke = ('run', 'me', '--image=i', '--type=v4-16')
+    for script, words in (('tpu.sh', ('run', 'me', ZONE)), ('gke.sh', gke),
+                          ('gke.sh', (*gke, '--xpk', '--cluster=c', ZONE))):  # fmt: skip
+        result, calls = call(script, *words, *flags, *RUN, HF_TOKEN='hf_secret')
+        assert result.returncode == 0 and calls == [], result.stderr
+        assert 'HF_TOKEN' in result.stdout
+        encoded = base64.b64encode(b'hf_secret').decode()
+        assert not [said for said in ('hf_secret', 'x1y2', encoded) if said in result.stdout + result.stderr]
+
+
+# Several slices, spot machines.
+
+
+def test_several_slices(call):
+    flags = ('--queued', '--slices=2', ZONE)
+    _, (create,) = call('tpu.sh', 'create', 'me', '--type=v5litepod-16', '--spot', *flags)
+    assert create[3:] == [
+        'queued-resources', 'create', 'me', '--node-count=2', '--node-prefix=me', '--accelerator-type=v5litepod-16',
+        '--runtime-version=v2-alpha-tpuv5-lite', '--spot', ZONE,
+    ]  # fmt: skip
+    _, (scp, ssh) = call('tpu.sh', 'install', 'me', *flags)
+    assert scp[3:5] == ['queued-resources', 'scp'] and scp[6:] == [
+        'me:perl_jax.tar.gz', '--node=all', '--worker=all', ZONE,
+    ]  # fmt: skip
+    assert ssh[3:8] == ['queued-resources', 'ssh', 'me', '--node=all', '--worker=all']
+    _, (logs,) = call('tpu.sh', 'logs', 'me', '--slice=1', '--worker=3', *flags)
+    assert logs[3:8] == ['queued-resources', 'ssh', 'me', '--node=1', '--worker=3']
+    assert call('tpu.sh', 'delete', 'me', '--slices=2', ZONE)[1] == [
+        ['gcloud', 'compute', 'tpus', 'queued-resources', 'delete', 'me', '--force', '--quiet', ZONE]
+    ]
+
+
+ENDED = [('--queued', 'SUSPENDED'), ('--queued', 'FAILED'), ('--spot', 'PREEMPTED'), ('--spot', 'TERMINATED')]
+
+
+@pytest.mark.parametrize(('flag', 'state'), ENDED)
+def test_a_spot_machine_that_was_taken_is_renewed(call, flag, state):
+    result, calls = call('tpu.sh', 'status', 'me', ZONE, flag, STATE=state)
+    assert (result.returncode, result.stdout, len(calls)) == (75, f'{state}\n', 1)
+    assert f'me is {state} and does not come back: renew it' in result.stderr and result.stderr.count('\n') == 1
+    flags = ('--type=v5litepod-16', ZONE, flag, '--', '--network=mine')
+    result, (describe, delete, create) = call('tpu.sh', 'renew', 'me', *flags, STATE=state)
+    assert result.returncode == 0, result.stderr
+    assert [line[4] for line in (describe, delete, create)] == ['describe', 'delete', 'create']
+    assert create == call('tpu.sh', 'create', 'me', *flags)[1][0]
+    assert '--network=mine' not in describe + delete
+
+
+@pytest.mark.parametrize('state', ['ACTIVE', 'WAITING_FOR_RESOURCES', 'READY'])
+def test_a_machine_that_is_there_is_not_renewed(call, state):
+    assert call('tpu.sh', 'status', 'me', ZONE, STATE=state)[0].returncode == 0
+    result, calls = call('tpu.sh', 'renew', 'me', ZONE, '--type=v4-8', '--queued', STATE=state)
+    assert result.returncode == 2 and len(calls) == 1 and f'renew: me is {state}, and not SUSPENDED' in result.stderr
+
+
 def test_what_the_cloud_refuses_is_not_hidden(call):
     assert call('tpu.sh', 'status', 'me', ZONE, fail=3)[0].returncode == 3
 
 
-def test_a_worker_goes_on_when_it_was_preempted_and_is_still_there(tmp_path):
+@pytest.fixture
+def worker(tmp_path):
+    """Run worker.sh in a checkout whose perl_jax notes its words and variables, and ends with these codes in turn."""
     checkout = tmp_path / 'perl_jax'
     (checkout / 'launch').mkdir(parents=True)
     (checkout / '.venv/bin').mkdir(parents=True)
-    shutil.copy(LAUNCH / 'worker.sh', checkout / 'launch')
+    for name in ('worker.sh', 'env.sh'):
+        shutil.copy(LAUNCH / name, checkout / 'launch')
     stand_in = checkout / '.venv/bin/perl_jax'
-    stand_in.write_text(
-        '#!/usr/bin/env bash\necho "$@" >> "$HOME/calls"\n[ $(wc -l < "$HOME/calls") -ge 3 ] || exit 75\n'
-    )
-    stand_in.chmod(0o755)
-    result = subprocess.run(
-        [checkout / 'launch/worker.sh', *RUN], env=os.environ | {'HOME': str(tmp_path)}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+
+    def run(*words, codes=(0,)):
+        stand_in.write_text(
+            '#!/usr/bin/env bash\necho "$@" "${HF_TOKEN:-}" >> "$HOME/calls"\ncodes=($CODES)\n'
+            'exit "${codes[$(wc -l < "$HOME/calls") - 1]}"\n'
+        )
+        stand_in.chmod(0o755)
+        env = {'HOME': str(tmp_path), 'PATH': os.environ['PATH'], 'CODES': ' '.join(map(str, codes))}
+        result = subprocess.run(
+            [checkout / 'launch/worker.sh', *words], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        calls = tmp_path / 'calls'
+        return result, calls.read_text().splitlines() if calls.exists() else []
+
+    return run
+
+
+def test_a_worker_goes_on_when_it_was_preempted_and_is_still_there(worker):
+    result, calls = worker(*RUN, codes=(75, 75, 0))
     assert result.returncode == 0 and result.stdout.count('exit code 75') == 2
-    assert (tmp_path / 'calls').read_text() == 3 * (' '.join([*RUN, '--distributed']) + '\n')
+    assert calls == 3 * [' '.join([*RUN, '--distributed', ''])]
 
 
-# Kubernetes.
+@pytest.mark.parametrize('code', [1, 2, 76])
+def test_a_worker_ends_with_any_other_code(worker, code):
+    result, calls = worker(*RUN, codes=(code, 0))
+    assert result.returncode == code and len(calls) == 1
 
 
-def test_a_jobset(call):
-    yaml = pytest.importorskip('yaml')
-    flags = ('--image=i', '--type=v5litepod-16', '--slices=2', '--restarts=4')
-    dry, calls = call('gke.sh', 'run', 'me', *flags, '--dry_run', '--', *RUN)
-    assert dry.returncode == 0 and calls == []
-    spec = yaml.safe_load(dry.stdout)
-    (workers,) = spec['spec']['replicatedJobs']
-    assert (spec['metadata']['name'], workers['replicas'], spec['spec']['failurePolicy']['maxRestarts']) == ('me', 2, 4)
-    job = workers['template']['spec']
-    assert job['parallelism'] == job['completions'] == 4
-    pod = job['template']['spec']
-    assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == '4x4'
-    (container,) = pod['containers']
-    assert container['args'] == [*RUN, '--distributed'] and container['resources']['limits'] == {'google.com/tpu': 4}
-    result, calls = call('gke.sh', 'run', 'me', *flags, '--', *RUN)
-    assert result.returncode == 0 and calls[0] == ['kubectl', 'apply', '-f', '-']
-
-
-def test_xpk(call):
-    flags = ('--image=i', '--type=v6e-16', '--xpk', '--cluster=c', ZONE)
-    _, (line,) = call('gke.sh', 'run', 'me', *flags, '--', *RUN)
-    assert line[:4] == ['xpk', 'workload', 'create', '--workload=me'] and '--num-slices=1' in line
-    assert shlex.split(line[-1].removeprefix('--command=')) == ['perl_jax', *RUN, '--distributed']
-    assert call('gke.sh', 'delete', 'me', '--xpk', '--cluster=c', ZONE)[1] == [
-        ['xpk', 'workload', 'delete', '--workload=me', '--cluster=c', ZONE]
-    ]
-
-
-def test_logs_and_delete(call):
-    assert call('gke.sh', 'logs', 'me')[1][0][:3] == ['kubectl', 'logs', '--follow']
-    assert call('gke.sh', 'delete', 'me')[1] == [['kubectl', 'delete', 'jobset', 'me']]
+def test_a_worker_reads_variables_and_removes_their_file(worker, tmp_path):
+    (tmp_path / 'perl_jax.env').write_text(f'HF_TOKEN={SECRET}\n')
+    result, calls = worker('--env_file=perl_jax.env', '--env=OTHER=1', *RUN, codes=(75, 0))
+    assert result.returncode == 0, result.stderr
+    assert calls == 2 * [' '.join([*RUN, '--distributed', SECRET])]
+    assert not (tmp_path / 'perl_jax.env').exists() and SECRET not in result.stdout + result.stderr
+    (tmp_path / 'mine.env').write_text('HF_TOKEN=a\n')
+    worker('--env_file=mine.env', *RUN)
+    assert (tmp_path / 'mine.env').exists()
 
 
 @pytest.mark.parametrize(('words', 'said'), [
-    (['run', 'me', '--image=i', '--type=v3-8', '--dry_run', '--', 'sft'], '--type=v3-8: give v4-'),
-    (['run', 'me', '--type=v4-8', '--', 'sft'], '--image=... is missing'),
-    (['run', 'me', '--image=i', '--type=v4-8'], 'stands behind --'),
-    (['run', 'me', '--image=i', '--type=v4-8', '--xpk', '--', 'sft'], '--xpk needs --cluster'),
+    ((), 'give what perl_jax is to do'), (('--envv=A=b', 'sft'), "unknown flag '--envv=A=b'"),
+    (('--env', 'NO_SUCH', 'sft'), '--env NO_SUCH: there is no variable of that name here'),
+    (('--env_file=bad.env', 'sft'), 'bad.env, line 2: give NAME or NAME=VALUE'),
 ])  # fmt: skip
-def test_errors_of_gke_are_one_line(call, words, said):
-    result, calls = call('gke.sh', *words)
+def test_errors_of_a_worker_are_one_line(worker, tmp_path, words, said):
+    (tmp_path / 'bad.env').write_text('A=b\nexport C=secret\n')
+    result, calls = worker(*words)
     assert result.returncode == 2 and calls == [] and said in result.stderr and result.stderr.count('\n') == 1
-    assert not result.stdout
+    assert 'secret' not in result.stderr
 
 
 @pytest.mark.skipif(shutil.which('shellcheck') is None, reason='shellcheck is not installed')

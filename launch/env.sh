@@ -1,0 +1,47 @@
+# For the scripts beside this one, which source it: the variables of --env NAME[=VALUE] and --env_file=FILE.
+#
+# The value of a NAME alone is this shell's. A file has a NAME or NAME=VALUE a line; # begins a comment. No value is
+# ever printed, nor made a word of a command, where another user of the machine could read it.
+
+env_names=()
+env_values=()
+
+# NAME or NAME=VALUE; of two for one name the later counts. The second argument is what to call it in errors.
+add_env() {
+  local name=${1%%=*} value i said=${2:---env}
+  [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "$said: give NAME or NAME=VALUE, NAME of letters, digits and _"
+  if [[ $1 == *=* ]]; then
+    value=${1#*=}
+  elif [[ -n ${!name+set} ]]; then
+    value=${!name}
+  else
+    die "$said $name: there is no variable of that name here; export it, or give $name=VALUE"
+  fi
+  [[ $value != *[$'\n\r']* ]] || die "$said $name: its value has a line break, which no file of variables can hold"
+  for i in "${!env_names[@]}"; do
+    if [[ ${env_names[i]} == "$name" ]]; then
+      env_values[i]=$value
+      return
+    fi
+  done
+  env_names+=("$name")
+  env_values+=("$value")
+}
+
+add_env_file() {
+  local line number=0
+  [[ -r $1 && ! -d $1 ]] || die "--env_file=$1: no file that can be read"
+  while IFS= read -r line || [[ -n $line ]]; do
+    ((number += 1))
+    line=${line%$'\r'}
+    [[ $line =~ ^[[:space:]]*(#.*)?$ ]] || add_env "$line" "$1, line $number"
+  done < "$1"
+}
+
+# What was given, as the lines of such a file.
+env_lines() {
+  local i
+  for i in "${!env_names[@]}"; do
+    printf '%s=%s\n' "${env_names[i]}" "${env_values[i]}"
+  done
+}
