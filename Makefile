@@ -1,9 +1,11 @@
 # make demo   the whole pipeline on the offline toy task, then a report
 # make test   lint and tests
-# Each sets itself up first: .venv and what setup.py asks for. The second call finds that done.
+# Each sets itself up first: .venv and what setup.py asks for, of which the demo needs less. The second call finds that
+# done. perl_jax is then in .venv/bin: source .venv/bin/activate
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 BIN := .venv/bin
+DEMO := .venv/.ready_for_demo
 READY := .venv/.ready
 
 .PHONY: help demo test lint install clean
@@ -11,7 +13,7 @@ READY := .venv/.ready
 help:
 	@sed -n 's/^# //p' Makefile
 
-demo: $(READY)
+demo: $(DEMO)
 	@launch/demo.sh $(DEMO_ARGS)
 
 # The tests of meshes need 8 (fake) devices, which JAX can only be told before it starts: a process of their own.
@@ -26,7 +28,8 @@ lint: $(READY)
 
 install: $(READY)
 
-$(READY): setup.py pyproject.toml
+# Without libtpu, PyTest and what else the tests alone need.
+$(DEMO): setup.py pyproject.toml
 	@for python in $(PYTHON) $(PYTHONS) none; do \
 	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
 	done; \
@@ -37,6 +40,10 @@ $(READY): setup.py pyproject.toml
 	fi; \
 	echo "Setting up .venv with $$($$python --version): 3.5 GB and a few minutes, this once."; \
 	$$python -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[hf]'
+	@touch $@
+
+$(READY): $(DEMO)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test,hf]'
 	@touch $@
 

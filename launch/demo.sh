@@ -30,7 +30,8 @@ printf '\nThe report, for a browser: '
 launch/local.sh report "$runs/sft" "$runs/reward" "$runs/policy"
 printf '\nNext:\n'
 printf '  %-60s %s\n' \
-  ".venv/bin/perl_jax sample --model_dir=$runs/policy" 'read some answers' \
-  '.venv/bin/perl_jax inspect --task=toy_pairs' 'see what the reward learned from' \
-  '.venv/bin/perl_jax --help' 'the commands that just ran, to change and run' \
+  'source .venv/bin/activate' 'once in a shell: perl_jax is then on PATH' \
+  "perl_jax sample --model_dir=$runs/policy" 'read some answers' \
+  'perl_jax inspect --task=toy_pairs' 'see what the reward learned from' \
+  'perl_jax --help' 'the commands that just ran, to change and run' \
   "rm -r $runs" 'to start over; as it is, make demo goes on from here'

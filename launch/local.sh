@@ -14,8 +14,7 @@ if [[ ! -x $perl_jax ]]; then
 fi
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-# Without this, libtpu asks a metadata server for minutes on a machine that is no TPU VM.
-export TPU_SKIP_MDS_QUERY=1
+export TPU_SKIP_MDS_QUERY=1 # on a TPU machine too, this is a run of its CPU
 if [[ -n ${DEVICES:-} ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
 fi
