@@ -91,8 +91,8 @@ def _command(argv: list[str]) -> int:
     except Exception as error:
         if type(error).__module__.startswith('tensorflow') and 'UserError: ' in str(error):  # from inside a tf.data map
             return _leave(2, _line(error))
-        if str(error).startswith('Unable to initialize backend'):  # of JAX_PLATFORMS
-            return _leave(2, str(error).partition('\n')[0])
+        if why := startup.no_devices():
+            return _leave(2, why)
         if not _is_one_of_several():
             raise
         from perl_jax import distributed

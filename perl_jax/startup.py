@@ -60,3 +60,16 @@ def has_plugins() -> bool:
     """Can JAX run on something else, for which a plugin is installed, such as a GPU?"""
     named = 'PJRT_NAMES_AND_LIBRARY_PATHS' in os.environ or importlib.util.find_spec('jax_plugins') is not None
     return named or bool(importlib.metadata.entry_points(group='jax_plugins'))
+
+
+def no_devices() -> str | None:
+    """What to say after an error that says little, if JAX has no devices of the kind that JAX_PLATFORMS names."""
+    named, jax = os.environ.get('JAX_PLATFORMS'), sys.modules.get('jax')
+    if not named or jax is None or jax.distributed.is_initialized():
+        return None
+    try:
+        jax.devices()
+    except Exception as error:  # JAX's own differ: RuntimeError, AssertionError
+        why = str(error).partition('\n')[0] or 'JAX has no devices of that kind here'
+        return f'JAX_PLATFORMS={named}: {why}'
+    return None

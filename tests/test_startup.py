@@ -117,3 +117,24 @@ def test_xla_knows_the_level():
     """A flag that XLA does not know ends a program."""
     program = 'from perl_jax import startup; startup.begin(); import jax; print(jax.jit(lambda x: x + 1)(1.0))'
     assert run([program], JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1') == ['2.0']
+
+
+@pytest.mark.parametrize('named', ['cuda', 'no_such'])
+def test_devices_that_are_not_there_are_one_line(named):
+    program = """
+import sys
+from perl_jax import main
+def compute(argv):
+    import jax.numpy as jnp
+    jnp.ones(2) + 1
+main._COMMANDS['compute'] = compute
+sys.exit(main.cli(['compute']))
+"""
+    env = os.environ | {'JAX_PLATFORMS': named}
+    done = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f'perl_jax: JAX_PLATFORMS={named}: '), done.stderr
+    assert done.stderr.count('\n') == 1
+
+
+def test_devices_that_are_there_are_no_fault():
+    assert startup.no_devices() is None
