@@ -1,8 +1,8 @@
 """Reads AndroidControl's TFRecords as text: a screen is lines of its elements, an action names the element it touches.
 
 android_control-000xx-of-00020 (GZIP) and splits.json, as gs://gresearch/android_control has them; screenshots are
-passed over. A screen's line is `[number] Class "label"`, for every visible element of the app's windows that has a text
-or can be touched. A click's x and y become `element`, the smallest such element around them, and stay where there is
+passed over. A screen's line is `[number] Class "label" checked selected`, for every visible element of the app's windows
+that has a text or can be touched. A click's x and y become `element`, the smallest such element around them, and stay where there is
 none.
 
 Source: Li et al., On the Effects of Data Scale on UI Control Agents, arXiv 2406.03679; github.com/google-research/
@@ -26,8 +26,10 @@ _MESSAGES = {
     'Node': [
         ('bounds_in_screen', 2, 'Rect', False), ('class_name', 3, _TEXT, False),
         ('content_description', 4, _TEXT, False), ('hint_text', 5, _TEXT, False), ('text', 7, _TEXT, False),
-        ('is_clickable', 14, _BOOL, False), ('is_editable', 15, _BOOL, False), ('is_long_clickable', 19, _BOOL, False),
-        ('is_scrollable', 21, _BOOL, False), ('is_visible_to_user', 23, _BOOL, False),
+        ('is_checked', 13, _BOOL, False), ('is_clickable', 14, _BOOL, False), ('is_editable', 15, _BOOL, False),
+        ('is_long_clickable', 19, _BOOL, False), ('is_scrollable', 21, _BOOL, False),
+        ('is_selected', 22, _BOOL, False), ('is_visible_to_user', 23, _BOOL, False),
+        ('tooltip_text', 31, _TEXT, False),
     ],
     'Rect': [(side, number, _INT, False) for number, side in enumerate(('left', 'top', 'right', 'bottom'), start=1)],
 }  # fmt: skip
@@ -46,7 +48,7 @@ def episodes(file: pathlib.Path) -> Iterator[Mapping | str]:
     try:
         for record in tf.data.TFRecordDataset(str(file), compression_type='GZIP').as_numpy_iterator():
             try:
-                yield _episode(tf.train.Example.FromString(record).features.feature, splits)
+                yield Episode(tf.train.Example.FromString(record).features.feature, splits)
             except (ValueError, LookupError) as error:
                 yield f'not an episode: {error!r}'
     except tf.errors.OpError as error:
@@ -59,18 +61,43 @@ def _splits(file: pathlib.Path) -> dict[int, str]:
     return {number: split for split, numbers in json.loads(file.read_text()).items() for number in numbers}
 
 
-def _episode(features: Mapping, splits: Mapping[int, str]) -> dict[str, Any]:
-    number = features['episode_id'].int64_list.value[0]
-    screens = [elements(tree) for tree in features['accessibility_trees'].bytes_list.value]
-    actions = [json.loads(action) for action in features['actions'].bytes_list.value]
-    return {
-        'episode_id': number,
-        'split': splits[number],
-        'goal': features['goal'].bytes_list.value[0].decode(),
-        'step_instructions': [text.decode() for text in features['step_instructions'].bytes_list.value],
-        'accessibility_trees': ['\n'.join(line for line, _ in screen) for screen in screens],
-        'actions': [_on_element(action, screen) for action, screen in zip(actions, screens)],
-    }
+class Episode(Mapping):
+    """A record as android_control.py wants its rows; its screens are unpacked only if they are asked for."""
+
+    def __init__(self, features: Mapping, splits: Mapping[int, str]) -> None:
+        self._features = features
+        self._number = features['episode_id'].int64_list.value[0]
+        self._split = splits[self._number]
+
+    def __getitem__(self, key: str) -> Any:
+        match key:
+            case 'episode_id':
+                return self._number
+            case 'split':
+                return self._split
+            case 'goal':
+                return self._bytes('goal')[0].decode()
+            case 'step_instructions':
+                return [text.decode() for text in self._bytes('step_instructions')]
+            case 'accessibility_trees':
+                return ['\n'.join(line for line, _ in screen) for screen in self._screens]
+            case 'actions':
+                actions = map(json.loads, self._bytes('actions'))
+                return [_on_element(action, screen) for action, screen in zip(actions, self._screens)]
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(('episode_id', 'split', 'goal', 'step_instructions', 'accessibility_trees', 'actions'))
+
+    def __len__(self) -> int:
+        return 6
+
+    @functools.cached_property
+    def _screens(self) -> list[list[tuple[str, tuple[int, int, int, int]]]]:
+        return [elements(tree) for tree in self._bytes('accessibility_trees')]
+
+    def _bytes(self, key: str) -> Any:
+        return self._features[key].bytes_list.value
 
 
 def elements(tree: bytes) -> list[tuple[str, tuple[int, int, int, int]]]:
@@ -85,11 +112,12 @@ def elements(tree: bytes) -> list[tuple[str, tuple[int, int, int, int]]]:
     found = []
     for window in [w for w in windows if w.window_type == _APPLICATION] or windows:
         for node in window.tree.nodes:
-            label = ' '.join((node.text or node.content_description or node.hint_text).split())
+            label = ' '.join((node.text or node.content_description or node.hint_text or node.tooltip_text).split())
             useful = label or node.is_clickable or node.is_editable or node.is_long_clickable or node.is_scrollable
             if node.is_visible_to_user and useful:
                 rect = node.bounds_in_screen
                 line = f'[{len(found)}] {node.class_name.rpartition(".")[2]}' + (f' "{label}"' if label else '')
+                line += ' checked' * node.is_checked + ' selected' * node.is_selected
                 found.append((line, (rect.left, rect.top, rect.right, rect.bottom)))
     return found
 

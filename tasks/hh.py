@@ -6,9 +6,10 @@ The sft target is the chosen answer. `group` is the first thing that the human s
 
     HH_HARMLESS_SOURCE, HH_HELPFUL_SOURCE     rows of chosen, rejected: a folder of the clone (harmless-base, ..)
 
-The source has train and test; validation is a share of train, by group. An odd row is one whose transcripts do not open
-alike, part before the last answer, or have an empty answer; up to 5% are let pass, as nobody here has counted them in
-the real files. Two equal transcripts prefer nothing and are passed over.
+The source has train and test; validation is a share of train, by group, whose case, spaces and punctuation do not count.
+An odd row is one whose transcripts do not open alike, part before the last answer, or have an empty answer; up to 1% are
+let pass. Two equal transcripts prefer nothing and are passed over. An answer that itself begins with `Human:`, as some of
+the real ones do, is that answer.
 
 Source: Bai et al., Training a Helpful and Harmless Assistant with RLHF, arXiv 2204.05862; Anthropic/hh-rlhf.
 """
@@ -16,12 +17,12 @@ Source: Bai et al., Training a Helpful and Harmless Assistant with RLHF, arXiv 2
 import dataclasses
 import functools
 import os.path
+import re
 from collections.abc import Iterator, Mapping
 
 from perl_jax.tasks import registration, sources
 
 HUMAN, ASSISTANT = '\n\nHuman:', '\n\nAssistant:'
-MAX_ODD_ROWS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,15 @@ def read(row: Mapping[str, str]) -> Comparison | None:
     answers = [text[len(inputs) :].strip() for text in (chosen, rejected)]
     if not all(answers):
         raise ValueError('an answer is empty')
-    if any(turn in f'\n\n{answer}' for turn in (HUMAN, ASSISTANT) for answer in answers):
+    if any(turn in answer for turn in (HUMAN, ASSISTANT) for answer in answers):
         raise ValueError('the transcripts part before the last answer')
-    group = inputs.removeprefix(HUMAN).partition(ASSISTANT)[0].strip()
-    return Comparison(group, inputs, *(f' {answer}' for answer in answers))
+    return Comparison(opening(inputs), inputs, *(f' {answer}' for answer in answers))
+
+
+def opening(inputs: str) -> str:
+    """Normalise the first thing that the human says: lower case, every run outside letters and digits one space."""
+    first = inputs.removeprefix(HUMAN).partition(ASSISTANT)[0]
+    return re.sub(r'[\W_]+', ' ', first.lower()).strip()
 
 
 def sft(kind: str, split: str) -> Iterator[dict]:
@@ -77,7 +83,6 @@ SOURCES = {
         f'hf:Anthropic/hh-rlhf/{kind}-base',
         f'set it to the folder {kind}-base of a clone of huggingface.co/datasets/Anthropic/hh-rlhf',
         read,
-        most=MAX_ODD_ROWS,
     )
     for kind in ('harmless', 'helpful')
 }

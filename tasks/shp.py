@@ -3,7 +3,9 @@ r"""Stanford Human Preferences: a post of one of 18 subreddits and two comments,
 Registers shp_{sft,pairs,prompts} and shp_DOMAIN_{..} for each of DOMAINS. The prompt is `POST: ..\n\nRESPONSE:` (ours:
 the paper gives none), and an answer begins with a space. The sft target is the better comment of the post's first row.
 
-    SHP_SOURCE     rows of post_id, domain, history, human_ref_A, human_ref_B, labels: 1 where A is better, 0 where B
+    SHP_SOURCE       rows of post_id, domain, history, human_ref_A, human_ref_B, labels: 1 where A is better, 0 where B
+    SHP_SCORE_RATIO  pairs alone whose better comment has so many times the other's votes (its authors took 2)
+    SHP_POST_PAIRS   at most so many pairs of a post, those of the largest ratios (its authors took 5)
 
 The splits are the source's, by post; `domain` is askacademia_train and so on. `group` is the post's id.
 
@@ -12,8 +14,11 @@ Source: Ethayarajh et al., Understanding Dataset Difficulty with V-Usable Inform
 
 import dataclasses
 import functools
+import math
+import os
 from collections.abc import Iterator, Mapping
 
+from perl_jax.errors import UserError
 from perl_jax.tasks import registration, sources
 
 DOMAINS = (
@@ -32,6 +37,7 @@ class Comparison:
     inputs: str
     chosen: str
     rejected: str
+    ratio: float | None
 
 
 def read(row: Mapping) -> Comparison:
@@ -45,7 +51,9 @@ def read(row: Mapping) -> Comparison:
     if not history or not all(map(str.strip, comments)):
         raise ValueError('history or a comment is empty')
     chosen, rejected = comments if label else comments[::-1]
-    return Comparison(str(row['post_id']), domain, f'POST: {history}\n\nRESPONSE:', chosen, rejected)
+    ratio = row.get('score_ratio')
+    inputs = f'POST: {history}\n\nRESPONSE:'
+    return Comparison(str(row['post_id']), domain, inputs, chosen, rejected, None if ratio is None else float(ratio))
 
 
 def sft(domain: str | None, split: str) -> Iterator[dict]:
@@ -55,8 +63,8 @@ def sft(domain: str | None, split: str) -> Iterator[dict]:
 
 
 def pairs(domain: str | None, split: str) -> Iterator[dict]:
-    """Every comparison; a post has many."""
-    for row in _rows(domain, split):
+    """Every comparison, or those that SHP_SCORE_RATIO and SHP_POST_PAIRS let pass; a post has many."""
+    for row in _chosen(list(_rows(domain, split))):
         yield {'inputs': row.inputs, 'chosen': row.chosen, 'rejected': row.rejected, 'group': row.group}
 
 
@@ -64,6 +72,33 @@ def prompts(domain: str | None, split: str) -> Iterator[dict]:
     """Every post once; `reference` is the better comment of its first row."""
     for row in _posts(domain, split):
         yield {'inputs': row.inputs, 'reference': row.chosen.strip(), 'group': row.group}
+
+
+def _chosen(rows: list[Comparison]) -> list[Comparison]:
+    least, most = _setting('SHP_SCORE_RATIO', 1.0), _setting('SHP_POST_PAIRS', 1)
+    if (least or most) and (lacking := sum(row.ratio is None for row in rows)):
+        raise UserError(f'SHP_SCORE_RATIO, SHP_POST_PAIRS: {lacking} rows have no score_ratio; unset both')
+    rows = [row for row in rows if not least or row.ratio >= least]
+    if not most:
+        return rows
+    posts: dict[str, list[Comparison]] = {}
+    for row in rows:
+        posts.setdefault(row.group, []).append(row)
+    kept = {id(row) for post in posts.values() for row in sorted(post, key=lambda row: -row.ratio)[: int(most)]}
+    return [row for row in rows if id(row) in kept]
+
+
+def _setting(variable: str, least: float) -> float | None:
+    """The number that an environment variable holds; None where it is not set."""
+    if not (text := os.environ.get(variable)):
+        return None
+    try:
+        value = type(least)(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise UserError(f'{variable}={text}: give a {"whole " * isinstance(least, int)}number of at least {least:g}')
+    return value
 
 
 def _rows(domain: str | None, split: str) -> Iterator[Comparison]:

@@ -75,14 +75,23 @@ def _read(source: Source, place: str, split: str) -> list[Any]:
 
     def read(row: Any) -> Any:
         if not isinstance(row, Mapping):
-            raise ValueError(f'not an object but {str(row)[:40]!r}')
+            raise ValueError(_no_object(row))
+        said = source.split(row)
+        if said is not None and said != split:  # not read: it may be large
+            return None
         parsed = source.read(row)
         if parsed is None:
             return None
-        belongs = source.split(row) or _by_hash(source.variable, parsed.group, upstream, found)
+        belongs = said or _by_hash(source.variable, parsed.group, upstream, found)
         return parsed if belongs == split else None
 
     return odd_rows.parse(f'{source.variable}={place}', found[upstream](), read, most=source.most)
+
+
+def _no_object(row: Any) -> str:
+    if str(row).startswith('version https://git-lfs'):
+        return 'a pointer of Git LFS in place of the file: run `git lfs pull` in the clone'
+    return f'not an object but {str(row)[:40]!r}'
 
 
 def _split_named(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 Files (CC BY 4.0), as github.com/google-research-datasets/Taskmaster lays them out; TASKMASTER_DIR names the clone:
     coffee      TM-4-2024/reward/*.json   TM-4-2024/data/*.json
-    ticketing   TM-3-2020/reward/*.json   TM-3-2020/splits/train/train-bc.tsv
+    ticketing   TM-3-2020/reward/*.json   TM-3-2020/splits/train/train.tsv, or its parts train-aa.tsv .. train-bc.tsv
 
 Source: Sidahmed et al., PERL: Parameter Efficient Reinforcement Learning from Human Feedback, arXiv 2403.10704.
 """
@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +23,8 @@ from perl_jax.errors import UserError
 from perl_jax.tasks import odd_rows, taskmaster_text
 
 _REWARD = {'coffee': 'TM-4-2024/reward/*.json', 'ticketing': 'TM-3-2020/reward/*.json'}
-_DIALOGS = {'coffee': 'TM-4-2024/data/*.json', 'ticketing': 'TM-3-2020/splits/train/train-bc.tsv'}
+_DIALOGS = {'coffee': 'TM-4-2024/data/*.json', 'ticketing': 'TM-3-2020/splits/train/train-*.tsv'}
+_JOINED, _PARTS = 'TM-3-2020/splits/train/train.tsv', 29  # `cat train-*.tsv > train.tsv`, says its README
 _TAGS = 'PN|PAN|PAV|PR|PRAN|PRAV|U|A|S'
 
 
@@ -95,6 +97,10 @@ def _dialogs(folder: pathlib.Path, domain: str) -> list[Dialog]:
     if domain == 'coffee':
         parse = functools.partial(_json_dialog, domain)
         return odd_rows.parse(pattern, _json_rows(folder, pattern), parse, unique=_longest_by('lines'))
+    if (folder / _JOINED).exists():
+        pattern = _JOINED
+    elif 0 < (parts := len(list(folder.glob(pattern)))) < _PARTS:
+        print(f'warning: TASKMASTER_DIR={folder} holds {parts} of the {_PARTS} parts {pattern}', file=sys.stderr)
     # Here a row is a dialog up to one turn of the agent: of two rows of a dialog, the longer holds the other.
     parse = functools.partial(_tsv_dialog, domain)
     return odd_rows.parse(pattern, _tsv_rows(folder, pattern), parse, unique=_longest_by('conversation_id'))

@@ -72,6 +72,20 @@ def is_well_formed(response: str, known: Mapping[str, Collection[str]] | None = 
     return float(call is not None and (known is None or (call[0] in known and set(call[1]) <= set(known[call[0]]))))
 
 
+def is_grounded(response: str, context: str) -> float:
+    """1.0 for a response each of whose call's values stands in the context, whatever its case; 1.0 too for no call."""
+    call = parse_call(response.rstrip())
+    return float(call is None or all(value.lower() in context.lower() for value in _plain_values(call[1])))
+
+
+def _plain_values(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    else:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _plain_values(item)
+
+
 def _one_line(text: str) -> str:
     return ' '.join(text.split())
 

@@ -127,14 +127,15 @@ def test_hh(tmp_path, monkeypatch, capsys):
 
     equal = {'chosen': dialog.format(0) + ' a', 'rejected': dialog.format(0) + ' a'}
     odd = {'chosen': '\n\nHuman: a\n\nAssistant: b', 'rejected': '\n\nHuman: c\n\nAssistant: b'}
-    write(tmp_path / 'test.jsonl', [row(1), row(1), equal, odd, *[row(n) for n in range(2, 18)]])
+    more = [row(n) for n in range(2, 18)] * 6
+    write(tmp_path / 'test.jsonl', [row(1), row(1), equal, odd, *more])
     first = examples('hh_harmless_pairs', 'test')[0]
-    assert first == {'inputs': dialog.format(1), 'chosen': " I won't.", 'rejected': ' I will.', 'group': 'Hi'}
+    assert first == {'inputs': dialog.format(1), 'chosen': " I won't.", 'rejected': ' I will.', 'group': 'hi'}
     warning = capsys.readouterr().err
     assert 'test.jsonl row 4 (the first: the transcripts do not open alike)' in warning
-    assert len(examples('hh_harmless_pairs', 'test')) == 18
+    assert len(examples('hh_harmless_pairs', 'test')) == 98
     assert len(examples('hh_harmless_prompts', 'test')) == 17
-    assert inspected('hh_harmless_sft', 'test') == 18
+    assert inspected('hh_harmless_sft', 'test') == 98
     # The source has no validation: it is a part of train, and no group is in both.
     rows = [{k: v.replace('Hi', f'Hi {n}') for k, v in row(n).items()} for n in range(200)]
     write(tmp_path / 'train.jsonl', [*rows, *rows])
@@ -147,12 +148,27 @@ def test_hh(tmp_path, monkeypatch, capsys):
     [
         ('\n\nHuman: a\n\nAssistant: b', '\n\nHuman: a\n\nAssistant: ', 'empty'),
         ('\n\nHuman: a\n\nAssistant: b', '\n\nHuman: a\n\nAssistant: c\n\nHuman: d\n\nAssistant: e', 'part before'),
+        ('\n\nHuman: a\n\nAssistant: b', '\n\nHuman: a\n\nAssistant:\n\nHuman: d\n\nAssistant: e', 'part before'),
         ('a', 'b', 'open alike'),
     ],
 )
 def test_hh_odd_rows(chosen, rejected, reason):
     with pytest.raises(ValueError, match=reason):
         hh.read({'chosen': chosen, 'rejected': rejected})
+
+
+@pytest.mark.parametrize('space', [' ', '\n\n'])
+def test_hh_an_answer_may_begin_with_human(space):
+    """27 of the 2,312 real test rows."""
+    dialog = '\n\nHuman: Hi, you!\n\nAssistant:'
+    row = hh.read({'chosen': f'{dialog}{space}Human: I will not.', 'rejected': f'{dialog} I will.'})
+    assert (row.inputs, row.chosen, row.rejected) == (dialog, ' Human: I will not.', ' I will.')
+
+
+@pytest.mark.parametrize('said', ['Hi, you!', 'hi you', ' HI -- you? ', 'Hi\n_you_'])
+def test_hh_openings_that_differ_in_case_and_punctuation_are_one_group(said):
+    dialog = f'\n\nHuman: {said}\n\nAssistant:'
+    assert hh.read({'chosen': f'{dialog} a', 'rejected': f'{dialog} b'}).group == 'hi you'
 
 
 # SHP.
@@ -163,11 +179,12 @@ def test_shp(tmp_path, monkeypatch):
 
     def row(number, domain, labels, text='Q?'):
         texts = {'history': text, 'human_ref_A': 'Yes.\n', 'human_ref_B': 'No.'}
-        return texts | {'post_id': f'p{number}', 'domain': f'{domain}_train', 'labels': labels, 'score_A': 3}
+        ratio = {'score_ratio': 2.0 + labels}
+        return texts | ratio | {'post_id': f'p{number}', 'domain': f'{domain}_train', 'labels': labels, 'score_A': 3}
 
     for split in SPLITS:
         write(tmp_path / f'askhr/{split}.json', [row(1, 'askhr', 1), row(1, 'askhr', 0)])
-        write(tmp_path / f'askvet/{split}.json', [row(2, 'askvet', 0, 'Dog?')])
+        write(tmp_path / f'askvet/{split}.json', [row(2, 'askvet', 0, 'Dog?') | {'score_ratio': 9}])
     first, second, third = examples('shp_pairs')
     assert first == {'inputs': 'POST: Q?\n\nRESPONSE:', 'chosen': ' Yes.', 'rejected': ' No.', 'group': 'p1'}
     assert (second['chosen'], third['chosen'], third['group']) == (' No.', ' No.', 'p2')
@@ -178,6 +195,18 @@ def test_shp(tmp_path, monkeypatch):
     ]
     assert inspected('shp_askhr_pairs') == 2 and inspected('shp_sft', 'test') == 2
     assert len(shp.DOMAINS) == 18 and all(f'shp_{d}_prompts' in seqio.TaskRegistry.names() for d in shp.DOMAINS)
+    for name, value, kept in (
+        ('SHP_SCORE_RATIO', '2', ['p1', 'p1', 'p2']), ('SHP_SCORE_RATIO', '2.5', ['p1', 'p2']),
+        ('SHP_POST_PAIRS', '1', ['p1', 'p2']),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert [e['group'] for e in examples('shp_pairs')] == kept
+    for name, value in ('SHP_SCORE_RATIO', 'much'), ('SHP_SCORE_RATIO', '0.5'), ('SHP_POST_PAIRS', '1.5'):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(UserError, match=f'{name}={value}: give a'):
+                examples('shp_pairs')
     for odd in ({'labels': 2}, {'domain': 'pics_train'}, {'history': ' '}, {'human_ref_B': ''}, {'human_ref_A': None}):
         with pytest.raises((ValueError, AttributeError)):
             shp.read(row(1, 'askhr', 1) | odd)
@@ -258,9 +287,9 @@ def tree(*nodes):
     bar = forest.windows.add(window_type=3)
     bar.tree.nodes.add(text='12:00', is_visible_to_user=True)
     window = forest.windows.add(window_type=1)
-    for kind, text, left, right, visible in nodes:
+    for kind, text, left, right, visible, *more in nodes:
         node = window.tree.nodes.add(
-            class_name=kind, text=text, is_visible_to_user=visible, is_clickable=kind == 'a.Button'
+            class_name=kind, text=text, is_visible_to_user=visible, is_clickable=kind == 'a.Button', **dict(more)
         )
         node.bounds_in_screen.left, node.bounds_in_screen.right, node.bounds_in_screen.bottom = left, right, 100
     return forest.SerializeToString()
@@ -272,6 +301,8 @@ def test_android_control_tfrecords(tmp_path, monkeypatch, capsys):
         ('a.Text', 'Bob\nB.', 0, 90, True),
         ('a.Button', '', 10, 20, True),
         ('a.Text', 'no', 0, 9, False),
+        ('a.Switch', 'Wifi', 0, 9, True, ('is_checked', True)),
+        ('a.Tab', '', 0, 9, True, ('is_selected', True), ('tooltip_text', 'Inbox')),
     )
     texts = {'goal': [b'Mail Bob'], 'accessibility_trees': [screen] * 3, 'step_instructions': [b'a', b'b'],
              'actions': [json.dumps(a).encode() for a in (CLICK, OPEN)], 'screenshots': [b'png'] * 3}  # fmt: skip
@@ -286,14 +317,18 @@ def test_android_control_tfrecords(tmp_path, monkeypatch, capsys):
         for number in range(100):
             writer.write(record(number))
         writer.write(record(100, accessibility_trees=[b'\xff'] * 3))
-    (tmp_path / 'splits.json').write_text(json.dumps({'train': list(range(99)), 'validation': [100], 'test': [99]}))
+    (tmp_path / 'splits.json').write_text(json.dumps({'train': [*range(99), 100], 'test': [99]}))
     monkeypatch.setenv('ANDROID_CONTROL_SOURCE', str(tmp_path))
     first, second = examples('android_control_sft', 'test')
-    assert first['inputs'] == 'goal: Mail Bob\nstep: a\nscreen:\n[0] Text "Bob B."\n[1] Button\naction:'
+    assert first['inputs'] == (
+        'goal: Mail Bob\nstep: a\nscreen:\n[0] Text "Bob B."\n[1] Button\n'
+        '[2] Switch "Wifi" checked\n[3] Tab "Inbox" selected\naction:'
+    )
     assert first['targets'] == ' {"action_type": "click", "element": 1}'
     assert second['targets'] == ' {"action_type": "open_app", "app_name": "Mail"}'
-    assert 'android_control-00000-of-00020 row 101 ' in capsys.readouterr().err
+    assert capsys.readouterr().err == ''  # screens of other splits are not unpacked
     assert len(examples('android_control_sft')) == 198
+    assert 'android_control-00000-of-00020 row 101 ' in capsys.readouterr().err
     file.write_bytes(file.read_bytes()[:-20])
     tldr.sources._read.cache_clear()
     with pytest.raises(UserError, match='android_control-00000-of-00020 cannot be read'):

@@ -181,6 +181,14 @@ def test_a_broken_file_is_named(source, tmp_path, monkeypatch, name, content):
         source.rows('train')
 
 
+def test_a_pointer_of_git_lfs_says_what_to_do(source, tmp_path, monkeypatch):
+    pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n'
+    (tmp_path / 'train.jsonl').write_text(pointer)
+    monkeypatch.setenv(source.variable, str(tmp_path))
+    with pytest.raises(UserError, match='Git LFS in place of the file: run `git lfs pull`'):
+        source.rows('train')
+
+
 def test_a_broken_line_is_an_odd_row(source, tmp_path, monkeypatch, capsys):
     (tmp_path / 'train.jsonl').write_text(lines(*'ab' * 100) + '{"text": \n')
     monkeypatch.setenv('MY_SOURCE', str(tmp_path))

@@ -177,18 +177,34 @@ def test_is_well_formed(response, well_formed):
         ('call: show_moon(size=large)', 0.0),
         ('agent: Which size?', 1.0),
         ('call: show_menu(size=large', 0.0),
+        ('call: tip(amount=full)', 1.0),
+        ('call: spill()', 0.0),
     ],
 )
 def test_a_valid_call_is_of_a_known_api_with_known_arguments(monkeypatch, response, valid):
     said = ['agent: Hi', 'call: show_menu(size=small)', 'call: show_menu(query=latte)', 'call: pay()', 'call: ()']
     monkeypatch.setattr(taskmaster, 'sft', lambda domain, split: [{'targets': line} for line in said])
+    given = ('train', 'call: tip(amount=1)', 1.0), ('train', 'call: spill()', 0.0), ('test', 'call: spill()', 1.0)
+    ratings = [taskmaster_files.Rated(split, '', (), answer, label) for split, answer, label in given]
+    monkeypatch.setattr(taskmaster_files, 'rated', lambda domain: ratings)
     taskmaster.known_calls.cache_clear()
     try:
-        assert taskmaster.known_calls('coffee') == {'show_menu': {'size', 'query'}, 'pay': frozenset()}
+        known = {'show_menu': {'size', 'query'}, 'pay': frozenset(), 'tip': {'amount'}}
+        assert taskmaster.known_calls('coffee') == known
         for function in (taskmaster.valid_coffee_call, taskmaster.valid_ticketing_call):
-            assert function('user: Hi', response, {}) == valid
+            assert function('user: a large one, Full', response, {}) == valid
     finally:
         taskmaster.known_calls.cache_clear()
+
+
+@pytest.mark.parametrize(('response', 'grounded'), [
+    ('agent: anything', 1.0), ('call: pay()', 1.0), ('call: add(item=Latte, id=latte-0002)', 1.0),
+    ('call: add(item=Latte, id=latte-0003)', 0.0), ('call: add(extras=[{name=Oat Milk}, {name=Ice}])', 1.0),
+    ('call: add(extras=[{name=Oat Milk}, {name=Sugar}])', 0.0), ('call: add(item=Latte) \n', 1.0),
+])  # fmt: skip
+def test_a_calls_values_stand_in_the_context(response, grounded):
+    context = 'user: a latte with oat milk and ice\nresp: items=[{id=latte-0002, name=Latte}]\n'
+    assert taskmaster_text.is_grounded(response, context) == grounded
 
 
 # The split.
@@ -332,6 +348,21 @@ def test_ticketing_dialogs(folder):
     )
 
 
+def test_ticketing_dialogs_are_read_from_all_parts_or_from_them_joined(folder, capsys):
+    opening = in_split('train', 'ticketing')
+    rows = [f'<U>{opening} \t[A]Part {n}.\tdlg-{n}' for n in range(3)]
+    parts = folder / 'TM-3-2020/splits/train'
+    for name, row in zip(('aa', 'ab', 'bc'), rows):
+        write(parts, f'train-{name}.tsv', row + '\n')
+    want = [f'agent: Part {n}.' for n in range(3)]
+    assert [e['targets'] for e in taskmaster.sft('ticketing', 'train')] == want
+    assert 'holds 3 of the 29 parts TM-3-2020/splits/train/train-*.tsv' in capsys.readouterr().err
+    taskmaster_files._dialogs.cache_clear()
+    write(parts, 'train.tsv', '\n'.join([*rows, f'<U>{opening} \t[A]Part 3.\tdlg-3']) + '\n')
+    assert [e['targets'] for e in taskmaster.sft('ticketing', 'train')] == [*want, 'agent: Part 3.']
+    assert capsys.readouterr().err == ''
+
+
 # Bad input.
 
 
@@ -344,7 +375,7 @@ def test_the_folder_must_be_named(monkeypatch):
 def test_the_folder_must_hold_the_files(folder):
     with pytest.raises(UserError, match='holds no TM-3-2020/reward'):
         everything('taskmaster_ticketing_prompts')
-    with pytest.raises(UserError, match='holds no TM-3-2020/splits/train/train-bc.tsv'):
+    with pytest.raises(UserError, match=r'holds no TM-3-2020/splits/train/train-\*.tsv'):
         everything('taskmaster_ticketing_sft')
 
 
@@ -441,13 +472,23 @@ def test_real_openings_do_not_leak(real, domain):
 
 
 @needs_data
-@pytest.mark.parametrize(('domain', 'apis', 'odd'), [('coffee', 8, 19), ('ticketing', 9, 4)])
+@pytest.mark.parametrize(('domain', 'apis', 'odd'), [('coffee', 11, 19), ('ticketing', 9, 4)])
 def test_real_answers_are_well_formed(real, domain, apis, odd):
     assert len(taskmaster.known_calls(domain)) == apis
     names = taskmaster.known_calls(domain)
     assert all(taskmaster_text.is_well_formed(e['targets'], names) for e in taskmaster.sft(domain, 'train'))
     rows = [*taskmaster.thumbs(domain, 'train'), *taskmaster.thumbs(domain, 'validation')]
     assert sum(not taskmaster_text.is_well_formed(row['targets']) for row in rows) == odd
+
+
+@needs_data
+def test_real_thumbs_agree_with_valid_coffee_calls(real):
+    """AUC of validation's; known calls alone have 0.504."""
+    rows = list(taskmaster.thumbs('coffee', 'validation'))
+    scores = np.array([taskmaster.valid_coffee_call(row['inputs'], row['targets'], row) for row in rows])
+    up = np.array([row['label'] for row in rows]) > 0.5
+    above, ties = scores[up][:, None] > scores[~up], scores[up][:, None] == scores[~up]
+    assert above.mean() + ties.mean() / 2 == pytest.approx(0.707, abs=5e-4)
 
 
 @needs_data
