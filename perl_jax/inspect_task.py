@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from perl_jax import data
+from perl_jax import data, oddities
 from perl_jax import vocabulary as vocabularies
 from perl_jax.controls import unmark
 from perl_jax.errors import UserError
@@ -22,7 +22,7 @@ LONG = 2**16  # tokens: what preprocessors are told that there is room for
 
 
 def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str | None) -> None:
-    """Print `num` examples of a task as text and as tokens, and a histogram of every feature's length in tokens.
+    """Print `num` examples of a task as text and as tokens, every feature's lengths in tokens, and what is odd.
 
     Args:
       module: modules to import first, so that they register their tasks; ours are always there.
@@ -39,14 +39,12 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
     words = vocabularies.named(vocabulary) if vocabulary else vocabularies.of_tasks([task])
     providers = [data.as_answers(data.with_vocabulary(member, words.vocabulary)) for member in tasks]
     cached = all(provider.requires_caching for provider in providers)
-    having = with_split(providers, split, cached)
     features = [k for k, f in providers[0].output_features.items() if f.rank == 1]
-    rows = itertools.chain.from_iterable(
-        rows_of(provider, split, dict.fromkeys(features, LONG), cached).as_numpy_iterator() for provider in having
-    )
+    notes = oddities.Notes()
     lengths: dict[str, list[int]] = {name: [] for name in features}
     labels, count = [], 0
-    for count, row in enumerate(rows, start=1):
+    for count, row in enumerate(_rows(providers, split, features, cached), start=1):
+        notes.add(row)
         if count <= num:
             _example(count, row, features)
         for name in features:
@@ -60,6 +58,22 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
         print(f'label: {np.mean(labels):.1%} up')
     for name in features:
         _histogram(name, np.array(lengths[name]))
+    others = {}
+    for other in sorted({other for provider in providers for other in provider.splits} - {split}):
+        try:
+            rows, others[other] = _rows(providers, other, features, cached), oddities.Notes()
+            for row in rows:
+                others[other].add(row)
+        except UserError as error:  # it is not what was asked for
+            print(f"not compared with '{other}': {error}")
+    print('', *notes.lines(split, others), sep='\n')
+
+
+def _rows(providers: Sequence[Any], split: str, features: Sequence[str], cached: bool) -> Iterator[dict[str, Any]]:
+    having = with_split(providers, split, cached)
+    return itertools.chain.from_iterable(
+        rows_of(provider, split, dict.fromkeys(features, LONG), cached).as_numpy_iterator() for provider in having
+    )
 
 
 def _example(number: int, row: dict[str, Any], features: Sequence[str]) -> None:

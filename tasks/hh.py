@@ -17,10 +17,9 @@ Source: Bai et al., Training a Helpful and Harmless Assistant with RLHF, arXiv 2
 import dataclasses
 import functools
 import os.path
-import re
 from collections.abc import Iterator, Mapping
 
-from perl_jax.tasks import registration, sources
+from perl_jax.tasks import registration, sources, splits
 
 HUMAN, ASSISTANT = '\n\nHuman:', '\n\nAssistant:'
 
@@ -50,13 +49,8 @@ def read(row: Mapping[str, str]) -> Comparison | None:
         raise ValueError('an answer is empty')
     if any(turn in answer for turn in (HUMAN, ASSISTANT) for answer in answers):
         raise ValueError('the transcripts part before the last answer')
-    return Comparison(opening(inputs), inputs, *(f' {answer}' for answer in answers))
-
-
-def opening(inputs: str) -> str:
-    """Normalise the first thing that the human says: lower case, every run outside letters and digits one space."""
-    first = inputs.removeprefix(HUMAN).partition(ASSISTANT)[0]
-    return re.sub(r'[\W_]+', ' ', first.lower()).strip()
+    opening = splits.normalised(inputs.removeprefix(HUMAN).partition(ASSISTANT)[0])
+    return Comparison(opening, inputs, *(f' {answer}' for answer in answers))
 
 
 def sft(kind: str, split: str) -> Iterator[dict]:

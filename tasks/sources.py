@@ -13,7 +13,6 @@ row's group, so that no post, prompt or episode is in two: half of validation fo
 import dataclasses
 import functools
 import gzip
-import hashlib
 import json
 import os
 import pathlib
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from perl_jax.errors import UserError
-from perl_jax.tasks import odd_rows
+from perl_jax.tasks import odd_rows, splits
 
 Rows = Iterable[tuple[str, Any]]  # (place: which file and row, content)
 _SHARE = 5  # percent of the groups of train that a missing split takes
@@ -103,7 +102,7 @@ def _split_named(name: str) -> str | None:
 def _by_hash(variable: str, group: str, upstream: str, found: Mapping) -> str:
     """The split of a row that does not say: its upstream split's, less what goes to those that upstream lacks."""
     missing = [s for s in ('validation', 'test') if s not in found]
-    bucket = int(hashlib.sha256(f'perl-split-v1:{variable}:{group}'.encode()).hexdigest()[:8], 16) % 100
+    bucket = splits.bucket(variable, group)
     if upstream == 'validation' and missing:
         return 'test' if bucket < 50 else 'validation'
     if upstream == 'train' and 'validation' in missing:

@@ -10,7 +10,6 @@ Source: Sidahmed et al., PERL: Parameter Efficient Reinforcement Learning from H
 import csv
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from perl_jax.errors import UserError
-from perl_jax.tasks import odd_rows, taskmaster_text
+from perl_jax.tasks import odd_rows, splits, taskmaster_text
 
 _REWARD = {'coffee': 'TM-4-2024/reward/*.json', 'ticketing': 'TM-3-2020/reward/*.json'}
 _DIALOGS = {'coffee': 'TM-4-2024/data/*.json', 'ticketing': 'TM-3-2020/splits/train/train-*.tsv'}
@@ -61,9 +60,7 @@ def split_of(domain: str, key: str) -> str:
 
     All rows of a session share their opening and each has a conversation_id of its own, so splitting by id would leak.
     """
-    digest = hashlib.sha256(f'perl-split-v1:{domain}:{key}'.encode()).hexdigest()
-    bucket = int(digest[:8], 16) % 100
-    return 'train' if bucket < 70 else 'validation' if bucket < 85 else 'test'
+    return splits.by_group(domain, key)
 
 
 def rated(domain: str) -> list[Rated]:

@@ -16,7 +16,7 @@ FLOORS = [
     {'', 'controls', 'errors', 'types', 'leaves', 'masked', 'memory', 'stderr', 'sharded', 'startup', 'survivor'},
     {
         'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora',
-        'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding',
+        'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding', 'oddities',
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',

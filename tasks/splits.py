@@ -1,0 +1,37 @@
+"""Splits that keep a group together: rows of one session, post or opening are never on two sides.
+
+    split = splits.by_group('my_data', splits.normalised(row['opening']))      70% train, 15% validation, 15% test
+"""
+
+import hashlib
+import re
+
+
+def normalised(text: str) -> str:
+    """Lower case, and every run of what is neither letter nor digit as one space: near copies fall into one group."""
+    return re.sub(r'[\W_]+', ' ', text.lower()).strip()
+
+
+def bucket(name: str, group: str) -> int:
+    """Where a group lies, from 0 to 99: the same on every machine and for ever.
+
+    Args:
+      name: of the data set, so that two of them are divided independently.
+    """
+    digest = hashlib.sha256(f'perl-split-v1:{name}:{group}'.encode()).hexdigest()
+    return int(digest[:8], 16) % 100
+
+
+def by_group(name: str, group: str, validation: int = 15, test: int = 15) -> str:
+    """Say which split a group is in.
+
+    Args:
+      name: of the data set.
+      group: what its rows share; see `normalised`.
+      validation, test: percent of the groups; the rest is train.
+
+    Returns:
+      'train', 'validation' or 'test'.
+    """
+    where = bucket(name, group)
+    return 'train' if where < 100 - validation - test else 'validation' if where < 100 - test else 'test'

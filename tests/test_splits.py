@@ -1,0 +1,23 @@
+import collections
+
+from perl_jax.tasks import splits
+
+
+def test_shares_are_as_asked_and_a_group_stays_where_it_is():
+    names = [f'group {n}' for n in range(4000)]
+    count = collections.Counter(splits.by_group('data', name) for name in names)
+    assert abs(count['train'] - 2800) < 100 and abs(count['validation'] - 600) < 80 and abs(count['test'] - 600) < 80
+    assert splits.by_group('data', 'group 7') == splits.by_group('data', 'group 7')
+    assert {splits.by_group('data', name, validation=0, test=0) for name in names} == {'train'}
+    halves = collections.Counter(splits.by_group('data', name, validation=0, test=50) for name in names)
+    assert set(halves) == {'train', 'test'} and abs(halves['test'] - 2000) < 120
+
+
+def test_where_a_group_lies_is_for_ever():
+    assert [splits.bucket('coffee', x) for x in ('', 'a latte', 'é')] == [61, 74, 83]
+    assert splits.bucket('coffee', 'a latte') != splits.bucket('ticketing', 'a latte')
+
+
+def test_near_copies_are_one_group():
+    assert {splits.normalised(x) for x in ("I'd like it!", 'i d  like it', ' I_d like IT… ')} == {'i d like it'}
+    assert splits.normalised('Größe?') == 'größe'
