@@ -25,6 +25,7 @@ from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, paths, t5x
 from perl_jax.leaves import Merged, Placed
+from perl_jax.networks.description import Description, describe, difference
 from perl_jax.partitioning import Partitioner, place
 
 
@@ -48,22 +49,26 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Parameters on the mesh, their logical axes, and what a checkpoint calls them."""
+    """Parameters on the mesh, their logical axes, and what a checkpoint calls them.
+
+    network: what is computed with them (networks/description.py).
+    """
 
     params: PyTree
     axes: PyTree
     path: str
     fingerprint: str
+    network: Description
 
     def released(self) -> Base:
         """Without the parameters, of which only the shapes stay: they are not read where others hold them or copies."""
         return dataclasses.replace(self, params=jax.eval_shape(lambda x: x, self.params))
 
     @property
-    def name(self) -> dict[str, str]:
+    def name(self) -> dict[str, Any]:
         """How checkpoints refer to this base."""
         dtype = str(jax.tree.leaves(self.params)[0].dtype)
-        return {'path': self.path, 'fingerprint': self.fingerprint, 'dtype': dtype}
+        return {'path': self.path, 'fingerprint': self.fingerprint, 'dtype': dtype, 'network': self.network}
 
 
 def check(config: BaseConfig) -> None:
@@ -91,7 +96,7 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
     if config.path is None:
         init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
         params = init(jax.random.key(seed))
-        return Base(params, axes, f'random:{seed}', fingerprint(params))
+        return Base(params, axes, f'random:{seed}', fingerprint(params), describe(config.network))
     if (tree := _weights(config, shapes, classifier)) is None:
         params = _trained(config, partitioner, shapes, axes)
     else:
@@ -99,15 +104,20 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
         params = partitioner.place(tree, shardings, config.dtype)
     elsewhere = '://' in config.path or config.path.startswith(paths.PREFIX)
     path = config.path if elsewhere else os.path.abspath(config.path)  # found from any folder
-    return Base(params, axes, path, fingerprint(params))
+    return Base(params, axes, path, fingerprint(params), describe(config.network))
 
 
-def named(network: nn.Module, name: Mapping[str, str], partitioner: Partitioner, now: str | None = None) -> Base:
-    """The base that a checkpoint names; an error if what is there has another fingerprint.
+def named(network: nn.Module, name: Mapping[str, Any], partitioner: Partitioner, now: str | None = None) -> Base:
+    """Load the base that a checkpoint names.
 
-    `now` is where it lies if it is no longer where it was.
+    Args:
+      now: where it lies if it is no longer where it was.
+
+    Raises:
+      UserError: the run was of another network, or what is there has another fingerprint.
     """
     path, seed = name['path'], 0
+    check_network(network, name, f"the run that names '{path}' as its base")
     if path.startswith('random:'):
         path, seed = None, int(path.removeprefix('random:'))
     elif now is not None and '://' not in path and not os.path.exists(path):
@@ -117,6 +127,21 @@ def named(network: nn.Module, name: Mapping[str, str], partitioner: Partitioner,
         where = path or name['path']
         raise UserError(f"the base at '{where}' has changed since the run that names it; put back what it was made on")
     return base
+
+
+def check_network(network: nn.Module, name: Mapping[str, Any], run: str) -> None:
+    """Refuse a run's adapters for another network than theirs, which shapes alone do not tell.
+
+    Args:
+      name: the run's `Base.name`; runs of older versions do not say what their network was.
+      run: what to call the run in the message.
+
+    Raises:
+      UserError: naming the setting.
+    """
+    theirs, ours = name.get('network', {}), describe(network)
+    if key := difference(theirs, ours):
+        raise UserError(f'{run} is of another network: {key} is {theirs[key]!r} there and {ours[key]!r} here')
 
 
 def _random(config: BaseConfig, key: jax.Array) -> PyTree:
@@ -169,9 +194,9 @@ def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes:
         if f'{layer}/a' in pairs:
             dtype, pair = flat[path].dtype, [pairs[f'{layer}/{side}'] for side in 'ab']
             merged = Merged(leaf, dtype, *pair, lora.scale_of(adapter.scale, layer))
-            flat[path] = place(merged, where[path], config.dtype)
+            flat[path] = place(merged, where[path], config.dtype, path)
         elif flat[path].dtype != config.dtype:
-            flat[path] = place(leaf, where[path], config.dtype)
+            flat[path] = place(leaf, where[path], config.dtype, path)
     return traverse_util.unflatten_dict(flat, sep='/')
 
 

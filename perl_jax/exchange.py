@@ -138,7 +138,8 @@ def import_run(
         if found != format:
             raise UserError(f"import: --format={format}: '{input}' is a checkpoint of {found}")
     with partitioner.scope(), rundir.whole(model_dir) as folder:
-        head = hf.score(input) if format == 'hf' and hf.is_classifier(input) else None
+        is_reward = format == 'hf' and hf.is_classifier(input)
+        head = hf.score(input, base.network.config.emb_dim) if is_reward else None
         frozen = bases.load(base, partitioner, 0, classifier=head is not None)
         if format == 'peft':
             shapes, _ = partitioning.abstract(base.network)

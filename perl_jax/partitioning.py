@@ -158,10 +158,12 @@ class Partitioner:
           shardings: where they go (`self.tree`), of the same structure.
           dtype: of the arrays on the devices; None keeps that of a host array.
         """
-        flat, structure = jax.tree.flatten(tree)
+        named, structure = jax.tree_util.tree_flatten_with_path(tree)
+        names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in named]
+        flat = [x for _, x in named]
         where = structure.flatten_up_to(shardings)
         for i in sorted(range(len(flat)), key=lambda i: -int(np.prod(flat[i].shape))):
-            flat[i] = place(flat[i], where[i], flat[i].dtype if dtype is None else dtype)
+            flat[i] = place(flat[i], where[i], flat[i].dtype if dtype is None else dtype, names[i])
         return structure.unflatten(flat)
 
     def local(self, batch: PyTree) -> PyTree:
@@ -205,11 +207,16 @@ class Partitioner:
         return TrainState(step=copy, adapter=adapter, opt_state=opt)
 
 
-def place(leaf: Leaf | np.ndarray | jax.Array, sharding: NamedSharding, dtype: Any) -> jax.Array:
+def place(
+    leaf: Leaf | np.ndarray | jax.Array, sharding: NamedSharding, dtype: Any, name: str = 'an array'
+) -> jax.Array:
     """Put one array on the devices: each process reads the slices that its own devices hold, one at a time.
 
     Devices that hold the same slice share one reading of it. (`jax.device_put` of a host array instead has every
     process send all of it to all others.)
+
+    Raises:
+      UserError: calling the array `name`, if it has numbers that float16 cannot hold.
     """
     leaf = leaf if hasattr(leaf, 'read_into') else leaves.InMemory(leaf)
     where = sharding.addressable_devices_indices_map(leaf.shape)
@@ -218,9 +225,13 @@ def place(leaf: Leaf | np.ndarray | jax.Array, sharding: NamedSharding, dtype: A
         same.setdefault(str(index), []).append(device)
     shards = []
     for devices in same.values():
-        piece = leaves.read(leaf, leaves.bounds(where[devices[0]], leaf.shape), jnp.dtype(dtype))
-        if piece.dtype == np.float16 and np.isinf(piece).any():
-            raise UserError("BASE_DTYPE = 'float16': the weights have numbers beyond 65504; take 'bfloat16'")
+        index = leaves.bounds(where[devices[0]], leaf.shape)
+        piece = leaves.read(leaf, index, jnp.dtype(dtype))
+        # Infinities that stand in the file itself (as masks do) are none of float16's making.
+        if piece.dtype == np.float16 and np.isinf(piece).any() and not np.array_equal(
+            np.isinf(leaves.read(leaf, index, np.dtype(np.float32))), np.isinf(piece)
+        ):
+            raise UserError(f"BASE_DTYPE = 'float16': {name} has numbers beyond 65504; take 'bfloat16'")
         shards += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 

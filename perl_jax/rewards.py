@@ -17,7 +17,6 @@ from perl_jax import base as bases
 from perl_jax import data, ensembles, lora, masked, unpadding
 from perl_jax.base import Base
 from perl_jax.errors import UserError
-from perl_jax.interop import hf
 from perl_jax.partitioning import Partitioner
 from perl_jax.types import Metrics, Responses, Variables
 
@@ -103,6 +102,7 @@ class LearnedReward:
         runs, own = [], base
         for folder in [self.model_dir] if isinstance(self.model_dir, str) else self.model_dir:
             run = bases.finished(folder, phase='reward', flag='LearnedReward.model_dir')
+            _check_network(folder, run, network, base)
             if _on_base(run) and run.about['base']['fingerprint'] != own.fingerprint:
                 if own is not base or any(map(_on_base, runs)):
                     raise UserError(
@@ -110,7 +110,6 @@ class LearnedReward:
                         'the members of an ensemble share one'
                     )
                 own = bases.named(network, run.about['base'], partitioner)
-            _check_network(folder, run, network, base)
             runs.append(run)
         # A reward is not trained any more: of full tuning, its weights come in the base's dtype.
         members = [x for run in runs for x in run.placed(partitioner, base.axes, dtype=own.name['dtype']).values()]
@@ -120,7 +119,8 @@ class LearnedReward:
 
 
 def _check_network(folder: str, run: bases.Finished, network: nn.Module, base: Base) -> None:
-    """A reward with weights of its own has to be of the policy's network."""
+    """A reward has to be of the policy's network, and one with weights of its own of its shapes."""
+    bases.check_network(network, run.about['base'], f"LearnedReward.model_dir: '{folder}'")
     for adapter in run.shapes.values():
         if adapter.params is None:
             continue
@@ -134,8 +134,6 @@ def _check_network(folder: str, run: bases.Finished, network: nn.Module, base: B
                 f"LearnedReward.model_dir: '{folder}' is of another network than the policy: {name} has shape "
                 f'{theirs.get(name)} there and {ours.get(name)} here'
             )
-        if hf.is_checkpoint(source := run.about['base']['path']):  # sizes do not tell all
-            hf.agree(source, network)
 
 
 def _on_base(run: bases.Finished) -> bool:

@@ -109,7 +109,10 @@ def test_numbers_beyond_float16_are_named_and_not_written_as_infinity(tmp_path):
         hf.save(tmp_path / 'out', network, params, 'float16')
     hf.save(tmp_path / 'other', network, params, 'bfloat16')
     partitioner = Partitioner()
-    with partitioner.scope(), pytest.raises(UserError, match="BASE_DTYPE = 'float16'"):
+    with partitioner.scope(), pytest.raises(UserError, match="BASE_DTYPE = 'float16': .*norm/scale has"):
+        base.load(base.BaseConfig(network, str(tmp_path), 'float16'), partitioner, 0)
+    saved(tmp_path, network, **{'model.norm.weight': np.full(8, np.inf, np.float32)})  # float16 has not made them
+    with partitioner.scope():
         base.load(base.BaseConfig(network, str(tmp_path), 'float16'), partitioner, 0)
 
 
@@ -156,7 +159,7 @@ def classifier(folder, network, **settings):
 def test_a_classifier_with_one_label_is_weights_and_a_head(tmp_path, tied):
     network = Decoder(dataclasses.replace(DECODER, logits_via_embedding=tied))
     params = classifier(tmp_path, network)
-    np.testing.assert_array_equal(hf.score(str(tmp_path)), np.arange(8))
+    np.testing.assert_array_equal(hf.score(str(tmp_path), 8), np.arange(8))
     shapes, _ = partitioning.abstract(network)
     found = leaves.to_host(hf.leaves(str(tmp_path), network, shapes, classifier=True), np.float32)
     if not tied:  # it has no output matrix, and a reward needs none
@@ -167,10 +170,32 @@ def test_a_classifier_with_one_label_is_weights_and_a_head(tmp_path, tied):
 
 
 @pytest.mark.parametrize(('settings', 'said'), [
-    ({'id2label': {'0': 'a', '1': 'b'}}, 'num_labels is 2'),
+    ({'id2label': {'0': 'a', '1': 'b'}}, 'num_labels 1.* has 2 entries'),
+    ({'id2label': 2}, 'id2label = 2: it must be an object'),
     ({'problem_type': 'multi_label_classification'}, 'problem_type'),
 ])  # fmt: skip
 def test_a_classifier_that_is_no_reward_is_refused(tmp_path, settings, said):
     classifier(tmp_path, Decoder(DECODER), **settings)
     with pytest.raises(UserError, match=said):
-        hf.score(str(tmp_path))
+        hf.score(str(tmp_path), 8)
+
+
+@pytest.mark.parametrize(('head', 'said'), [
+    (np.float32(1), r'shape \[\]'),
+    (np.ones(8, np.float32), r'shape \[8\]'),
+    (np.ones((1, 9), np.float32), r'\[1, 9\]'),
+    (np.full((1, 8), np.nan, np.float32), 'score.weight has numbers that are not finite'),
+])  # fmt: skip
+def test_a_head_that_is_no_row_of_numbers_is_refused(tmp_path, head, said):
+    classifier(tmp_path, Decoder(DECODER))
+    tensors = load_file(tmp_path / 'model.safetensors')
+    save_file(tensors | {'score.weight': np.asarray(head)}, tmp_path / 'model.safetensors')
+    with pytest.raises(UserError, match=said):
+        hf.score(str(tmp_path), 8)
+
+
+@pytest.mark.parametrize('value', ['LlamaForCausalLM', [1], {'a': 1}])
+def test_architectures_are_a_list_of_names(tmp_path, value):
+    classifier(tmp_path, Decoder(DECODER), architectures=value)
+    with pytest.raises(UserError, match='architectures = '):
+        hf.is_classifier(str(tmp_path))

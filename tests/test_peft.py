@@ -143,6 +143,9 @@ SPELLINGS = {
     'as the text part': lambda n: n.replace('base_model.model.model.', 'base_model.model.language_model.model.'),
     'compiled': lambda n: n.replace('base_model.model.', 'base_model.model._orig_mod.'),
     'compiled as a whole': lambda n: '_orig_mod.' + n,
+    'of several devices': lambda n: f'module.{n}',
+    'of shards': lambda n: n.replace('.self_attn', '._fsdp_wrapped_module.self_attn'),
+    'with activations computed again': lambda n: n.replace('.self_attn', '._checkpoint_wrapped_module.self_attn'),
     'plain': lambda n: n.removeprefix('base_model.model.'),
     'without its head': lambda n: n.replace('base_model.model.model.', 'base_model.model.'),
 }
@@ -158,6 +161,19 @@ def test_one_tensor_under_two_names_is_refused(saved):
     name = NAME.format(0, 'q_proj', 'A')
     rewrite(saved, lambda t: t | {name.replace('.weight', '.default.weight'): t[name]})
     with pytest.raises(UserError, match='twice'):
+        load(saved)
+
+
+def test_numbers_that_are_not_finite_are_named(saved):
+    name = NAME.format(1, 'q_proj', 'B')
+    rewrite(saved, lambda t: t | {name: np.where(t[name] > 0, np.nan, t[name])})
+    with pytest.raises(UserError, match='layers.1.self_attn.q_proj.lora_B.weight has numbers that are not finite'):
+        load(saved)
+
+
+def test_a_rank_that_the_tensors_have_not_is_the_configurations_fault(saved):
+    edit(saved, r=8)
+    with pytest.raises(UserError, match=r'lora_A.weight is of rank 4, and r and rank_pattern in adapter_config.json'):
         load(saved)
 
 
@@ -198,7 +214,7 @@ def test_a_module_that_is_targeted_must_be_there(saved):
 
 def test_weights_of_torchs_own_format_say_how_to_convert_them(saved):
     (saved / 'adapter_model.safetensors').rename(saved / 'adapter_model.bin')
-    with pytest.raises(UserError, match='safetensors.torch.save_file'):
+    with pytest.raises(UserError, match=f'cd {saved} && python -c .*safetensors.torch.save_file'):
         load(saved)
 
 

@@ -75,7 +75,10 @@ def rope_scaling(
     if linear is not None:
         raise UserError(f'{path}: {key} and the tensor {ROPE_FREQS} both scale positions; only one of them can be read')
     length = fields.get('llama.rope.scaling.original_context_length', _ORIGINAL_LENGTH)
-    scaling = RopeScaling(float(np.float32(divisors.max())), 1.0, 4.0, int(length))
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        key = 'llama.rope.scaling.original_context_length'
+        raise UserError(f'{path}: {key} = {length!r}: it must be a whole number of at least 1')
+    scaling = RopeScaling(float(np.float32(divisors.max())), 1.0, 4.0, length)
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     ours = frequencies / np.asarray(scaling(frequencies))
     if divisors.shape != ours.shape or not np.allclose(divisors, ours, rtol=1e-3):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from jaxtyping import PyTree
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config, hf_names, safetensors
 from perl_jax.leaves import InMemory, Leaf, Stacked, Transposed
+from perl_jax.networks.description import describe, difference
 from perl_jax.networks.t5 import T5
 
 HUB = 'hf://'
@@ -69,8 +68,10 @@ def network(path: str) -> nn.Module:
 
 def is_classifier(path: str) -> bool:
     """Whether a checkpoint is one of transformers' classifiers, as rewards are."""
-    architectures = hf_config.read(resolve(path)).get('architectures') or ['']
-    return str(architectures[0]).endswith('ForSequenceClassification')
+    names = hf_config.read(resolve(path)).get('architectures') or ['']
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f'{path}/config.json: architectures = {names!r}: it must be a list of names')
+    return names[0].endswith('ForSequenceClassification')
 
 
 def agree(path: str, network: nn.Module) -> None:
@@ -127,8 +128,11 @@ def leaves(path: str, network: nn.Module, shapes: PyTree, classifier: bool = Fal
     return traverse_util.unflatten_dict(tree | zeros, sep='/')
 
 
-def score(path: str) -> np.ndarray:
+def score(path: str, width: int) -> np.ndarray:
     """The head [D] of a classifier with one label, float32.
+
+    Args:
+      width: D of the network.
 
     Raises:
       UserError: several labels, or a head that is more than a matrix.
@@ -139,10 +143,18 @@ def score(path: str) -> np.ndarray:
         raise UserError(f'{folder}/config.json: problem_type = {problem!r}: a reward is one number, a regression')
     if _SCORE not in found or f'{_SCORE.removesuffix("weight")}bias' in found:
         raise UserError(f'{folder}: a classifier whose head is not {_SCORE} alone cannot be read')
-    labels, *_ = found[_SCORE].shape
-    if labels != 1 or len(config.get('id2label') or [0]) != 1:
-        raise UserError(f'{folder}: num_labels is {max(labels, len(config.get("id2label") or []))}: a reward has one')
-    return found[_SCORE].read().astype(np.float32)[0]
+    named = config.get('id2label') or {'0': ''}
+    if not isinstance(named, dict):
+        raise UserError(f'{folder}/config.json: id2label = {named!r}: it must be an object of JSON')
+    if (shape := found[_SCORE].shape) != (1, width) or len(named) != 1:
+        raise UserError(
+            f'{folder}: a reward has num_labels 1: {_SCORE} has shape {list(shape)}, where [1, {width}] is wanted, and '
+            f'id2label in config.json has {len(named)} entries'
+        )
+    head = found[_SCORE].read().astype(np.float32)[0]
+    if not np.isfinite(head).all():
+        raise UserError(f'{folder}: {_SCORE} has numbers that are not finite')
+    return head
 
 
 def _check_copies(path: str, network: nn.Module, found: dict[str, safetensors.Entry]) -> None:
@@ -249,16 +261,8 @@ def _leaf(entries: list[safetensors.Entry], leaf: str) -> Leaf:
 
 def _agree(folder: pathlib.Path, theirs: nn.Module, ours: nn.Module) -> None:
     """What changes the result must be the same in config.json and in the run's gin file."""
-    if type(theirs) is not type(ours):
-        raise UserError(f"{folder}: is for {type(theirs).__name__}, the run's gin file says {type(ours).__name__}")
-    for key in ours.config.__dataclass_fields__:
-        have, want = getattr(ours.config, key), getattr(theirs.config, key)
-        if key not in ('dtype', 'flash', 'remat', 'scan_layers') and _rounded(have) != _rounded(want):
-            raise UserError(f"{folder}/config.json: {key} is {want!r}, the model's gin file says {have!r}")
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers in float32, in which some files keep 1e-05 as 9.999999747378752e-06."""
-    if dataclasses.is_dataclass(value):
-        return type(value), [_rounded(getattr(value, field.name)) for field in dataclasses.fields(value)]
-    return np.float32(value) if isinstance(value, float) else value
+    want, have = describe(theirs), describe(ours)
+    if want['class'] != have['class']:
+        raise UserError(f"{folder}: is for {want['class']}, the run's gin file says {have['class']}")
+    if key := difference(want, have):
+        raise UserError(f"{folder}/config.json: {key} is {want[key]!r}, the model's gin file says {have[key]!r}")

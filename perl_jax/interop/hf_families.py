@@ -64,9 +64,10 @@ _T5 = {
     'scale_decoder_outputs': None,
 }  # fmt: skip
 _AS_GEMMA = {'activation': 'gelu', 'scale_embedding': True, 'norm_offset': 1.0}
-_NO_BIAS = {'attention_bias': False}
+_CAUSAL = {'is_causal': True}  # transformers reads it of every decoder, though no config class names it
+_NO_BIAS = _CAUSAL | {'attention_bias': False}
 _GEMMA_FIXED = _NO_BIAS | {'use_bidirectional_attention': None}
-_T5_FIXED = {'decoder_start_token_id': 0}  # what our decoder starts from
+_T5_FIXED = _CAUSAL | {'decoder_start_token_id': 0}  # what our decoder starts from
 
 FAMILIES = {
     'llama': Family(_LLAMA, _NO_BIAS | {'mlp_bias': False, 'hidden_act': SILU}),
@@ -75,9 +76,9 @@ FAMILIES = {
             'intermediate_size': 14336, 'num_key_value_heads': 8, 'sliding_window': 4096,
             'max_position_embeddings': 131072,
         },
-        {'hidden_act': SILU},
+        _CAUSAL | {'hidden_act': SILU},
     ),
-    'qwen2': Family(_QWEN, {'hidden_act': SILU}, {'use_qkv_bias': True}),
+    'qwen2': Family(_QWEN, _CAUSAL | {'hidden_act': SILU}, {'use_qkv_bias': True}),
     'qwen3': Family(_QWEN | {'head_dim': 128}, _NO_BIAS | {'hidden_act': SILU}, {'qk_norm': True}),
     'gemma': Family(_GEMMA, _GEMMA_FIXED | {'hidden_act': GELU}, _AS_GEMMA),
     'gemma2': Family(_GEMMA2, _GEMMA_FIXED | {'hidden_activation': GELU}, _AS_GEMMA | {'post_norms': True}),
@@ -149,8 +150,10 @@ def complete(path: pathlib.Path, config: Mapping[str, Any], kind: str) -> dict[s
     family = FAMILIES[kind]
     for key, value in config.items():
         if key in family.fixed:
+            fixed = family.fixed[key]
+            same = value == fixed if fixed else _asks_nothing(value)
             legacy = kind == 'gemma' and key == 'hidden_act' and value == 'gelu'  # transformers takes the tanh form too
-            if value != family.fixed[key] and not _asks_nothing(value) and not legacy:
+            if value is not None and not same and not legacy:
                 refuse(path, key, value)
             continue
         known = key in family.defaults or key in HARMLESS or (kind, key) in _ONLY_HERE

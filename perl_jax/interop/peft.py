@@ -33,6 +33,7 @@ _WEIGHTS = 'adapter_model.safetensors'
 _ROOT, _SCORE = 'base_model.model.', 'base_model.model.score.weight'
 _PAIR = re.compile(r'(.+)\.lora_([AB])(?:\.[^.]+)?\.weight')  # between them the adapter's name, in some files
 _COPY = re.compile(r'(.+?)(\.base_layer)?\.weight')
+_WRAPPERS = re.compile(r'(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')  # of torch
 _HEAD = re.compile(r'(score|classifier)(\.modules_to_save(\.[^.]+)?)?\.weight')
 _Pairs = dict[tuple[str, str], tuple[str, safetensors.Entry]]
 _FOREIGN = {  # what a tensor that is no pair belongs to
@@ -176,7 +177,8 @@ def _targets(network: nn.Module, names: list[str], whole: bool) -> list[str]:
 def _file(folder: pathlib.Path) -> pathlib.Path:
     if not (path := folder / _WEIGHTS).is_file() and (folder / 'adapter_model.bin').is_file():
         raise UserError(
-            f'{folder}: only adapter_model.bin is there; convert it: python -c "import safetensors.torch, torch; '
+            f'{folder}: only adapter_model.bin is there; convert it there: cd {folder} && python -c "import '
+            'safetensors.torch, torch; '
             f"safetensors.torch.save_file(torch.load('adapter_model.bin'), '{_WEIGHTS}')\""
         )
     return path
@@ -195,7 +197,7 @@ def _sort(
     pairs: _Pairs = {}
     score, copies = None, {}
     for name, entry in entries.items():
-        short = name.replace('_orig_mod.', '').removeprefix(_ROOT)
+        short = _WRAPPERS.sub('', name).removeprefix(_ROOT)
         match, copy = _PAIR.fullmatch(short), _COPY.fullmatch(short)
         if match and (module := _plain(match[1])) in known:
             if not config.targets(match[1]):
@@ -233,13 +235,22 @@ def _take(pairs: _Pairs, module: str, side: str, shape: tuple[int, ...], path: p
     name = f'{_ROOT}{module}.lora_{side}.weight'
     if (module, side) not in pairs:
         raise UserError(f'{path}: lacks tensor {name}')
-    return _fit(pairs[module, side][1], name, shape, path)
+    entry, axis = pairs[module, side][1], 0 if side == 'A' else 1
+    if len(entry.shape) == 2 and entry.shape[axis] != shape[axis]:
+        raise UserError(
+            f'{path}: {name} is of rank {entry.shape[axis]}, and r and rank_pattern in {peft_config.FILE} make it '
+            f'{shape[axis]}; correct them there'
+        )
+    return _fit(entry, name, shape, path)
 
 
 def _fit(entry: safetensors.Entry, name: str, shape: tuple[int, ...], path: pathlib.Path) -> np.ndarray:
     if entry.shape != shape:
         raise UserError(f'{path}: {name} has shape {list(entry.shape)}, the model wants {list(shape)}')
-    return entry.read().astype(np.float32)
+    array = entry.read().astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f'{path}: {name} has numbers that are not finite; take a checkpoint from before they came')
+    return array
 
 
 def _plain_scale(scales: dict[str, Any]) -> Scale:

@@ -13,6 +13,8 @@ torch = pytest.importorskip('torch', reason='needs torch, transformers and peft,
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 peft = pytest.importorskip('peft', reason='needs peft')
 
+import safetensors.numpy as safetensors_numpy  # noqa: E402
+
 from perl_jax import leaves, lora, partitioning  # noqa: E402
 from perl_jax.interop import hf, hf_config, safetensors  # noqa: E402
 from perl_jax.interop import peft as our_peft  # noqa: E402
@@ -235,6 +237,32 @@ def test_rewards_go_to_peft_with_their_head(saved, family, tmp_path):
     shapes, _ = partitioning.abstract(network)
     back = our_peft.load(tmp_path, network, shapes)
     np.testing.assert_array_equal(back.head['kernel'], adapter.head['kernel'])
+
+
+@families
+@pytest.mark.parametrize('prefix', ['', 'model.language_model.'])
+def test_classifiers_that_transformers_made_come_in_as_rewards(family, prefix, tmp_path):
+    """Gemma 3's may lie inside a model that sees: its text part has a prefix then."""
+    kind = f'{FAMILIES[family][0]}{"Text" if family == "gemma3" else ""}ForSequenceClassification'
+    config = config_of(family)
+    config.num_labels = 1
+    torch.manual_seed(1)
+    model = getattr(transformers, kind)(config).eval()
+    model.save_pretrained(tmp_path)
+    if prefix:
+        file = tmp_path / 'model.safetensors'
+        tensors = {name.replace('model.', prefix): x for name, x in safetensors_numpy.load_file(file).items()}
+        safetensors_numpy.save_file(tensors, file, {'format': 'pt'})
+    network = hf.network(str(tmp_path))
+    assert hf.is_classifier(str(tmp_path))
+    shapes, _ = partitioning.abstract(network)
+    base = leaves.to_host(hf.leaves(str(tmp_path), network, shapes, classifier=True), 'float32')
+    b = batch()
+    hidden = network.apply({'params': jax.tree.map(jnp.asarray, base)}, b.inputs, b.inputs_mask, b.targets)
+    with torch.no_grad():
+        want = model(torch.tensor(TOKENS)).logits.numpy()[:, 0]
+    assert np.abs(want).max() > 0.5
+    np.testing.assert_allclose(hidden[:, 0, -1] @ hf.score(str(tmp_path), 32), want, atol=1e-4)
 
 
 def test_bfloat16_survives_the_way_there_and_back(saved, tmp_path):
