@@ -181,6 +181,7 @@ def _weights(config: BaseConfig, shapes: PyTree, classifier: bool) -> PyTree | N
 def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes: PyTree) -> PyTree:
     """What an SFT or a policy run made of its base, on the mesh."""
     run = finished(config.path, phase=('sft', 'policy'), flag='INITIAL_CHECKPOINT_PATH', role='policy')
+    check_network(config.network, run.about['base'], f"INITIAL_CHECKPOINT_PATH: '{config.path}'")
     if (full := run.shapes['policy'].params) is not None:
         _check(config.path, shapes, full)
         return run.placed(partitioner, axes, ['policy'], config.dtype)['policy'].params

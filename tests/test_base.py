@@ -17,6 +17,7 @@ from perl_jax.base import BaseConfig
 from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
 from perl_jax.networks.decoder import Decoder
+from perl_jax.networks.description import describe
 from perl_jax.partitioning import Partitioner
 
 NETWORK, ONE = tiny.NETWORK, Partitioner()
@@ -32,13 +33,14 @@ def load(path=None, seed=0, dtype='float32', network=NETWORK):
         return bases.load(BaseConfig(network, path, dtype), ONE, seed)
 
 
-def sft_run(folder, base, spec, phase='sft', adapter=None):
-    """What an SFT run on this base leaves behind; returns its adapter."""
+def sft_run(folder, base, spec, phase='sft', adapter=None, older=False):
+    """What an SFT run on this base leaves behind; returns its adapter. An older one does not name its network."""
     adapter = adapter or tiny.adapter(spec, base.params, head=False)
     run = Checkpoints(str(folder))
     about = {'policy': {'scale': adapter.scale, 'dropout': adapter.dropout}}
     state = types.TrainState(jnp.int32(1), adapter, ())
-    run.save(1, {'policy': state}, {'phase': phase, 'base': base.name, 'adapters': about})
+    name = {key: value for key, value in base.name.items() if key != 'network' or not older}
+    run.save(1, {'policy': state}, {'phase': phase, 'base': name, 'adapters': about})
     run.close()
     return adapter
 
@@ -50,8 +52,21 @@ def test_random_weights_follow_the_seed():
         'path': 'random:3',
         'fingerprint': fingerprint(one.params),
         'dtype': 'float32',
+        'network': describe(NETWORK),
     }
     assert other.fingerprint != one.fingerprint
+
+
+def test_a_run_of_another_network_is_told_by_what_shapes_do_not_show(tmp_path):
+    sft_run(tmp_path, random(3), tiny.SPECS['full'])
+    load(str(tmp_path), network=Decoder(dataclasses.replace(tiny.CONFIG, remat='full')))  # how, not what
+    said = 'INITIAL_CHECKPOINT_PATH: .* is of another network: rope_theta is 100.0 there and 5000.0 here'
+    with pytest.raises(UserError, match=said):
+        load(str(tmp_path), network=Decoder(dataclasses.replace(tiny.CONFIG, rope_theta=5e3)))
+    with pytest.raises(UserError, match="names 'random:3' as its base is of another network: norm_epsilon"):
+        bases.named(Decoder(dataclasses.replace(tiny.CONFIG, norm_epsilon=1e-3)), random(3).name, ONE)
+    older = {key: value for key, value in random(3).name.items() if key != 'network'}
+    bases.check_network(Decoder(dataclasses.replace(tiny.CONFIG, rope_theta=5e3)), older, 'the run')
 
 
 def test_bfloat16_is_the_same_weights_in_half_the_room():
@@ -151,15 +166,18 @@ def test_a_run_of_another_phase(tmp_path):
     ({'vocab_size': 57}, r'token_embedder/embedding has shape \[56, 32\].* \[57, 32\]'),
 ], ids=['missing', 'width', 'vocabulary'])  # fmt: skip
 def test_weights_of_another_model(tmp_path, change, said):
-    sft_run(tmp_path, random(3), tiny.SPECS['full'])
+    sft_run(tmp_path, random(3), tiny.SPECS['full'], older=True)
     with pytest.raises(UserError, match=said):
         load(str(tmp_path), network=Decoder(dataclasses.replace(tiny.CONFIG, **change)))
+    sft_run(tmp_path / 'new', random(3), tiny.SPECS['full'])
+    with pytest.raises(UserError, match=f'is of another network: {min(change)} is '):
+        load(str(tmp_path / 'new'), network=Decoder(dataclasses.replace(tiny.CONFIG, **change)))
 
 
 def test_a_tensor_too_many(tmp_path):
     with ONE.scope():
         untied = bases.load(BaseConfig(tiny.UNTIED), ONE, 3)
-    sft_run(tmp_path, untied, tiny.SPECS['full'])
+    sft_run(tmp_path, untied, tiny.SPECS['full'], older=True)
     with pytest.raises(UserError, match='has the extra tensor decoder/logits_dense/kernel'):
         load(str(tmp_path))
 

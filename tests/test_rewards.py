@@ -164,6 +164,15 @@ def test_an_ensemble_trained_apart_and_together(tmp_path, aggregate):
     assert float(metrics['reward/disagreement']) > 0.1
 
 
+@pytest.mark.parametrize('name', ['lora', 'full'])
+def test_a_reward_of_another_network_is_refused(tmp_path, name):
+    network = tiny.NETWORK.clone(config=dataclasses.replace(tiny.NETWORK.config, rope_theta=5e3))
+    with Partitioner().scope():
+        save(tmp_path, tiny.SPECS[name], random_base(0))
+        with pytest.raises(UserError, match='LearnedReward.model_dir: .*rope_theta is 100.0 there and 5000.0 here'):
+            total([LearnedReward(str(tmp_path))], random_base(0), network)
+
+
 def test_one_member_is_no_ensemble(tmp_path):
     with Partitioner().scope():
         save(tmp_path, tiny.SPECS['lora'], random_base(0))
