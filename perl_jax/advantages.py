@@ -54,15 +54,35 @@ def gae(
 def leave_one_out(totals: Float[Array, 'B K']) -> Float[Array, 'B K']:
     """Each response's total less the mean of the K - 1 others' (RLOO: Ahmadian et al. 2024, eq. 8). K >= 2."""
     K = totals.shape[1]
-    return (totals - totals.mean(1, keepdims=True)) * K / (K - 1)
+    return _centred(totals) * K / (K - 1)
 
 
 def standardize(totals: Float[Array, 'B K'], eps: float = 1e-4) -> Float[Array, 'B K']:
-    """Each response's total in standard deviations of its prompt's K (GRPO: Shao et al. 2024, section 4.1.2)."""
-    return (totals - totals.mean(1, keepdims=True)) / (totals.std(1, keepdims=True) + eps)
+    """Each response's total in standard deviations of its prompt's K (GRPO: Shao et al. 2024, section 4.1.2). K >= 2.
+
+    The deviation is a sample's, over K - 1, as in TRL, verl and Tunix; the paper does not say which.
+    """
+    centred = _centred(totals)
+    deviation = jnp.sqrt((centred**2).sum(1, keepdims=True) / (totals.shape[1] - 1))
+    return centred / (deviation + eps)
 
 
 def whiten(x: Float[Array, 'B K R'], mask: Bool[Array, 'B K R'], eps: float = 1e-8) -> Float[Array, 'B K R']:
     """Mean 0 and variance 1 over all real tokens of the batch."""
-    centred = x - masked.mean(x, mask)
+    away = x - jnp.min(x, initial=jnp.inf, where=mask)  # so that equal ones are 0, as in _centred
+    centred = away - masked.mean(away, mask)
     return centred * jax.lax.rsqrt(masked.mean(centred**2, mask) + eps)
+
+
+def equal(totals: Float[Array, 'B K']) -> Bool[Array, ' B']:
+    """Which groups teach nothing where a response is only compared with its siblings: all K totals are the same."""
+    return totals.max(1) == totals.min(1)
+
+
+def _centred(totals: Float[Array, 'B K']) -> Float[Array, 'B K']:
+    """Less their mean, and exactly 0 where a group's are all equal.
+
+    A mean of equal numbers is off by a rounding unless K is a power of two; counted from the group's least they are 0.
+    """
+    away = totals - totals.min(1, keepdims=True)
+    return away - away.mean(1, keepdims=True)

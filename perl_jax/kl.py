@@ -18,7 +18,8 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from perl_jax.errors import UserError
+from perl_jax import losses
+from perl_jax.errors import UserError, check_count, check_number
 
 Tokens = Float[Array, 'B K R']
 
@@ -35,7 +36,9 @@ def k2(logprobs: Tokens, anchor_logprobs: Tokens) -> Tokens:
 
 def k3(logprobs: Tokens, anchor_logprobs: Tokens) -> Tokens:
     """The ratio anchor / policy, less 1, less its log."""
-    return jnp.expm1(anchor_logprobs - logprobs) + logprobs - anchor_logprobs
+    log_ratio = anchor_logprobs - logprobs
+    # expm1 keeps the digits of a small ratio; a large one is capped.
+    return jnp.where(log_ratio < 1, jnp.expm1(jnp.minimum(log_ratio, 1)), losses.ratio(log_ratio) - 1) - log_ratio
 
 
 ESTIMATORS = {'k1': k1, 'k2': k2, 'k3': k3, 'full': None}  # the full one needs logits: logprobs.token_kl
@@ -64,10 +67,13 @@ class KLConfig:
             raise UserError(f"KL_PLACE = '{self.place}': give 'reward' or 'loss'")
         if (self.place, self.estimator) == ('loss', 'k1'):
             raise UserError("KL_ESTIMATOR = 'k1' has no gradient in the loss; take 'k2', or KL_PLACE = 'reward'")
-        if not 0 <= self.beta <= 1:
-            raise UserError(f'BETA = {self.beta}: give a number from 0 to 1')
-        if self.target is not None and not (self.target > 0 and self.beta > 0):
-            raise UserError(f'KL_TARGET = {self.target} with BETA = {self.beta}: both have to be above 0 to be steered')
+        check_number('BETA', self.beta, 0, 1)
+        check_count('KLConfig.horizon', self.horizon)
+        if self.target is None:
+            return
+        check_number('KL_TARGET', self.target, above=0)
+        if self.beta == 0:
+            raise UserError(f'KL_TARGET = {self.target} with BETA = {self.beta}: it is multiplied, and so stays 0; raise BETA')
 
     @property
     def in_loss(self) -> bool:

@@ -25,6 +25,18 @@ def pointwise(rewards: Float[Array, 'B K'], labels: Float[Array, 'B K']) -> Floa
     return optax.sigmoid_binary_cross_entropy(rewards, labels)
 
 
+LOG_RATIO_CAP = 20.0  # e^20 is 5e8: far beyond any clip, and its square still finite in float32
+
+
+def ratio(log_ratio: Float[Array, '*shape']) -> Float[Array, '*shape']:
+    """exp(log_ratio), finite whatever the log-ratio is.
+
+    At 100 float32 is infinite, and infinity times an advantage of 0 is no number. Beyond the cap the value stays at
+    e^20, and so does the gradient, which goes on pulling the same way.
+    """
+    return jnp.exp(log_ratio - jax.lax.stop_gradient(jnp.maximum(log_ratio - LOG_RATIO_CAP, 0)))
+
+
 def reinforce(logprobs: Float[Array, 'B K R'], advantages: Float[Array, 'B K R']) -> Float[Array, 'B K R']:
     """REINFORCE for language models, of each token: -log pi(A_t | X_t) stop_grad(Z_t - V_t) (RLAIF, app. F)."""
     return -logprobs * jax.lax.stop_gradient(advantages)
@@ -37,8 +49,8 @@ def clipped(
     clip: float,
 ) -> Float[Array, 'B K R']:
     """PPO's surrogate (Schulman 2017, eq. 7), of each token: -min(w A, clip(w, 1 -+ clip) A) with w = pi / pi_old."""
-    ratio, advantages = jnp.exp(logprobs - old_logprobs), jax.lax.stop_gradient(advantages)
-    return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
+    w, advantages = ratio(logprobs - old_logprobs), jax.lax.stop_gradient(advantages)
+    return -jnp.minimum(w * advantages, jnp.clip(w, 1 - clip, 1 + clip) * advantages)
 
 
 def value(values: Float[Array, 'B K R'], returns: Float[Array, 'B K R']) -> Float[Array, 'B K R']:

@@ -39,7 +39,7 @@ def share(mask: Bool[Array, '*batch T']) -> Float[Array, '*batch T']:
 
 def weighted(x: Float[Array, '*batch T'], weights: Float[Array, '*batch T']) -> Float[Array, '']:
     """Sum of the weighted tokens. What stands where the weight is 0 may be anything, NaN included."""
-    return jnp.where(weights > 0, x * weights, 0).sum()
+    return jnp.where(weights != 0, x * weights, 0).sum()
 
 
 def at_last(x: Float[Array, '*batch'], mask: Bool[Array, '*batch T']) -> Float[Array, '*batch T']:

@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from perl_jax import accumulate, advantages, kl, logprobs, lora, masked, train_state, unpadding
+from perl_jax import accumulate, advantages, kl, logprobs, lora, losses, masked, train_state, unpadding
 from perl_jax.algorithms import Algorithm
 from perl_jax.kl import KLConfig
 from perl_jax.sampling import SamplingConfig
@@ -69,6 +69,7 @@ def experience(
         'reward/total': masked.total(rewards, mask).mean(),
         'kl/anchor': masked.total(log_ratio, mask).mean(),
         'entropy/sampled': -masked.mean(rollout.logprobs, mask),
+        'reward/equal_groups': advantages.equal(scores).mean(),
         'length/mean': masked.lengths(mask).mean(),
         'tokens': mask.sum(),
     }
@@ -77,8 +78,16 @@ def experience(
     return Experience(**vars(rollout), rewards=rewards, anchor_logprobs=anchor_logprobs), metrics
 
 
+def values_first(algorithm: Algorithm, dropout: float) -> bool:
+    """Whether `values` are computed before a rollout is learned from, rather than taken from the value's own step.
+
+    A baseline that several updates share has to stay as it was; and one under dropout would be noise.
+    """
+    return algorithm.has_value and (algorithm.epochs * algorithm.minibatches > 1 or dropout > 0)
+
+
 def values(network: nn.Module, base: PyTree, adapter: lora.Adapter, batch: Responses) -> Float[Array, 'B K R']:
-    """V(X_t) before each token. Only where a rollout is learned from more than once: else the step has them already."""
+    """V(X_t) before each token, without dropout; see `values_first`."""
     variables = lora.bind(base, adapter)
     return unpadding.pad(lora.readout(variables, logprobs.response_hidden(network, variables, batch)), batch)
 
@@ -158,8 +167,6 @@ def policy_step(
             now = logprobs.token_logprobs(network, variables, hidden, batch, temperature)
         now = jnp.where(mask, now, 0)  # as the old ones: no ratio and no gradient at the padding
         total = algorithm.policy_loss(now, batch.logprobs, advantage)
-        if entropy_bonus:
-            total -= entropy_bonus * entropy
         if kl_config.in_loss and kl_config.estimator == 'full':
             held = logprobs.response_hidden(network, anchor, batch)
             total += beta * logprobs.token_kl(network, variables, hidden, anchor, held, batch, temperature)
@@ -167,9 +174,12 @@ def policy_step(
             total += beta * kl.ESTIMATORS[kl_config.estimator](now, batch.anchor_logprobs)
         metrics['kl/update'] = masked.weighted(batch.logprobs - now, share)
         if algorithm.clip is not None:
-            outside = jnp.abs(jnp.exp(now - batch.logprobs) - 1) > algorithm.clip
+            outside = jnp.abs(losses.ratio(now - batch.logprobs) - 1) > algorithm.clip
             metrics['ratio/clipped'] = masked.weighted(outside, share)
-        return masked.weighted(total, weights), (metrics, ())
+        total = masked.weighted(total, weights)
+        if entropy_bonus:  # of each token, whatever the algorithm's own weights are
+            total -= entropy_bonus * metrics['entropy/exact']
+        return total, (metrics, ())
 
     mask = batch.targets_mask
     part = batch, algorithm.advantages(batch.rewards, old_values, mask), algorithm.weights(mask), masked.share(mask)

@@ -143,7 +143,7 @@ def learn(
 ) -> tuple[PolicyState, Metrics]:
     """All that is learned from one rollout; `of` holds the base of each role. The metrics are of the last update."""
     values, metrics = None, {}
-    if algorithm.has_value and algorithm.epochs * algorithm.minibatches > 1:
+    if state.value is not None and rl.values_first(algorithm, state.value.adapter.dropout):
         experience = experience.replace(values=programs.values(of['value'], state.value.adapter, experience))
     for batch in rl.updates(experience, algorithm.epochs, algorithm.minibatches):
         if algorithm.has_value:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from perl_jax import accumulate, masked, sharded
-from perl_jax.errors import UserError, check_count
+from perl_jax.errors import UserError, check_count, check_number
 from perl_jax.types import Prompts, Rollout, Variables
 
 
@@ -37,11 +37,11 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_count('MAX_DECODE_LENGTH', self.max_decode_length)
+        check_count('NUM_SAMPLES', self.num_samples)
+        check_count('SamplingConfig.num_microbatches', self.num_microbatches)
         check_count('SamplingConfig.top_k', self.top_k, 0)
-        if not self.temperature >= 0:
-            raise UserError(f'TEMPERATURE = {self.temperature}: give a number of at least 0')
-        if not 0 < self.top_p <= 1:
-            raise UserError(f'SamplingConfig.top_p = {self.top_p}: give a number above 0, and 1 to keep every token')
+        check_number('TEMPERATURE', self.temperature, 0)
+        check_number('SamplingConfig.top_p', self.top_p, above=0, most=1)
 
     @property
     def truncates(self) -> bool:
@@ -154,7 +154,8 @@ def truncate(logits: jax.Array, config: SamplingConfig) -> jax.Array:
     if config.temperature > 0:
         logits = logits / config.temperature
     if config.top_k > 0:
-        logits = jnp.where(logits < jax.lax.top_k(logits, config.top_k)[0][..., -1:], -jnp.inf, logits)
+        top, _ = jax.lax.top_k(logits, min(config.top_k, logits.shape[-1]))
+        logits = jnp.where(logits < top[..., -1:], -jnp.inf, logits)
     if config.top_p < 1.0:
         ranked = jnp.sort(logits, axis=-1, descending=True)
         before = jnp.cumsum(jax.nn.softmax(ranked), axis=-1) - jax.nn.softmax(ranked)

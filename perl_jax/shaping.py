@@ -24,7 +24,8 @@ def whiten(
 ) -> Float[Array, 'B K']:
     """Mean 0 and standard deviation 1 over the batch."""
     del responses, eos_ids
-    return (scores - scores.mean()) / jnp.sqrt(scores.var() + eps)
+    away = scores - scores.min()  # so that equal scores are exactly 0: their mean may be off by a rounding
+    return (away - away.mean()) / jnp.sqrt(away.var() + eps)
 
 
 def clip(

@@ -61,7 +61,7 @@ class Rollout(Responses):
 class Experience(Rollout):
     """A rollout that has been judged: what the learning steps need.
 
-    `values` are those before it was learned from; None where it is learned from only once.
+    `values` are those before it was learned from; None where the value's own step has them (rl.values_first).
     """
 
     rewards: Float[Array, 'B K R']

@@ -63,8 +63,21 @@ def test_leave_one_out_is_against_the_mean_of_the_others():
 def test_standardize_is_within_each_prompt():
     got = advantages.standardize(SCORES, eps=0.0)
     for b in range(B):
-        np.testing.assert_allclose(got[b], (SCORES[b] - SCORES[b].mean()) / SCORES[b].std(), rtol=1e-4)
+        np.testing.assert_allclose(got[b], (SCORES[b] - SCORES[b].mean()) / SCORES[b].std(ddof=1), rtol=1e-4)
     assert not np.asarray(advantages.standardize(np.full((2, 3), 0.7, np.float32))).any()  # all alike: nothing to learn
+
+
+@pytest.mark.parametrize('size', [2, 3, 5, 6, 7, 12])
+@pytest.mark.parametrize('score', [1.0, 0.1, 1 / 3, -1e4])
+def test_equal_scores_teach_exactly_nothing(size, score):
+    """Whether or not a mean of `size` of them is rounded."""
+    totals = jnp.full((2, size), score, jnp.float32).at[1, 0].add(1.0)
+    for advantage in advantages.leave_one_out, advantages.standardize:
+        equal, other = np.asarray(jax.jit(advantage)(totals))
+        assert not equal.any() and other.all()
+    assert np.asarray(advantages.equal(totals)).tolist() == [True, False]
+    whitened = jax.jit(advantages.whiten)(jnp.full((1, size, 3), score, jnp.float32), np.ones((1, size, 3), bool))
+    assert not np.asarray(whitened).any()
 
 
 @pytest.mark.parametrize(('gamma', 'lam'), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.5), (0.9, 0.0)])

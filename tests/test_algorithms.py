@@ -72,7 +72,7 @@ def test_grpo(clip):
     want = []
     for b, k in np.ndindex(B, K):
         totals = [to_go(b, j, 0) for j in range(K)]
-        advantage = (totals[k] - np.mean(totals)) / (np.std(totals) + 1e-4)
+        advantage = (totals[k] - np.mean(totals)) / (np.std(totals, ddof=1) + 1e-4)
         want.append(-np.mean([surrogate(NEW[b, k, t], OLD[b, k, t], advantage, clip) for t in range(LENGTHS[b, k])]))
     assert policy_loss(GRPO(clip=clip)) == pytest.approx(np.mean(want), rel=1e-4)
 

@@ -15,7 +15,7 @@ MAX_LINES = 350
 FLOORS = [
     {'', 'controls', 'errors', 'types', 'leaves', 'masked', 'memory', 'stderr', 'sharded', 'startup', 'survivor'},
     {
-        'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora',
+        'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'schedules', 'resume',
         'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding', 'oddities',
     },
     {
@@ -42,6 +42,7 @@ FLOORS = [
 # Imports within a floor, with the reason for each.
 SAME_FLOOR = {
     ('algorithms.*', 'algorithms'): 'each says what it is',
+    ('kl', 'losses'): 'k3 is made of a ratio too',
     ('interop.*', 'interop.*'): 'readers of one format share what they know of it',
     ('tasks.*', 'tasks.*'): 'a data set is registered by one module and read by others',
     ('networks.decoder', 'networks.branches'): 'its attention',

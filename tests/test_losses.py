@@ -70,6 +70,23 @@ def test_clipped_has_no_gradient_beyond_the_clip_in_the_direction_of_the_advanta
     np.testing.assert_allclose(got, [0.0, 1.5, -0.5, 0.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize('log_ratio', [21.0, 90.0, 100.0, 1000.0])
+@pytest.mark.parametrize('advantage', [1.0, 0.0, -1.0])
+def test_ratios_stay_finite_far_out(log_ratio, advantage):
+    """And go on pulling: an answer that is judged bad becomes less likely again."""
+    loss = lambda x: losses.clipped(x, jnp.float32(0), jnp.float32(advantage), 0.2)  # noqa: E731
+    for sign in 1, -1:
+        value, slope = jax.value_and_grad(loss)(jnp.float32(sign * log_ratio))
+        assert np.isfinite([value, slope]).all()
+    slope = jax.grad(loss)(jnp.float32(log_ratio))
+    assert float(slope) == pytest.approx(np.exp(20) * (advantage < 0), rel=1e-5)
+
+
+def test_ratios_are_exact_below_the_cap():
+    log_ratios = np.linspace(-30, 20, 101, dtype=np.float32)
+    np.testing.assert_array_equal(losses.ratio(log_ratios), jnp.exp(log_ratios))
+
+
 def test_at_ratio_one_the_clipped_gradient_is_reinforces():
     one = jax.grad(lambda x: losses.clipped(x, X, Y, 0.2).sum())(X)
     np.testing.assert_allclose(one, jax.grad(lambda x: losses.reinforce(x, Y).sum())(X), rtol=1e-6)

@@ -30,6 +30,11 @@ def test_what_stands_at_the_padding_may_be_anything():
     assert np.isfinite(gradient[MASK]).all()
 
 
+def test_weights_below_zero_count_and_hide_nothing():
+    x, weights = np.float32([2, 3, np.nan]), np.float32([-1, 0.5, 0])
+    assert float(masked.weighted(x, weights)) == -0.5
+
+
 def test_at_last_puts_it_on_the_last_real_token():
     got = masked.at_last(np.array([[0.25, 0.5], [0.75, 1.5]], np.float32), MASK)
     assert got.tolist() == [[[0, 0.25, 0], [0, 0, 0]], [[0, 0, 0.75], [1.5, 0, 0]]]

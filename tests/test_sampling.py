@@ -227,7 +227,7 @@ def probabilities(logits, config):
     z = np.float64(logits) / config.temperature
     keep = np.ones(len(z), bool)
     if config.top_k:
-        keep &= z >= sorted(z, reverse=True)[config.top_k - 1]
+        keep &= z >= sorted(z, reverse=True)[min(config.top_k, len(z)) - 1]  # more than there are is all
     p = np.exp(z) * keep / np.exp(z)[keep].sum()
     if config.top_p < 1:
         total, nucleus = 0.0, set()
@@ -241,7 +241,9 @@ def probabilities(logits, config):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
-@pytest.mark.parametrize(('top_k', 'top_p'), [(0, 1.0), (1, 1.0), (5, 1.0), (0, 0.5), (0, 0.95), (0, 1e-6), (5, 0.5)])
+@pytest.mark.parametrize(('top_k', 'top_p'), [
+    (0, 1.0), (1, 1.0), (5, 1.0), (20, 1.0), (21, 1.0), (50257, 0.9), (0, 0.5), (0, 0.95), (0, 1e-6), (5, 0.5),
+])  # fmt: skip
 def test_truncation_equals_numpy(top_k, top_p, temperature):
     logits = np.random.default_rng(1).standard_normal((7, 2, 20)).astype(np.float32) * 2
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -258,6 +260,8 @@ def test_ties_are_kept():
 
 @pytest.mark.parametrize(('setting', 'said'), [
     ({'top_p': 0.0}, 'top_p = 0.0'), ({'top_p': 1.5}, 'top_p'), ({'top_k': -1}, 'top_k'),
+    ({'num_samples': 0}, 'NUM_SAMPLES = 0'), ({'top_p': '0.9'}, "top_p = '0.9'"), ({'top_k': 2.5}, 'top_k = 2.5'),
+    ({'num_microbatches': 0}, 'num_microbatches = 0'), ({'temperature': float('inf')}, 'TEMPERATURE = inf'),
     ({'temperature': -1.0}, 'TEMPERATURE'), ({'temperature': float('nan')}, 'TEMPERATURE'),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(setting, said):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tiny
 
 from perl_jax import shaping, types
@@ -13,6 +14,11 @@ def test_whiten_is_over_the_batch():
     got = np.asarray(shaping.whiten(SCORES, RESPONSES, EOS))
     np.testing.assert_allclose(got, (SCORES - SCORES.mean()) / SCORES.std(), rtol=1e-5, atol=1e-6)
     assert not np.asarray(shaping.whiten(np.full((B, K), 0.5, np.float32), RESPONSES, EOS)).any()
+
+
+@pytest.mark.parametrize('size', [3, 5, 7])
+def test_whitened_equal_scores_are_exactly_zero(size):
+    assert not np.asarray(shaping.whiten(np.full((1, size), 0.1, np.float32), None, 1)).any()
 
 
 def test_clip_keeps_what_lies_within():

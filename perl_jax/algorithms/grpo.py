@@ -1,6 +1,6 @@
 """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300, section 4.1, eq. 3), outcome supervision.
 
-    A = (G_k - mean_j G_j) / std_j G_j,   L = -1/K sum_k 1/|o_k| sum_t min(w A, clip(w, 1 - eps, 1 + eps) A)
+    A = (G_k - mean_j G_j) / std_j G_j (over K - 1),   L = -1/K sum_k 1/|o_k| sum_t min(w A, clip(w, 1 - eps, 1 + eps) A)
 
 w = pi / pi_old at each token. In its paper the KL is k3 in the loss, as algorithms/grpo.gin sets it.
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from perl_jax import advantages as adv
 from perl_jax import losses, masked
 from perl_jax.algorithms import Mask, Tokens
+from perl_jax.errors import check_count, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,11 @@ class GRPO:
 
     has_value = False
     min_samples = 2
+
+    def __post_init__(self) -> None:
+        check_number('GRPO.clip', self.clip, above=0)
+        check_count('GRPO.epochs', self.epochs)
+        check_count('GRPO.minibatches', self.minibatches)
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """The same at every token of a response."""

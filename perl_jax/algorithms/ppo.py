@@ -12,6 +12,7 @@ import dataclasses
 from perl_jax import advantages as adv
 from perl_jax import losses, masked
 from perl_jax.algorithms import Mask, Tokens
+from perl_jax.errors import check_count, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,14 @@ class PPO:
 
     has_value = True
     min_samples = 1
+
+    def __post_init__(self) -> None:
+        check_number('PPO.gamma', self.gamma, 0, 1)
+        check_number('PPO.lam', self.lam, 0, 1)
+        check_number('PPO.clip', self.clip, above=0)
+        check_number('PPO.value_clip', self.value_clip, above=0)
+        check_count('PPO.epochs', self.epochs)
+        check_count('PPO.minibatches', self.minibatches)
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """GAE, whitened."""

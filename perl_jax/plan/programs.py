@@ -164,7 +164,7 @@ def policy(
     prompts = Prompts(responses.inputs, responses.inputs_mask)
     token = lambda rows: _array(on, (rows, K, sampling.max_decode_length), jnp.float32)  # noqa: E731
     rollout = Rollout(**vars(responses), logprobs=token(size))
-    again = algorithm.has_value and algorithm.epochs * algorithm.minibatches > 1
+    again = state.value is not None and rl.values_first(algorithm, state.value.adapter.dropout)
     judged = Experience(
         **vars(rollout), rewards=token(size), anchor_logprobs=token(size), values=token(size) if again else None
     )
