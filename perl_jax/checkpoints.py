@@ -28,6 +28,7 @@ from perl_jax.errors import UserError
 from perl_jax.lora import Adapter, as_scale
 
 RESTORED_AT_ONCE_GB = 1  # of an adapter; else Orbax holds all of it on its way to the devices
+_OPTIONS = {'anchor': 'ANCHOR_EMA', 'value': 'ALGORITHM'}  # what decides whether a role is learned at all
 SLICE = 2**20  # numbers that a fingerprint looks at together
 
 
@@ -89,9 +90,11 @@ class Checkpoints:
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(like))
         there, wanted = self._names(step), _names(template)
         if there != wanted:
+            odd = {name.partition('/')[0] for name in there} ^ {name.partition('/')[0] for name in wanted}
+            option = next((_OPTIONS[role] for role in sorted(odd) if role in _OPTIONS), 'OPTIMIZER or TUNING')
             raise UserError(
-                f'checkpoint {os.path.join(self.folder, str(step))} is of another OPTIMIZER or TUNING: '
-                f'{min(there ^ wanted)} is {"there" if there - wanted else "not there"}; give those that it was made '
+                f'checkpoint {os.path.join(self.folder, str(step))} is of another {option}: '
+                f'{min(there ^ wanted)} is {"there" if there - wanted else "not there"}; give that which it was made '
                 'with, or name another MODEL_DIR'
             )
         tree = self._read(step, state=ocp.args.StandardRestore(template))['state']

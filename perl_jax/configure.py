@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from perl_jax import t5x_names
+from perl_jax import resume, t5x_names
 from perl_jax.errors import UserError
 from perl_jax.stderr import silenced
 
@@ -98,6 +98,7 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
         raise UserError(f"gin: nothing reads a macro called '{macro}'; {nearest}")
     with _one_line():
         gin.bind_parameter('perl_jax.runs.RunConfig.config_text', operative)  # asked once all is set
+        gin.bind_parameter('perl_jax.runs.RunConfig.check_resume', _check_resume)
         gin.finalize()
 
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -158,6 +159,32 @@ def operative(vocabulary: str | None = None) -> str:
             scoped = rf'^(# Parameters for )?{scope}/{re.escape(name)}(?=[.:])'
             text = re.sub(scoped, rf'\g<1>{name}', text, flags=re.MULTILINE)
     return text
+
+
+def settings(text: str) -> dict[str, Any]:
+    """What a gin file such as a run's config.gin binds: {'SCOPE/CONFIGURABLE.PARAMETER' or 'MACRO': value}.
+
+    References to configurables are the text that stands there, those to macros a resume.Macro.
+    """
+    from gin import config_parser
+
+    class Text(config_parser.ParserDelegate):
+        def configurable_reference(self, name: str, evaluate: bool) -> str:
+            return f'@{name}{"()" if evaluate else ""}'
+
+        def macro(self, name: str) -> resume.Macro:
+            return resume.Macro(name)
+
+    bound = {}
+    for line in config_parser.ConfigParser(text, Text()):
+        if isinstance(line, config_parser.BindingStatement):
+            name = f'{line.selector}.{line.arg_name}' if line.arg_name else line.selector
+            bound[f'{line.scope}/{name}' if line.scope else name] = line.value
+    return bound
+
+
+def _check_resume(before: str, after: str) -> list[str]:
+    return resume.check(settings(before), settings(after))
 
 
 def _read(files: list[str], paths: list[str]) -> dict[str, Any]:
@@ -228,6 +255,7 @@ def _register() -> None:
         rewards,
         runs,
         sampling,
+        schedules,
         shaping,
         sweep,
     )
@@ -243,8 +271,8 @@ def _register() -> None:
         t5.T5, t5.T5Config, layers.RopeScaling, tokenizers.TokenizersVocabulary, infer.eval_policy,
         infer.eval_reward, infer.sample_policy, infer.answer_split, models.ask, models.score,
         exchange.export_run, exchange.import_run, reinforce.Reinforce, rloo.RLOO, grpo.GRPO, ppo.PPO, kl.KLConfig,
-        shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos, ensembles.mean, ensembles.minimum,
-        ensembles.median, ensembles.lower_bound, partitioning.standard_logical_axis_rules,
+        schedules.linear, shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos, ensembles.mean,
+        ensembles.minimum, ensembles.median, ensembles.lower_bound, partitioning.standard_logical_axis_rules,
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,

@@ -2,6 +2,7 @@
 
 run.json        phase, tuning, base, vocabulary, sizes ..    metrics.jsonl   one object a logged step
 config.gin      the operative configuration              samples.jsonl   one object a sampled answer
+configs/N.gin   the same, of the start at step N
 checkpoints/    see checkpoints.py                        events.*        the metrics for TensorBoard
 
 It may lie in a bucket (gs://...). All processes of a job see the same folder; the first alone writes here.
@@ -62,7 +63,9 @@ class RunDir:
             epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
             for name in ('metrics.jsonl', 'samples.jsonl'):
                 _cut(os.path.join(model_dir, name), first or -1)
-            replace(os.path.join(model_dir, 'config.gin'), config)
+            epath.Path(model_dir, 'configs').mkdir(exist_ok=True)
+            for name in ('config.gin', f'configs/{first}.gin'):
+                replace(os.path.join(model_dir, name), config)
             self.events = metric_writers.SummaryWriter(model_dir)
         self._save_about(finished=None)
         self.bar = tqdm(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 
 from perl_jax import base as bases
 from perl_jax import lora, rundir
@@ -29,7 +30,9 @@ class RunConfig:
     model_dir: its folder (rundir.py).   total_steps: in all, those before a restart included.
     eval_period: evaluate and save a checkpoint every so many steps, and at the last.   log_period: log every so many.
     random_seed: of the adapters, the data's order and the sampler.   config_text: gives the text of config.gin,
-      told what VOCABULARY is in it, or None for the task's own.
+      told what VOCABULARY is in it, or None for the task's own.   check_resume: (text of the last start, of this one)
+      -> a line for each setting that is another one now and is taken; raises where it may not be (resume.py).
+    accept_other_data: go on with a run though its batches become other ones.
     """
 
     model_dir: str
@@ -38,6 +41,8 @@ class RunConfig:
     log_period: int = 10
     random_seed: int = 0
     config_text: Callable[[str | None], str] = lambda vocabulary: ''
+    check_resume: Callable[[str, str], Sequence[str]] = lambda before, after: ()
+    accept_other_data: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_dir, str) or not self.model_dir or self.model_dir.startswith('~'):
@@ -126,6 +131,8 @@ def start(
         **({'vocabulary': vocabulary.name} if vocabulary else {}),
         'devices': bases.describe_devices(),
     }
+    text = config.config_text(vocabulary and vocabulary.setting)
+    changed = _changed(config, text)
     rundir.check(config.model_dir, about)
     with rundir.locked(config.model_dir):
         checkpoints = Checkpoints(config.model_dir, best)
@@ -147,7 +154,8 @@ def start(
             logging.getLogger('perl_jax').info(
                 f'{phase}: base {base.path}, vocabulary {vocabulary}, steps {first} to {config.total_steps}'
             )
-        text = config.config_text(vocabulary and vocabulary.setting)
+            for line in changed:
+                logging.getLogger('perl_jax').warning(f'{phase}: from step {first} on {line}')
         folder = rundir.RunDir(config.model_dir, about, first, config.total_steps, config.log_period, text, window)
         finished = False
         try:
@@ -157,6 +165,16 @@ def start(
         finally:
             checkpoints.close()
             folder.close(finished)
+
+
+def _changed(config: RunConfig, text: str) -> Sequence[str]:
+    """Which settings the rest of a run will have otherwise; raises where that may not be."""
+    before = epath.Path(config.model_dir, 'config.gin')
+    if not before.exists() or not epath.Path(config.model_dir, 'checkpoints').is_dir():
+        return ()
+    with contextlib.closing(Checkpoints(config.model_dir, read_only=True)) as checkpoints:
+        first = checkpoints.latest() or 0
+    return config.check_resume(before.read_text(), text) if 0 < first < config.total_steps else ()
 
 
 def made(

@@ -17,11 +17,22 @@ import jax.numpy as jnp
 import optax
 
 from perl_jax import base as bases
-from perl_jax import data, evaluate, lora, rewards, rl, rl_programs, runs, task_metrics, train_state, vocabulary
+from perl_jax import (
+    data,
+    evaluate,
+    lora,
+    rewards,
+    rl,
+    rl_programs,
+    runs,
+    schedules,
+    task_metrics,
+    vocabulary,
+)
 from perl_jax.algorithms import Algorithm
 from perl_jax.base import BaseConfig
 from perl_jax.data import DatasetConfig
-from perl_jax.errors import UserError
+from perl_jax.errors import UserError, check_number
 from perl_jax.kl import KLConfig
 from perl_jax.partitioning import Partitioner
 from perl_jax.rewards import LearnedReward, TextFunction, TextReward
@@ -42,6 +53,8 @@ def train(
     sampling: SamplingConfig,
     algorithm: Algorithm,
     kl: KLConfig,
+    schedule: optax.Schedule = schedules.constant,
+    value_schedule: optax.Schedule = schedules.constant,
     shaping: Sequence[rl.Shaping] = (),
     entropy_bonus: float = 0.0,
     anchor_ema: float = 0.0,
@@ -60,6 +73,7 @@ def train(
       reward: where scores come from; several are added up by their weights.
       sampling: how the policy answers, K times each prompt; evaluation takes one answer.
       algorithm, kl: see algorithms/ and kl.py.
+      schedule, value_schedule: the share of the policy's and of the value's learning rate at each step.
       shaping: what is done to scores before they become rewards, in turn; evaluation never does it.
       entropy_bonus: weight of the policy's entropy (nats a token) in its loss.
       anchor_ema: how far the anchor follows the policy each step (WARP's mu); 0 leaves it at the base.
@@ -68,8 +82,8 @@ def train(
       num_microbatches: the learning steps take their (mini)batch in so many parts, one after the other.
     """
     network, key, judges = base.network, jax.random.key(run.random_seed), rewards.functions(metric_fns)
-    txs = optimizer, value_optimizer
-    _check(base, spec, txs, reward, sampling, algorithm, dataset, shared_base, anchor_ema)
+    _check(base, spec, reward, sampling, algorithm, dataset, shared_base, anchor_ema, entropy_bonus)
+    txs = _scheduled((optimizer, value_optimizer), (schedule, value_schedule), algorithm)
     with partitioner.scope():
         partitioner.check_batch(
             'BATCH_SIZE / minibatches', dataset.batch_size // algorithm.minibatches, num_microbatches
@@ -105,7 +119,7 @@ def train(
             return evaluate.answers(heldout, dataset.batch_size, partitioner, respond, judges)
 
         with runs.start('policy', run, spec.tuning, frozen, _kept(state), words) as log:
-            state = PolicyState(**log.states)
+            state = _with_beta(PolicyState(**log.states), kl, shardings.beta)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if heldout is not None and int(state.policy.step) == 0:
                 log.evaluated(0, evaluate.means(before()))
@@ -125,7 +139,7 @@ def train(
                 scores, judged = score_fn(rollout, examples)  # 3
                 experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)  # 4
                 state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, key)  # 5
-                metrics |= judged | more
+                metrics |= judged | more | {'schedule/policy': schedule(step), 'schedule/value': value_schedule(step)}
                 if anchor_ema:
                     state = state.replace(anchor=programs.follow(state.anchor, state.policy.adapter, anchor_ema))
                 if kl.target is not None:
@@ -135,34 +149,46 @@ def train(
                 log.checkpoint(step + 1, _kept(state), functools.partial(measure, state.policy.adapter))
 
 
+def _with_beta(state: PolicyState, kl: KLConfig, where: jax.sharding.Sharding) -> PolicyState:
+    """A restored state with the run's own BETA, unless it is steered: then it is what it came to be."""
+    return state if kl.target is not None else state.replace(beta=jax.device_put(jnp.float32(kl.beta), where))
+
+
 def _kept(state: PolicyState) -> dict[str, Any]:
     """What a checkpoint holds."""
     return {name: part for name, part in vars(state).items() if part is not None}
 
 
+def _scheduled(
+    optimizers: rl_programs.Transformations, shares: tuple[optax.Schedule, optax.Schedule], algorithm: Algorithm
+) -> rl_programs.Transformations:
+    """The optimizers of policy and value, whose schedules go by steps of the loop."""
+    updates = algorithm.epochs * algorithm.minibatches
+    named = zip(('OPTIMIZER', 'VALUE_OPTIMIZER'), optimizers, shares, strict=True)
+    return tuple(schedules.scheduled(name, tx, schedule, updates) for name, tx, schedule in named)
+
+
 def _check(
     base: BaseConfig,
     spec: lora.LoraSpec | lora.FullSpec,
-    txs: tuple[optax.GradientTransformation, optax.GradientTransformation],
     reward: Sequence[LearnedReward | TextReward],
     sampling: SamplingConfig,
     algorithm: Algorithm,
     dataset: DatasetConfig,
     shared: bool,
     anchor_ema: float,
+    entropy_bonus: float,
 ) -> None:
     bases.check(base)
     name = type(algorithm).__name__
-    for macro, tx in zip(('OPTIMIZER', 'VALUE_OPTIMIZER'), txs, strict=True):
-        train_state.check_optimizer(macro, tx)
     if not reward:
         raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
     if any(isinstance(source, LearnedReward) and not source.model_dir for source in reward):
         raise UserError(
             'REWARD_MODEL_DIR is not given; add --gin.REWARD_MODEL_DIR=VALUE, or a REWARD without a LearnedReward'
         )
-    if not 0 <= anchor_ema <= 1:
-        raise UserError(f'ANCHOR_EMA = {anchor_ema}: give a number from 0 to 1')
+    check_number('ANCHOR_EMA', anchor_ema, 0, 1)
+    check_number('ENTROPY_BONUS', entropy_bonus)
     if sampling.temperature == 0:
         raise UserError('TEMPERATURE = 0: a policy learns from answers that are drawn; give a number above 0')
     if sampling.num_samples < algorithm.min_samples:

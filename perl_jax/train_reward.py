@@ -26,6 +26,7 @@ from perl_jax import (
     lora,
     losses,
     runs,
+    schedules,
     sharded,
     task_metrics,
     train_state,
@@ -126,6 +127,7 @@ def train(
     eval_dataset: DatasetConfig | None,
     spec: LoraSpec | FullSpec | Sequence[LoraSpec | FullSpec],
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule = schedules.constant,
     best_metric: str | None = None,
     head_seed: int | None = None,
     num_microbatches: int = 1,
@@ -139,6 +141,7 @@ def train(
         each with `batch_size` examples a step. Without the second nothing is measured, and the latest is the best.
       spec: LoRA or full tuning; or a list, an ensemble of rewards that share the base and the program, each with its
         own seed, order of the data and dropout. It is measured by the mean of its members.
+      schedule: the share of the optimizer's learning rate at each step.
       best_metric: the evaluation metric that chooses the best checkpoint; None is 'pairwise_accuracy' where there are
         pairs (as in the paper), else 'auc'.
       head_seed: where heads start; None takes each member's own seed. Rewards that are to be averaged as in WARM have
@@ -157,7 +160,7 @@ def train(
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'reward')
-        train_state.check_optimizer('OPTIMIZER', optimizer)
+        optimizer = schedules.scheduled('OPTIMIZER', optimizer, schedule)
         words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
         rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), num_microbatches)
         streams = {
@@ -192,6 +195,7 @@ def train(
                     role: [partitioner.batch(stream(step)[0]) for stream in each] for role, each in streams.items()
                 }
                 states, metrics = step_fn(held, states, batches, keys)  # 2, 3
+                metrics['schedule'] = schedule(step)
                 log.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
                 adapters = [state.adapter for state in states.values()]
                 log.checkpoint(step + 1, states, functools.partial(measure, adapters))

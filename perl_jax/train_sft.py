@@ -22,6 +22,7 @@ from perl_jax import (
     masked,
     rewards,
     runs,
+    schedules,
     sharded,
     task_metrics,
     train_state,
@@ -79,6 +80,7 @@ def train(
     eval_dataset: DatasetConfig | None,
     spec: lora.LoraSpec | lora.FullSpec,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule = schedules.constant,
     prompts_dataset: DatasetConfig | None = None,
     sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
     metric_fns: Mapping[str, TextFunction] | None = None,
@@ -91,6 +93,7 @@ def train(
       base: where it starts. All tasks are read with its tokenizer, unless they are given another: vocabulary.py.
       dataset, eval_dataset: prompts and demonstrations (inputs, targets). Without the second nothing is measured of it.
       spec: LoRA or full tuning.
+      schedule: the share of the optimizer's learning rate at each step.
       prompts_dataset: evaluation samples an answer to each of these prompts; None samples none.
       metric_fns: {name: function(prompt, response, example)} that judge the answers.
       num_microbatches: a batch is learned from in so many parts, one after the other.
@@ -101,7 +104,7 @@ def train(
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
         task_metrics.announce(dataset, 'sft')
-        train_state.check_optimizer('OPTIMIZER', optimizer)
+        optimizer = schedules.scheduled('OPTIMIZER', optimizer, schedule)
         configs = dataset, eval_dataset, prompts_dataset
         words, (dataset, eval_dataset, prompts_dataset) = vocabulary.choose(configs, base.path, run.model_dir)
         split = sharded.partitions('batch'), num_microbatches
@@ -145,5 +148,5 @@ def train(
             for step in log.steps():
                 batch, _ = stream(step)  # 1
                 state, metrics = step_fn(held, state, partitioner.batch(batch), key)  # 2, 3
-                log.log(step + 1, metrics, dataset.batch_size)
+                log.log(step + 1, metrics | {'schedule': schedule(step)}, dataset.batch_size)
                 log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))

@@ -8,7 +8,6 @@ import optax
 from jaxtyping import PyTree
 
 from perl_jax import lora
-from perl_jax.errors import UserError
 from perl_jax.lora import FullSpec, LoraSpec
 from perl_jax.types import TrainState
 
@@ -31,16 +30,8 @@ def create(
     return TrainState(step=jnp.int32(0), adapter=adapter, opt_state=tx.init(adapter))
 
 
-def check_optimizer(name: str, tx: object) -> None:
-    """Refuse what is no optimizer of optax, such as T5X's own; `name` is the macro."""
-    if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
-        raise UserError(
-            f"{name} is {type(tx).__module__}.{type(tx).__name__}, no optimizer of optax: a T5X model file, which sets "
-            f'its own, comes before the recipe; or add --gin.{name}=@optax.adafactor()'
-        )
-
-
 def update(state: TrainState, grads: PyTree, tx: optax.GradientTransformation) -> TrainState:
-    """One step of the optimizer; `grads` is shaped like the adapter."""
-    updates, opt_state = tx.update(grads, state.opt_state, state.adapter)
+    """One step of the optimizer, which may be told what step it is (schedules.py); `grads` is like the adapter."""
+    tx = optax.with_extra_args_support(tx)
+    updates, opt_state = tx.update(grads, state.opt_state, state.adapter, step=state.step)
     return TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from toy_runs import configured, perl, quoted, ran, rows, state, toy, toys  # noqa: F401
 
+from perl_jax import configure, resume
+
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
 CASES = {
@@ -21,6 +23,7 @@ CASES = {
     ),
 }  # fmt: skip
 SHORT = '--gin.TRAIN_STEPS=4', '--gin.EVAL_PERIOD=2'
+DECAY = '--gin_file=tuning/decay.gin'
 
 
 def train(toys, folder, *flags):
@@ -99,6 +102,48 @@ def test_a_policy_of_text_rewards_alone_needs_no_reward_run(toys, tmp_path):
 def test_warm_up_is_the_policys():
     sources = quoted('INITIAL_CHECKPOINT_PATH', 'x'), quoted('REWARD_MODEL_DIR', 'y')
     flags = '--gin_file=tuning/warmup.gin', '--gin.WARMUP_STEPS=7'
-    text = configured(*toy('policy', 'z', *sources, *flags))
-    assert 'warmup_constant_schedule.warmup_steps = %WARMUP_STEPS' in text and 'WARMUP_STEPS = 7' in text
-    assert '\nadafactor.learning_rate = @optax.warmup_constant_schedule()' in text
+    for files in (flags[:1], (*flags[:1], DECAY), (DECAY, *flags[:1])):  # and composes with decay, which is everybody's
+        settings = configure.settings(configured(*toy('policy', 'z', *sources, *files, flags[1])))
+        steps = settings['TRAIN_STEPS'] if DECAY in files else None
+        for scope, warmup in ('', 7), ('value/', 0):
+            given = (settings[f'{scope}linear.{name}_steps'] for name in ('warmup', 'decay'))
+            assert [resume.resolve(settings, x) for x in given] == [warmup, steps]
+
+
+def test_ppo_learns_to_the_last_step_under_decay(toys, tmp_path):
+    """A step makes four updates; the rate falls by the step, the value's too."""
+    flags = '--gin_file=algorithms/ppo.gin', DECAY, '--gin.TRAIN_STEPS=8', '--gin.EVAL_PERIOD=2'
+    ran(*toy('policy', tmp_path / 'run', *toys.sources, *flags, '--gin.runs.RunConfig.log_period=1'))
+    rows = training(tmp_path / 'run')
+    for name in 'schedule/policy', 'schedule/value':
+        np.testing.assert_allclose([row[name] for row in rows], 1 - np.arange(8) / 8, rtol=1e-6)
+    assert all(row['kl/update'] for row in rows)  # the last update of a step is at a policy that has moved
+
+
+def test_a_schedule_of_optax_counts_updates_and_so_is_refused_under_ppo(toys, tmp_path):
+    schedule = '--gin.optax.linear_schedule.{}'.format
+    inside = '--gin.optax.adafactor.learning_rate=@optax.linear_schedule()', schedule('init_value=1e-3')
+    more = schedule('end_value=0.0'), schedule('transition_steps=8')
+    argv = toy('policy', tmp_path / 'run', *toys.sources, *SHORT, *inside, *more)
+    line = perl(*argv, '--gin_file=algorithms/ppo.gin').line
+    assert 'OPTIMIZER has a schedule of its own, which counts updates' in line and not (tmp_path / 'run').exists()
+
+
+def test_beta_is_taken_when_a_run_goes_on_and_every_start_is_kept(toys, tmp_path):
+    folder = tmp_path / 'run'
+    argv = lambda *more: toy('policy', folder, *toys.sources, '--gin.EVAL_PERIOD=2', *more)  # noqa: E731
+    ran(*argv('--gin.TRAIN_STEPS=2', '--gin.KL_TARGET=3.0', '--gin.BETA=0.2'))
+    line = perl(*argv('--gin.TRAIN_STEPS=4', '--gin.KL_TARGET=3.0', '--gin.BETA=0.3')).line
+    assert 'BETA = 0.3, and was 0.2 so far: with KL_TARGET it has been steered' in line
+    said = ran(*argv('--gin.TRAIN_STEPS=4', '--gin.BETA=0.3')).err
+    assert 'policy: from step 2 on BETA = 0.3, and was 0.2 so far' in said
+    assert 'policy: from step 2 on KL_TARGET = None, and was 3.0 so far' in said
+    assert state(folder, 4)["['beta']"] == np.float32(0.3)
+    starts = {path.stem: configure.settings(path.read_text()) for path in (folder / 'configs').iterdir()}
+    assert {step: (x['BETA'], x['KL_TARGET']) for step, x in starts.items()} == {'0': (0.2, 3.0), '2': (0.3, None)}
+    line = perl(*argv('--gin.TRAIN_STEPS=6', '--gin.BETA=0.3', '--gin.ANCHOR_EMA=0.1')).line
+    assert 'ANCHOR_EMA = 0.1, and was 0.0 so far: an anchor of its own' in line
+    line = perl(*argv('--gin.TRAIN_STEPS=6', '--gin.BETA=0.3', '--gin.BATCH_SIZE=8')).line
+    assert 'BATCH_SIZE = 8, and was 32 so far' in line and 'ACCEPT_OTHER_DATA' in line
+    said = ran(*argv('--gin.TRAIN_STEPS=6', '--gin.BETA=0.3', '--gin.BATCH_SIZE=8', '--gin.ACCEPT_OTHER_DATA=True')).err
+    assert 'from step 4 on BATCH_SIZE = 8' in said

@@ -22,7 +22,7 @@ PHASES = ('sft', 'reward', 'policy')
 # Windows of the log that end between checkpoints as well as at them.
 LONG = (
     '--gin.TRAIN_STEPS=30', '--gin.EVAL_PERIOD=3', '--gin.runs.RunConfig.log_period=2',
-    '--gin.optax.linear_schedule.transition_steps=30',  # in the recipes the learning rate hangs on TRAIN_STEPS
+    '--gin.DECAY_STEPS=30',  # in the recipes the learning rate hangs on TRAIN_STEPS
 )  # fmt: skip
 each_phase = pytest.mark.parametrize('phase', PHASES)
 
