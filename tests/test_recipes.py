@@ -185,11 +185,12 @@ def test_all_roles_of_a_policys_run_stand_on_one_base(toys):
 # What it leaves behind.
 
 LOGGED = {
-    'sft': {'loss/nll', 'grad_norm'},
-    'reward': {'loss/reward', 'accuracy/pairwise', 'accuracy/pointwise', 'grad_norm'},
+    'sft': {'loss/nll', 'grad_norm', 'schedule'},
+    'reward': {'loss/reward', 'accuracy/pairwise', 'accuracy/pointwise', 'grad_norm', 'schedule'},
     'policy': {
         'loss/policy', 'loss/value', 'reward/score', 'reward/total', 'kl/anchor', 'entropy/sampled', 'length/mean',
-        'value/explained', 'grad_norm/policy', 'grad_norm/value', 'kl/update',
+        'value/explained', 'grad_norm/policy', 'grad_norm/value', 'kl/update', 'reward/equal_groups', 'schedule/policy',
+        'schedule/value',
     },
 }  # fmt: skip
 EVALUATED = {
@@ -210,8 +211,9 @@ def test_a_run_leaves_what_the_documents_say(toys, phase):
     names = {path.name for path in folder.iterdir()}
     events = {name for name in names if name.startswith('events.out.tfevents.')}
     assert len(events) == 1
-    left = {'run.json', 'config.gin', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
+    left = {'run.json', 'config.gin', 'configs', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
     assert {name for name in names if not name.startswith(('eval_', 'calibration_', 'judge'))} == events | left
+    assert (folder / 'configs/0.gin').read_text() == (folder / 'config.gin').read_text()
     about = json.loads((folder / 'run.json').read_text())
     assert set(about) == {
         'phase', 'tuning', 'trainable_parameters', 'base_parameters', 'base', 'vocabulary', 'devices', 'started',

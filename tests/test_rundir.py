@@ -196,12 +196,12 @@ def test_a_folder_of_the_same_run_is_taken_up(tmp_path):
 ], ids=['phase', 'tuning', 'size', 'base'])  # fmt: skip
 def test_a_folder_of_another_run_is_refused_and_untouched(tmp_path, other):
     train(start(tmp_path))
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
     (key,) = other
     with pytest.raises(UserError, match=f'another {key}') as error:
         rundir.check(str(tmp_path), ABOUT | other)
     assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
 
 
 def test_checkpoints_without_a_run_are_refused(tmp_path):
