@@ -144,6 +144,6 @@ def test_beta_is_taken_when_a_run_goes_on_and_every_start_is_kept(toys, tmp_path
     line = perl(*argv('--gin.TRAIN_STEPS=6', '--gin.BETA=0.3', '--gin.ANCHOR_EMA=0.1')).line
     assert 'ANCHOR_EMA = 0.1, and was 0.0 so far: an anchor of its own' in line
     line = perl(*argv('--gin.TRAIN_STEPS=6', '--gin.BETA=0.3', '--gin.BATCH_SIZE=8')).line
-    assert 'BATCH_SIZE = 8, and was 32 so far' in line and 'ACCEPT_OTHER_DATA' in line
+    assert 'BATCH_SIZE = 8, and was 4 so far' in line and 'ACCEPT_OTHER_DATA' in line
     said = ran(*argv('--gin.TRAIN_STEPS=6', '--gin.BETA=0.3', '--gin.BATCH_SIZE=8', '--gin.ACCEPT_OTHER_DATA=True')).err
     assert 'from step 4 on BATCH_SIZE = 8' in said
