@@ -73,7 +73,7 @@ class KLConfig:
             return
         check_number('KL_TARGET', self.target, above=0)
         if self.beta == 0:
-            raise UserError(f'KL_TARGET = {self.target} with BETA = {self.beta}: it is multiplied, and so stays 0; raise BETA')
+            raise UserError(f'KL_TARGET = {self.target} with BETA = {self.beta}: a product stays 0; raise it')
 
     @property
     def in_loss(self) -> bool:

@@ -1,9 +1,9 @@
 """Reads AndroidControl's TFRecords as text: a screen is lines of its elements, an action names the element it touches.
 
 android_control-000xx-of-00020 (GZIP) and splits.json, as gs://gresearch/android_control has them; screenshots are
-passed over. A screen's line is `[number] Class "label" checked selected`, for every visible element of the app's windows
-that has a text or can be touched. A click's x and y become `element`, the smallest such element around them, and stay where there is
-none.
+passed over. A screen's line is `[number] Class "label" checked selected`, for every visible element of the app's
+windows that has a text or can be touched. A click's x and y become `element`, the smallest such element around them,
+and stay where there is none.
 
 Source: Li et al., On the Effects of Data Scale on UI Control Agents, arXiv 2406.03679; github.com/google-research/
 google-research/tree/master/android_control. The accessibility tree's protobuf is google-deepmind/android_env's

@@ -1,8 +1,9 @@
 """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300, section 4.1, eq. 3), outcome supervision.
 
-    A = (G_k - mean_j G_j) / std_j G_j (over K - 1),   L = -1/K sum_k 1/|o_k| sum_t min(w A, clip(w, 1 - eps, 1 + eps) A)
+    A = (G_k - mean_j G_j) / std_j G_j,   L = -1/K sum_k 1/|o_k| sum_t min(w A, clip(w, 1 - eps, 1 + eps) A)
 
-w = pi / pi_old at each token. In its paper the KL is k3 in the loss, as algorithms/grpo.gin sets it.
+w = pi / pi_old at each token; the deviation is a sample's (over K - 1). In its paper the KL is k3 in the loss, as
+algorithms/grpo.gin sets it.
 """
 
 from __future__ import annotations
