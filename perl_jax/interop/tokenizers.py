@@ -11,12 +11,9 @@ Masks say what is padding, here and everywhere; `pad_id` is SeqIO's 0, whatever 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +21,7 @@ import seqio
 import tensorflow as tf
 
 from perl_jax import controls
-from perl_jax.errors import UserError
-from perl_jax.interop import chat_template, gguf_tokenizer, tokenizer_files
+from perl_jax.interop import loaded_tokenizer
 from perl_jax.interop.paths import resolve
 
 
@@ -96,8 +92,8 @@ class TokenizersVocabulary(seqio.Vocabulary):
         return self._loaded.unk_id
 
     @functools.cached_property
-    def _loaded(self) -> _Loaded:
-        return _load(resolve(self.path), self.path, self.eos)
+    def _loaded(self) -> loaded_tokenizer.Loaded:
+        return loaded_tokenizer.load(resolve(self.path), self.path, self.eos)
 
     def __reduce__(self) -> Any:
         return type(self), (self.path, self.eos)  # gin copies and SeqIO pickles: the name, not what was read
@@ -158,159 +154,3 @@ class _Continuing(TokenizersVocabulary):
     """See `continuing`."""
 
     _goes_on = True
-
-
-@dataclasses.dataclass(frozen=True)
-class _Loaded:
-    """tokenizer: as it is, to decode.   encoders: to encode; the second puts no space in front of a text.
-
-    control: the ids that stand for marked tokens in what the encoders give.
-    """
-
-    tokenizer: Any
-    encoders: tuple[Any, Any]
-    special: Mapping[str, int]
-    control: Mapping[int, int]
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    unk_id: int | None
-    size: int
-    reachable_size: int
-
-    @property
-    def eos_id(self) -> int:
-        return self.eos_ids[0]
-
-    @property
-    def puts_space(self) -> bool:
-        return self.encoders[0] is not self.encoders[1]
-
-    def encode(self, text: str, goes_on: bool) -> list[int]:
-        bos = None if goes_on or self.bos_id is None else self.tokenizer.id_to_token(self.bos_id)
-        if bos and text.startswith(bos):  # the one that a run would put there anyway
-            text = controls.mark(bos) + text[len(bos) :]
-        encoder = self.encoders[goes_on]
-        encoded, ids = encoder.encode(text, add_special_tokens=False), []
-        for i, (start, end) in zip(encoded.ids, encoded.offsets):
-            if i in self.special.values() and end - start > 1:  # a piece of the model itself is spelled like the token
-                ids += [j for c in text[start:end] for j in encoder.encode(c, add_special_tokens=False).ids]
-            else:
-                ids.append(self.control.get(i, i))
-        return ids
-
-
-@functools.lru_cache(maxsize=8)
-def _load(found: pathlib.Path, path: str, eos: str | None) -> _Loaded:
-    """Read the file once for all vocabularies that name it."""
-    said = tokenizer_files.beside(found)
-    try:
-        if found.suffix == '.gguf':
-            tokenizer, special = gguf_tokenizer.build(found)
-        else:
-            tokenizer, special = _from_json(found, said)
-    except UserError:
-        raise
-    except ImportError as e:
-        raise UserError(f'{path}: reading a tokenizer needs the tokenizers package; pip install tokenizers') from e
-    except Exception as e:  # a bare Exception is what the package raises
-        raise UserError(f'{path}: not a tokenizer that can be read ({e})') from e
-    _add(tokenizer, said, found)
-    tokenizer.no_truncation()  # a run's lengths and masks are its own
-    tokenizer.no_padding()
-    special['eos'] = eos or special['eos'] or next((tokenizer.id_to_token(i) for i in said.ends), None)
-    ids = {k: tokenizer.token_to_id(token) if token else None for k, token in special.items()}
-    if ids['eos'] is None:
-        named = f'has no token {special["eos"]!r}' if special['eos'] else 'names no token that ends a sequence'
-        raise UserError(f'{path}: the tokenizer {named}; say which one: TokenizersVocabulary(path, eos=...)')
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
-    special_ids = {text: vocab[text] for text in _special(tokenizer)}
-    turn = chat_template.end_of_turn(said, special_ids)
-    ends = [ids['eos'], *said.ends, *([] if turn is None else [special_ids[turn]])]
-    written = ' '.join(said.templates.values())
-    never = {i for text, i in special_ids.items() if text not in written} - {*ends, *ids.values()}  # no text has them
-    encoders, control = _encoders(tokenizer, 'bos' in said.tokens or ids['bos'] is not None)
-    return _Loaded(
-        tokenizer, encoders, special_ids, control, ids['bos'], tuple(dict.fromkeys(ends)), ids['unk'],
-        size=max(vocab.values()) + 1, reachable_size=max(set(vocab.values()) - never) + 1,
-    )  # fmt: skip
-
-
-def _add(tokenizer: Any, said: tokenizer_files.Beside, found: pathlib.Path) -> None:
-    """Add what is only said beside the tokenizer, as transformers does; and what is named there is special."""
-    from tokenizers import AddedToken
-
-    for i, settings in sorted(said.added.items()):
-        if tokenizer.token_to_id(settings['content']) is None:
-            token = AddedToken(**settings)
-            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-            if (got := tokenizer.token_to_id(token.content)) != i:
-                raise UserError(
-                    f'{found.with_name(tokenizer_files.CONFIG)}: added_tokens_decoder says {i} for {token.content!r}, '
-                    f'and behind the tokens of {found.name} it is {got}'
-                )
-    special = _special(tokenizer)
-    named = [text for text in said.tokens.values() if text not in special and tokenizer.token_to_id(text) is not None]
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in dict.fromkeys(named)])
-
-
-def _special(tokenizer: Any) -> dict[str, Any]:
-    """The special tokens: AddedToken by text."""
-    return {token.content: token for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-
-
-def _encoders(tokenizer: Any, names_bos: bool) -> tuple[tuple[Any, Any], dict[int, int]]:
-    """Copies of a tokenizer for which special tokens in a text are text, but for those that controls.py marks.
-
-    Each special token gets a twin that is not special, spelled as it is marked, and so is found in one pass over the
-    text, where the token itself would have been: the ids are those that transformers gives a template's text.
-    """
-    from tokenizers import AddedToken, Tokenizer
-
-    def encoder(form: dict[str, Any]) -> Tokenizer:
-        copy = Tokenizer.from_str(json.dumps(form))
-        copy.encode_special_tokens = True
-        twins = [
-            AddedToken(
-                controls.mark(text), lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word,
-                normalized=token.normalized, special=False,
-            )
-            for text, token in special.items()
-        ]  # fmt: skip
-        copy.add_tokens(twins)
-        return copy
-
-    special, form = _special(tokenizer), json.loads(tokenizer.to_str())
-    first = encoder(form)
-    control = {first.token_to_id(controls.mark(text)): tokenizer.token_to_id(text) for text in special}
-    plain = _without_space(form) if names_bos else form
-    return (first, first if plain == form else encoder(plain)), control
-
-
-def _without_space(part: Any) -> Any:
-    """The form of a tokenizer that puts no space in front of a text (Llama 2's does)."""
-    if isinstance(part, list):
-        return [_without_space(each) for each in part if not (isinstance(each, dict) and each.get('type') == 'Prepend')]
-    if not isinstance(part, dict):
-        return part
-    if part.get('type') == 'Metaspace' and 'prepend_scheme' in part:
-        part = part | {'prepend_scheme': 'never'}
-    if part.get('type') == 'ByteLevel' and 'add_prefix_space' in part:
-        part = part | {'add_prefix_space': False}
-    prepend = {'normalizer': None} if (part.get('normalizer') or {}).get('type') == 'Prepend' else {}
-    changed = ('normalizer', 'pre_tokenizer', 'normalizers', 'pretokenizers')
-    return part | {key: _without_space(part[key]) for key in changed if key in part} | prepend
-
-
-def _from_json(found: pathlib.Path, said: tokenizer_files.Beside) -> tuple[Any, dict[str, str | None]]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(found))
-    opens = tokenizer.encode('').ids  # what its post-processor puts around an empty text
-    bos = said.tokens.get('bos')
-    if not said.add_bos:
-        bos = tokenizer.id_to_token(opens[0]) if opens and said.add_bos is None else None
-    return tokenizer, {
-        'bos': None if bos == said.tokens.get('eos') else bos,
-        'eos': said.tokens.get('eos'),
-        'unk': said.tokens.get('unk') or getattr(tokenizer.model, 'unk_token', None),
-    }
