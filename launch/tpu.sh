@@ -122,10 +122,12 @@ runtime() {
   esac
 }
 
-create() {
+check_create() {
   [[ -n $type ]] || die '--type=... is missing, such as --type=v5litepod-16'
   [[ -n $version ]] || version=$(runtime "$type")
   [[ $slices -eq 1 || -n $queued ]] || die "--slices=$slices: several slices are to be had with --queued alone"
+}
+create() {
   if [[ -n $queued ]]; then # waits in line until there is room; a spot machine may be taken away again
     local node=(--node-id="$name")
     [[ $slices -eq 1 ]] || node=(--node-count="$slices" --node-prefix="$name")
@@ -150,7 +152,10 @@ delete() {
 }
 
 case $command in
-  create) create ;;
+  create)
+    check_create
+    create
+    ;;
   status)
     now=$(state) # on a line of its own, so that its failure ends the script
     echo "$now"
@@ -164,7 +169,7 @@ case $command in
     esac
     ;;
   renew)
-    [[ -n $type ]] || die '--type=... is missing, such as --type=v5litepod-16'
+    check_create # before anything is deleted
     now=$(more=() && state)
     case $now in
       SUSPENDED | FAILED | PREEMPTED | TERMINATED) ;;

@@ -93,6 +93,8 @@ WRONG = {
     'command': (['launch', 'me', ZONE], "no command is called 'launch'"),
     'bucket': (['collect', 'run', 'out'], 'collect gs://BUCKET/run DIR'),
     'ironwood': (['create', 'me', ZONE, '--type=tpu7x-8'], 'Ironwood is to be had on GKE alone: launch/gke.sh run'),
+    'renewed type': (['renew', 'me', ZONE, '--type=v3-8', '--queued'], '--type=v3-8: give v4-N'),
+    'renewed slices': (['renew', 'me', ZONE, '--type=v4-8', '--slices=2'], 'are to be had with --queued alone'),
     'slices': (['create', 'me', ZONE, '--type=v4-8', '--slices=2'], 'several slices are to be had with --queued alone'),
     'no number': (['status', 'me', ZONE, '--slices=two'], '--slices=two: give a number'),
     'word': (['create', 'me', ZONE, '--type=v4-8', '--', '--network', 'mine'], "'mine' is no flag"),
