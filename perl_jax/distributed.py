@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from perl_jax import survivor
-from perl_jax.errors import UserError
+from perl_jax.errors import Lost, UserError
 
 HEARTBEAT = 60  # seconds of silence after which a process is taken for dead
 JOIN = 300  # seconds that the processes wait for each other at the start
@@ -51,7 +51,8 @@ def join(
     """Make this process one of a job, before anything else asks JAX for its devices. Without arguments: do nothing.
 
     Raises:
-      UserError: only some of the three that belong together are given, or the processes do not find each other.
+      UserError: only some of the three that belong together are given, or nothing says who is who.
+      Lost: the others did not come in time.
     """
     given = [x is not None for x in (coordinator_address, process_count, process_index)]
     if any(given) != all(given):
@@ -63,7 +64,9 @@ def join(
             coordinator_address, process_count, process_index,
             initialization_timeout=JOIN, heartbeat_timeout_seconds=HEARTBEAT,
         )  # fmt: skip
-    except (ValueError, RuntimeError) as error:
+    except RuntimeError as error:
+        raise Lost(f'--distributed: {" ".join(str(error).split())[:200]}') from error
+    except ValueError as error:
         said = ' '.join(str(error).split())
         raise UserError(
             f'--distributed: {said}; where the machine does not say who is who, give --coordinator_address, '

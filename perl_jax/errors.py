@@ -39,3 +39,7 @@ def check_number(
 
 class Preempted(Exception):
     """The machine is being taken away, and everything is saved: the same command goes on."""
+
+
+class Lost(Exception):
+    """Another process of this job is gone, or did not come: to be started again with it."""

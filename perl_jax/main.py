@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from perl_jax import __version__, configure, startup, survivor, t5x_names
-from perl_jax.errors import Preempted, UserError
+from perl_jax.errors import Lost, Preempted, UserError
 
 HELP = """\
 PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA on one frozen base.
@@ -52,7 +51,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0: done.   2: an error that the user can mend, said in one line.   75: preempted, saved; to be run again.
-    130: interrupted.   141: who read the output closed it.   Of one among several, 76: another process was lost.
+    130: interrupted.   141: who read the output closed it.   1: a fault of the program, or a connection that broke.
+    76, of one process among several: another was lost, or did not come.
     """
     program, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help', 'help'):
@@ -64,7 +64,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     if program:
         startup.begin()
         survivor.begin(argv)
-    _quiet()
+    startup.quiet()
     with configure.released():
         return _command(argv)
 
@@ -81,11 +81,14 @@ def _command(argv: list[str]) -> int:
     except Preempted as error:
         said = str(error).partition('\n')[0]
         code, said = PREEMPTED, f'preempted; {said}; the same command goes on'
+    except Lost as error:
+        code, said = survivor.LOST, str(error)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, a folder that is not ours
-        code, said = 2, f'{command}: ' + str(error).partition('\n')[0]
+        code = 1 if isinstance(error, ConnectionError | TimeoutError) else 2  # 2 is never tried again on a pod
+        said = f'{command}: ' + str(error).partition('\n')[0]
     except KeyboardInterrupt:
         code, said = 130, 'interrupted; the same command goes on from the last checkpoint'
     except Exception as error:
@@ -134,18 +137,6 @@ def _join(command: str, argv: list[str]) -> list[str]:
     known, rest = parser.parse_known_args(argv)
     distributed.join(**vars(known))
     return rest
-
-
-def _quiet() -> None:
-    """Our own warnings on stderr, the libraries' chatter not."""
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    logging.basicConfig(level=logging.CRITICAL)
-    logging.getLogger('absl').setLevel(logging.CRITICAL)
-    ours, handler = logging.getLogger('perl_jax'), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('perl_jax: %(message)s'))
-    ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(logging.INFO)
-    sys.path.insert(0, os.getcwd())  # a user's own task modules, as under python -m
 
 
 def _run(command: str, argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What Linux, XLA and libtpu have to be told before a program begins.
+"""What Linux, XLA, libtpu and the libraries' loggers have to be told before a program begins.
 
 Without a TPU libtpu is not asked for one: it would write errors, and wait for a metadata server that is not there.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import pathlib
 import sys
@@ -73,3 +74,15 @@ def no_devices() -> str | None:
         why = str(error).partition('\n')[0] or 'JAX has no devices of that kind here'
         return f'JAX_PLATFORMS={named}: {why}'
     return None
+
+
+def quiet() -> None:
+    """Our own warnings on stderr, the libraries' chatter not."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    logging.basicConfig(level=logging.CRITICAL)
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    ours, handler = logging.getLogger('perl_jax'), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('perl_jax: %(message)s'))
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+    sys.path.insert(0, os.getcwd())  # a user's own task modules, as under python -m

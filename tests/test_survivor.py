@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from perl_jax import distributed, survivor
+from perl_jax import distributed, main, survivor
 
 JOIN = """
 import sys
@@ -94,6 +94,23 @@ signal.pause()
 def test_a_process_alone_has_no_parent(monkeypatch):
     monkeypatch.setattr(os, 'fork', None)
     survivor.begin(['sft', '--gin_file=recipes/toy_sft.gin'])
+
+
+@pytest.mark.parametrize(('error', 'code'), [
+    (RuntimeError('Failed to recognize coordinator address me-workers-0-0.me'), survivor.LOST),
+    (ValueError('coordinator_address should be defined.'), 2),
+    (ConnectionResetError(104, 'Connection reset by peer'), 1), (PermissionError(13, 'Permission denied'), 2),
+])  # fmt: skip
+def test_who_cannot_join(monkeypatch, capsys, error, code):
+    """What may pass is started again on a pod; code 2 never is."""
+
+    def initialize(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    assert main.cli(['sft', '--gin_file=recipes/toy_sft.gin', '--distributed']) == code
+    err = capsys.readouterr().err
+    assert err.startswith('perl_jax: ') and err.count('\n') == 1
 
 
 ERRORS = {
