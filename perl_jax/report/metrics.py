@@ -131,7 +131,8 @@ PROGRESS = (
     ),
     Metric(
         'Explained by the value', ('value/explained',), (), "of the returns' variance",
-        note='1: the baseline foresees every return; 0: no better than a constant; below 0: worse.',
+        note='1: the baseline foresees every return; 0: no better than a constant; below 0: worse. '
+        'Where few answers still differ it is near 0, and a short run may never leave it.',
     ),
     Metric('Policy loss', ('loss/policy',), note='Noisy by nature: the reward and the KL tell more.'),
     Metric(
