@@ -102,6 +102,7 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
     else:
         _check(config.path, shapes, tree)
         params = partitioner.place(tree, shardings, config.dtype)
+    _check_finite(config.path, params)
     elsewhere = '://' in config.path or config.path.startswith(paths.PREFIX)
     path = config.path if elsewhere else os.path.abspath(config.path)  # found from any folder
     return Base(params, axes, path, fingerprint(params), describe(config.network))
@@ -127,6 +128,20 @@ def named(network: nn.Module, name: Mapping[str, Any], partitioner: Partitioner,
         where = path or name['path']
         raise UserError(f"the base at '{where}' has changed since the run that names it; put back what it was made on")
     return base
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    """By the bits of the exponent, all ones in infinities and NaN: isfinite has a CPU make bfloat16 float32 first."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
+    exponent = jax.lax.bitcast_convert_type(jnp.array(jnp.inf, x.dtype), bits.dtype)
+    return ((bits & exponent) != exponent).all()
+
+
+def _check_finite(path: str, params: PyTree) -> None:
+    finite = {name: _all_finite(x) for name, x in traverse_util.flatten_dict(params, sep='/').items()}
+    if odd := [name for name, is_finite in jax.device_get(finite).items() if not is_finite]:
+        raise UserError(f"'{path}': {odd[0]} ({len(odd)} tensors in all) has numbers that are not finite; get it again")
 
 
 def check_network(network: nn.Module, name: Mapping[str, Any], run: str) -> None:
@@ -241,6 +256,11 @@ def finished(model_dir: str, *, phase: str | tuple[str, ...], flag: str, role: s
       UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`, or several adapters in the
         place of `role` (an ensemble).
     """
+    if hf.is_checkpoint(model_dir):
+        raise UserError(
+            f"{flag}: '{model_dir}' is a Hugging Face checkpoint and not the MODEL_DIR of a run; make one of it with "
+            '`perl_jax import --format=hf`'
+        )
     if not epath.Path(model_dir, 'checkpoints').is_dir():
         raise UserError(f"{flag}: '{model_dir}' is not the MODEL_DIR of a run: it has no checkpoints/")
     with contextlib.closing(Checkpoints(model_dir, read_only=True)) as checkpoints:

@@ -8,8 +8,8 @@ The sft target is the chosen answer. `group` is the first thing that the human s
 
 The source has train and test; validation is a share of train, by group, whose case, spaces and punctuation do not
 count. An odd row is one whose transcripts do not open alike, part before the last answer, or have an empty answer; up
-to 1% are let pass. Two equal transcripts prefer nothing and are passed over. An answer that itself begins with `Human:`,
-as some of the real ones do, is that answer.
+to 1% are let pass. Two equal transcripts prefer nothing and are passed over. An answer that itself begins with
+`Human:`, as some of the real ones do, is that answer.
 
 Source: Bai et al., Training a Helpful and Harmless Assistant with RLHF, arXiv 2204.05862; Anthropic/hh-rlhf.
 """

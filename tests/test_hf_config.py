@@ -27,6 +27,33 @@ REFUSED = {
     'experts': ({'num_local_experts': 8}, 'num_local_experts = 8'),
     'granite': ({'embedding_multiplier': 12.0}, 'embedding_multiplier = 12.0'),
     'interleaved': ({'rope_interleaved': True}, 'rope_interleaved = True'),
+    'heads that do not share': ({'num_attention_heads': 4, 'num_key_value_heads': 3}, 'json: num_kv_heads = 3'),
+    'an odd head': ({'head_dim': 7}, 'head_dim = 7'),
+    'a list for a family': ({'model_type': ['llama']}, 'model_type = '),
+    'an object for a family': ({'model_type': {}}, 'model_type = '),
+    'a list for a rope': ({'rope_scaling': {'rope_type': ['linear'], 'factor': 2.0}}, 'rope_type = '),
+    'an object for a rope': ({'rope_scaling': {'rope_type': {}, 'factor': 2.0}}, 'rope_type = '),
+    'frequencies the wrong way round': (
+        {'rope_scaling': LLAMA3 | {'low_freq_factor': 4.0, 'high_freq_factor': 1.0}}, 'low_freq_factor = 4'
+    ),
+    'a list for an activation': ({'model_type': 't5', 'feed_forward_proj': []}, 'feed_forward_proj = '),
+    'another activation beside it': (
+        {'model_type': 't5', 'feed_forward_proj': 'relu', 'dense_act_fn': 'relu2'}, "dense_act_fn = 'relu2'"
+    ),
+    'a gate beside none': ({'model_type': 't5', 'feed_forward_proj': 'relu', 'is_gated_act': True}, 'is_gated_act'),
+    'no encoder': ({'model_type': 't5', 'is_encoder_decoder': False}, 'is_encoder_decoder = False'),
+    'an encoder': ({'is_encoder_decoder': True}, 'is_encoder_decoder = True'),
+    'null for a scale': ({'model_type': 't5', 'scale_decoder_outputs': None}, 'scale_decoder_outputs = None'),
+    'one bucket': ({'model_type': 't5', 'relative_attention_num_buckets': 1}, 'relative_attention_num_buckets = 1'),
+    'a distance within the buckets': (
+        {'model_type': 't5', 'relative_attention_max_distance': 16}, 'relative_attention_max_distance = 16'
+    ),
+    'a number for layers': ({'model_type': 'gemma3_text', 'layer_types': 5}, 'layer_types = 5'),
+    'a text for windows': (
+        {'model_type': 'qwen2', 'use_sliding_window': True, 'max_window_layers': 'x'}, "max_window_layers = 'x'"
+    ),
+    'more than there can be': ({'vocab_size': 10**30}, 'vocab_size = '),
+    'layers without end': ({'num_hidden_layers': 10**9}, 'num_hidden_layers = 1000000000'),
     'no mask': ({'is_causal': False}, 'is_causal = False'),
     'no mask in another family': ({'model_type': 'gemma3_text', 'is_causal': False}, 'is_causal = False'),
     'no activation': ({'hidden_act': ''}, "hidden_act = ''"),

@@ -111,9 +111,11 @@ def test_numbers_beyond_float16_are_named_and_not_written_as_infinity(tmp_path):
     partitioner = Partitioner()
     with partitioner.scope(), pytest.raises(UserError, match="BASE_DTYPE = 'float16': .*norm/scale has"):
         base.load(base.BaseConfig(network, str(tmp_path), 'float16'), partitioner, 0)
-    saved(tmp_path, network, **{'model.norm.weight': np.full(8, np.inf, np.float32)})  # float16 has not made them
-    with partitioner.scope():
-        base.load(base.BaseConfig(network, str(tmp_path), 'float16'), partitioner, 0)
+    for number in np.inf, np.nan:  # which float16 has not made
+        saved(tmp_path, network, **{'model.norm.weight': np.full(8, number, np.float32)})
+        for dtype in 'float16', 'float32':
+            with partitioner.scope(), pytest.raises(UserError, match='norm/scale .* has numbers that are not finite'):
+                base.load(base.BaseConfig(network, str(tmp_path), dtype), partitioner, 0)
 
 
 def test_a_whole_file_counts_more_than_a_stale_index(tmp_path):
@@ -121,6 +123,33 @@ def test_a_whole_file_counts_more_than_a_stale_index(tmp_path):
     tensors = saved(tmp_path, Decoder(DECODER))
     (tmp_path / safetensors.INDEX).write_text(json.dumps({'weight_map': {'x': 'model-00001-of-00002.safetensors'}}))
     assert safetensors.entries(tmp_path).keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(('where', 'said'), [
+    (None, 'no object'), ([], 'no object'), ({'a': 5}, 'no object'), ({'a': '../model.safetensors'}, 'not beside it'),
+    ({'a': '/etc/passwd'}, 'not beside it'),
+])  # fmt: skip
+def test_an_index_names_files_beside_it(tmp_path, where, said):
+    (tmp_path / safetensors.INDEX).write_text(json.dumps({'weight_map': where}))
+    with pytest.raises(UserError, match=f'not an index of shards .*{said}'):
+        safetensors.entries(tmp_path)
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.int32, np.bool_])
+def test_tensors_that_are_no_floats_are_named(tmp_path, dtype):
+    saved(tmp_path, Decoder(DECODER), **{'model.norm.weight': np.ones(8, dtype)})
+    with pytest.raises(UserError, match='dtype .* cannot be read'):
+        read(tmp_path, Decoder(DECODER))
+
+
+@pytest.mark.parametrize('architectures', [None, ['LlamaForTokenClassification']])
+@pytest.mark.parametrize('tied', [True, False])
+def test_a_classifier_that_is_not_called_one(tmp_path, architectures, tied):
+    network = Decoder(dataclasses.replace(DECODER, logits_via_embedding=tied))
+    classifier(tmp_path, network, architectures=architectures)
+    shapes, _ = partitioning.abstract(network)
+    with pytest.raises(UserError, match="score.weight is a classifier's head, and architectures = "):
+        hf.leaves(str(tmp_path), network, shapes)
 
 
 @pytest.mark.parametrize(('file', 'said'), [
@@ -172,6 +201,7 @@ def test_a_classifier_with_one_label_is_weights_and_a_head(tmp_path, tied):
 @pytest.mark.parametrize(('settings', 'said'), [
     ({'id2label': {'0': 'a', '1': 'b'}}, 'num_labels 1.* has 2 entries'),
     ({'id2label': 2}, 'id2label = 2: it must be an object'),
+    ({'num_labels': 3}, 'num_labels = 3: a reward has 1'),
     ({'problem_type': 'multi_label_classification'}, 'problem_type'),
 ])  # fmt: skip
 def test_a_classifier_that_is_no_reward_is_refused(tmp_path, settings, said):

@@ -87,7 +87,7 @@ def config(path: str | os.PathLike) -> DecoderConfig:
         raise UserError(f'{path}: the tensor token_embd.weight is missing')
     theta, divisors = _shortest(get('llama.rope.freq_base', 1e4)), tensors.get(gguf_keys.ROPE_FREQS)
     divisors = None if divisors is None else np.asarray(divisors.data, np.float32).reshape(-1)
-    return DecoderConfig(
+    sizes = dict(
         vocab_size=int(tensors['token_embd.weight'].shape[-1]),
         num_layers=size('llama.block_count'),
         emb_dim=dim,
@@ -100,6 +100,10 @@ def config(path: str | os.PathLike) -> DecoderConfig:
         norm_epsilon=_shortest(get('llama.attention.layer_norm_rms_epsilon')),
         logits_via_embedding='output.weight' not in tensors,
     )
+    try:
+        return DecoderConfig(**sizes)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def load(path: str | os.PathLike, dtype: Any = np.float32) -> dict[str, Any]:

@@ -111,6 +111,12 @@ def leaves(path: str, network: nn.Module, shapes: PyTree, classifier: bool = Fal
     _check_copies(path, network, found)
     names = {leaf: hf_names.theirs(network, leaf) for leaf in flat}
     wanted = {name for each in names.values() for name in each}
+    if _SCORE in found:
+        names = hf_config.read(resolve(path)).get('architectures')
+        raise UserError(
+            f"'{path}': {_SCORE} is a classifier's head, and architectures = {names!r} in config.json names no "
+            '..ForSequenceClassification; correct it there'
+        )
     if missing := wanted - found.keys():
         raise UserError(f'{path}: lacks tensor {min(missing)} ({len(missing)} in all); is it a whole checkpoint?')
     extra = {name for name in found.keys() - wanted if not hf_names.IGNORED.fullmatch(name)}
@@ -139,6 +145,8 @@ def score(path: str, width: int) -> np.ndarray:
     """
     folder = resolve(path)
     config, found = hf_config.read(folder), safetensors.entries(folder)
+    if (given := config.get('num_labels', 1)) != 1:
+        raise UserError(f'{folder}/config.json: num_labels = {given!r}: a reward has 1')
     if (problem := config.get('problem_type')) not in (None, 'regression'):
         raise UserError(f'{folder}/config.json: problem_type = {problem!r}: a reward is one number, a regression')
     if _SCORE not in found or f'{_SCORE.removesuffix("weight")}bias' in found:
@@ -172,10 +180,10 @@ def _check_copies(path: str, network: nn.Module, found: dict[str, safetensors.En
     copies += ['lm_head.weight'] if network.config.logits_via_embedding else []
     for name in copies:
         if (copy := found.pop(name, None)) is not None and source in found and not copy.equals(found[source]):
-            raise UserError(
-                f'{path}: {name} differs from {source}, and by config.json they are one; if they should be two, say '
-                'tie_word_embeddings = false there'
-            )
+            way_out = 'if they should be two, say tie_word_embeddings = false there'
+            if name != 'lm_head.weight':
+                way_out = 'a model with an embedding table for each side cannot be read'
+            raise UserError(f'{path}: {name} differs from {source}, and by config.json they are one; {way_out}')
     if isinstance(network, T5) and source in found:  # an output matrix that is a copy may be left out there
         found.setdefault('lm_head.weight', found[source])
         if network.config.logits_via_embedding:

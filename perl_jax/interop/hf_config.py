@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from perl_jax.errors import UserError
 from perl_jax.interop.hf_families import (
+    ABSENT,
     FAMILIES,
     GELU,
     SILU,
@@ -31,6 +32,7 @@ from perl_jax.networks.t5 import T5, T5Config
 
 _DECODERS = {kind: family.settings for kind, family in FAMILIES.items() if kind not in ('t5', 'mt5')}
 _WINDOWED = ('gemma2', 'gemma3_text')
+_T5_ACTIVATIONS = {'relu': 'relu', 'gelu': 'gelu_new', 'silu': 'silu'}  # in transformers' words
 _T5 = {'relu': ('relu', False), 'gated-gelu': ('gelu', True), 'gated-silu': ('silu', True)}
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
 _ROPE_KEYS = {  # what each rope_type reads
@@ -51,7 +53,10 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(f'{path}: not JSON ({error}); download it again') from error
     if not isinstance(config, dict):
         raise UserError(f'{path}: not an object of JSON; download it again')
-    if (kind := config.get('model_type')) not in TEXT_OF:
+    kind = config.get('model_type')
+    if not isinstance(kind, str | None):
+        raise UserError(f'{path}: model_type = {kind!r}: it must be a text')
+    if kind not in TEXT_OF:
         return config
     text = config.get('text_config')
     if not isinstance(text, dict):
@@ -71,9 +76,10 @@ def network(folder: pathlib.Path) -> nn.Module:
     if kind not in FAMILIES:
         raise UserError(f'{path}: model_type {kind!r} is not supported; there are {", ".join([*FAMILIES, *TEXT_OF])}')
     known = complete(path, config, kind)
-    if kind in _DECODERS:
-        return Decoder(_decoder(known, kind, path))
-    return T5(_t5(known, kind, path))
+    try:
+        return Decoder(_decoder(known, kind, path)) if kind in _DECODERS else T5(_t5(known, kind, path))
+    except UserError as error:  # of sizes that do not go together
+        raise error if str(path) in str(error) else UserError(f'{path}: {error}') from None
 
 
 def _decoder(c: dict[str, Any], kind: str, path: pathlib.Path) -> DecoderConfig:
@@ -121,8 +127,9 @@ def _rope(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]:
 
 def _frequencies(given: dict[str, Any], c: dict[str, Any], path: pathlib.Path) -> tuple[float, RopeScaling | None]:
     """What one rope_parameters says: theta, and how frequencies are scaled."""
-    kind = given.get('rope_type') or given.get('type') or 'default'
-    if kind not in _ROPE_KEYS:
+    kinds = [x for x in (given.get('rope_type'), given.get('type')) if x is not None]
+    kind = kinds[0] if kinds else 'default'
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         refuse(path, 'rope_type', kind)
     for key, value in given.items():
         # Keys of other types are not read by this one (transformers warns); 1 turns the whole head, as here.
@@ -135,15 +142,17 @@ def _frequencies(given: dict[str, Any], c: dict[str, Any], path: pathlib.Path) -
     if kind == 'linear':
         return theta, RopeScaling(number(path, given, 'factor'))
     given = {'original_max_position_embeddings': c['max_position_embeddings']} | given
-    return theta, RopeScaling(
-        *(number(path, given, key) for key in ('factor', 'low_freq_factor', 'high_freq_factor')),
-        size(path, given, 'original_max_position_embeddings'),
-    )
+    factor, low, high = (number(path, given, key) for key in ('factor', 'low_freq_factor', 'high_freq_factor'))
+    if low >= high:
+        raise UserError(f'{path}: low_freq_factor = {low:g}: it must be below high_freq_factor = {high:g}')
+    return theta, RopeScaling(factor, low, high, size(path, given, 'original_max_position_embeddings'))
 
 
 def _windows(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]:
     """Which layers are local: by layer_types where the file has them, else by the family's pattern."""
     layers, types = c['num_hidden_layers'], c['layer_types']
+    if not isinstance(types, list | None):
+        raise UserError(f'{path}: layer_types = {types!r}: it must be a list')
     never = layers + 1  # no layer is the so manieth
     if kind in _WINDOWED:
         pattern = c.get('sliding_window_pattern') or c.get('_sliding_window_pattern') or 6
@@ -151,8 +160,9 @@ def _windows(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]
     elif kind == 'mistral':
         every = 1 if c['sliding_window'] is None else never
     else:
-        slides = c.get('use_sliding_window') and c['sliding_window'] is not None and c['max_window_layers'] < layers
-        if slides:  # the first layers alone are global there
+        slides = c.get('use_sliding_window') and c['sliding_window'] is not None
+        if slides and size(path, c | {'max_window_layers': c['max_window_layers'] or 1}, 'max_window_layers') < layers:
+            # The first layers alone are global there.
             refuse(path, 'use_sliding_window', c['use_sliding_window'])
         every = 1
     if types is not None and kind in _WINDOWED:
@@ -177,12 +187,16 @@ def _cap(path: pathlib.Path, c: dict[str, Any], key: str) -> float | None:
 
 
 def _t5(c: dict[str, Any], kind: str, path: pathlib.Path) -> T5Config:
-    if (mlp := c['feed_forward_proj']) not in _T5:
+    mlp = c['feed_forward_proj']
+    if not isinstance(mlp, str) or mlp not in _T5:
         refuse(path, 'feed_forward_proj', mlp)
     activation, gated = _T5[mlp]
+    for key, follows in ('dense_act_fn', _T5_ACTIVATIONS[activation]), ('is_gated_act', gated):
+        if c[key] not in (None, follows):
+            raise UserError(f'{path}: {key} = {c[key]!r}: with feed_forward_proj = {mlp!r} it is {follows!r}')
     c |= {'num_decoder_layers': c['num_layers']} if c['num_decoder_layers'] is None else {}
     # transformers 5 writes tie_word_embeddings = true for all; the difference is in a new key, for mT5 in the type.
-    tied = 'tie_word_embeddings' if c['scale_decoder_outputs'] is None else 'scale_decoder_outputs'
+    tied = 'tie_word_embeddings' if c['scale_decoder_outputs'] is ABSENT else 'scale_decoder_outputs'
     return T5Config(
         vocab_size=size(path, c, 'vocab_size'),
         emb_dim=size(path, c, 'd_model'),

@@ -16,6 +16,9 @@ from typing import Any
 from perl_jax.errors import UserError
 
 SILU, GELU = 'silu', 'gelu_pytorch_tanh'
+ABSENT = object()  # where a key that is null says something else than one that is not there
+MOST = 2**31 - 1  # of a size; and of layers
+MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +64,16 @@ _T5 = {
     'vocab_size': 32128, 'd_model': 512, 'd_kv': 64, 'd_ff': 2048, 'num_layers': 6, 'num_decoder_layers': None,
     'num_heads': 8, 'relative_attention_num_buckets': 32, 'relative_attention_max_distance': 128,
     'layer_norm_epsilon': 1e-6, 'feed_forward_proj': 'relu', 'tie_word_embeddings': True,
-    'scale_decoder_outputs': None,
+    'scale_decoder_outputs': ABSENT, 'dense_act_fn': None, 'is_gated_act': None,
 }  # fmt: skip
 _AS_GEMMA = {'activation': 'gelu', 'scale_embedding': True, 'norm_offset': 1.0}
-_CAUSAL = {'is_causal': True}  # transformers reads it of every decoder, though no config class names it
+_CAUSAL = {'is_causal': True, 'is_encoder_decoder': False}  # the first is read, though no config class names it
 _NO_BIAS = _CAUSAL | {'attention_bias': False}
 _GEMMA_FIXED = _NO_BIAS | {'use_bidirectional_attention': None}
-_T5_FIXED = _CAUSAL | {'decoder_start_token_id': 0}  # what our decoder starts from
+_T5_FIXED = {
+    'is_causal': True, 'is_encoder_decoder': True, 'is_decoder': False,
+    'decoder_start_token_id': 0,  # what our decoder starts from
+}  # fmt: skip
 
 FAMILIES = {
     'llama': Family(_LLAMA, _NO_BIAS | {'mlp_bias': False, 'hidden_act': SILU}),
@@ -124,8 +130,7 @@ _HARMLESS = {
         'return_dict_in_generate', 'remove_invalid_values', 'suppress_tokens', 'begin_suppress_tokens',
     ),
     'a classifier\'s labels, which its reader checks': ('id2label', 'label2id', 'num_labels', 'problem_type'),
-    'follows from feed_forward_proj': ('dense_act_fn', 'is_gated_act'),
-    'always true of this kind, and false of a decoder by its model_type': ('is_encoder_decoder', 'is_decoder'),
+    'of a decoder by itself: whether an encoder might stand beside it': ('is_decoder',),
 }  # fmt: skip
 HARMLESS = {key: why for why, keys in _HARMLESS.items() for key in keys}
 _ONLY_HERE = {  # harmless in one family alone: (family, key): why
@@ -180,10 +185,10 @@ def refuse(path: pathlib.Path, key: str, value: Any) -> None:
 
 
 def size(path: pathlib.Path, config: Mapping[str, Any], key: str) -> int:
-    """A count of a config: a whole number of at least 1."""
-    value = config[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f'{path}: {key} = {value!r}: it must be a whole number of at least 1')
+    """A count of a config: a whole number of at least 1, and not so large that the rest would take for ever."""
+    value, most = config[key], MOST_LAYERS if 'layers' in key else MOST
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UserError(f'{path}: {key} = {value!r}: it must be a whole number from 1 to {most:,}')
     return value
 
 

@@ -34,8 +34,7 @@ _OTHERS = {  # other files of weights: what they are, and what to do
     '*.msgpack': "Flax's; take the model's safetensors",
 }
 _DTYPES = {
-    'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
-    'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
+    'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
 }  # fmt: skip
 
 
@@ -125,7 +124,11 @@ def entries(folder: str | os.PathLike) -> dict[str, Entry]:
         raise UserError(f'{folder}: neither {SINGLE} nor {INDEX}; {_instead(folder)}')
     try:
         where = json.loads(index.read_text())['weight_map']
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+            raise ValueError('weight_map is no object of names of files')
+        if away := [file for file in where.values() if os.path.basename(file) != file]:
+            raise ValueError(f'weight_map names {away[0]}, which is not beside it')
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{index}: not an index of shards ({error}); download it again') from error
     found = {name: e for file in sorted(set(where.values())) for name, e in header(folder / file).items()}
     if lacking := where.keys() - found.keys():

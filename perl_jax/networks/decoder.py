@@ -19,6 +19,7 @@ from flax import struct, traverse_util
 from jaxtyping import PyTree
 
 from perl_jax import layers, masked, sharded, unpadding
+from perl_jax.errors import UserError, check_count
 from perl_jax.layers import Dense, Mlp, RMSNorm
 from perl_jax.networks import branches
 from perl_jax.networks.branches import Packed
@@ -42,7 +43,6 @@ class DecoderConfig:
       the last layer computes only the tokens whose states are read. Parameters stay stacked (but see `unstack`).
     remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
     """
-
     vocab_size: int
     num_layers: int
     emb_dim: int
@@ -70,6 +70,14 @@ class DecoderConfig:
     flash: bool = True
     scan_layers: bool = True
     remat: str = 'none'
+
+    def __post_init__(self) -> None:
+        for name in 'vocab_size', 'num_layers', 'emb_dim', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim':
+            check_count(name, getattr(self, name))
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f'num_kv_heads = {self.num_kv_heads}: it must divide num_heads = {self.num_heads}')
+        if self.head_dim % 2:
+            raise UserError(f'head_dim = {self.head_dim}: it must be even, as positions turn pairs of it')
 
 
 @struct.dataclass

@@ -20,6 +20,7 @@ from flax import struct
 from jaxtyping import PyTree
 
 from perl_jax import layers, sharded, unpadding
+from perl_jax.errors import check_count
 from perl_jax.layers import Dense, Mlp, RelativeBias, RMSNorm, Segment
 
 
@@ -47,6 +48,15 @@ class T5Config:
     norm_epsilon: float = 1e-6
     dtype: str = 'float32'
     remat: str = 'none'
+
+    def __post_init__(self) -> None:
+        for name in 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers':
+            check_count(name, getattr(self, name))
+        check_count('num_decoder_layers', self.num_decoder_layers)
+        check_count('relative_attention_num_buckets', self.relative_attention_num_buckets, 4)
+        # Half of the decoder's buckets are a position each; the others, up to the distance, are logarithmic.
+        least = self.relative_attention_num_buckets // 2 + 1
+        check_count('relative_attention_max_distance', self.relative_attention_max_distance, least)
 
 
 KeyValue = tuple[jax.Array, jax.Array]

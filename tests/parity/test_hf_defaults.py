@@ -35,7 +35,7 @@ def test_a_file_that_says_nothing_is_what_transformers_takes_it_for(tmp_path, ki
 
 @kinds
 def test_each_key_that_is_left_out_counts_as_transformers_counts_it(tmp_path, kind):
-    sizes = {'hidden_size': 96, 'num_attention_heads': 4, 'num_hidden_layers': 7, 'intermediate_size': 112}
+    sizes = {'hidden_size': 128, 'num_attention_heads': 32, 'num_hidden_layers': 7, 'intermediate_size': 112}
     if kind in ('t5', 'mt5'):
         sizes = {'d_model': 96, 'num_heads': 4, 'num_layers': 3, 'd_ff': 112}
     whole = theirs(kind, **sizes)
