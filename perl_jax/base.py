@@ -20,7 +20,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import PyTree
 
-from perl_jax import lora, partitioning
+from perl_jax import checkpoints, lora, partitioning
 from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, paths, t5x
@@ -102,10 +102,14 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
     else:
         _check(config.path, shapes, tree)
         params = partitioner.place(tree, shardings, config.dtype)
-    _check_finite(config.path, params)
+    hash_, odd = checkpoints.read_through(params)
+    if odd:
+        raise UserError(
+            f"'{config.path}': {odd[0]} ({len(odd)} tensors in all) has numbers that are not finite; get it again"
+        )
     elsewhere = '://' in config.path or config.path.startswith(paths.PREFIX)
     path = config.path if elsewhere else os.path.abspath(config.path)  # found from any folder
-    return Base(params, axes, path, fingerprint(params), describe(config.network))
+    return Base(params, axes, path, hash_, describe(config.network))
 
 
 def named(network: nn.Module, name: Mapping[str, Any], partitioner: Partitioner, now: str | None = None) -> Base:
@@ -128,20 +132,6 @@ def named(network: nn.Module, name: Mapping[str, Any], partitioner: Partitioner,
         where = path or name['path']
         raise UserError(f"the base at '{where}' has changed since the run that names it; put back what it was made on")
     return base
-
-
-@jax.jit
-def _all_finite(x: jax.Array) -> jax.Array:
-    """By the bits of the exponent, all ones in infinities and NaN: isfinite has a CPU make bfloat16 float32 first."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
-    exponent = jax.lax.bitcast_convert_type(jnp.array(jnp.inf, x.dtype), bits.dtype)
-    return ((bits & exponent) != exponent).all()
-
-
-def _check_finite(path: str, params: PyTree) -> None:
-    finite = {name: _all_finite(x) for name, x in traverse_util.flatten_dict(params, sep='/').items()}
-    if odd := [name for name, is_finite in jax.device_get(finite).items() if not is_finite]:
-        raise UserError(f"'{path}': {odd[0]} ({len(odd)} tensors in all) has numbers that are not finite; get it again")
 
 
 def check_network(network: nn.Module, name: Mapping[str, Any], run: str) -> None:
