@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from perl_jax import partitioning
+from perl_jax import intervals, partitioning
 from perl_jax.data import Dataset, Example, decode
 from perl_jax.errors import UserError
 from perl_jax.partitioning import Partitioner
 from perl_jax.types import Responses, Rollout
+
+BLOCKS = 200  # of groups, each left out once
 
 
 def answers(
@@ -117,13 +119,21 @@ def with_intervals(
 ) -> dict[str, tuple[float, float, float]]:
     """Every metric of `measure(row indices)`, with its 95% interval from a bootstrap over whole groups of rows.
 
-    Rows of one group (of one conversation, say) are not independent, so groups are what is drawn.
+    Rows of one group (of one conversation, say) are not independent, so groups are what is drawn, and what is left out
+    in turn: one at a time, or where there are many a block of them (intervals.py).
     """
     rng, names = np.random.default_rng(seed), sorted(set(groups))
     of = np.array(groups)
     members = [np.flatnonzero(of == name) for name in names]
-    drawn = [
-        measure(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(draws)
-    ]
-    whole = measure(np.arange(len(groups)))
-    return {k: (v, *np.percentile([d[k] for d in drawn if k in d], [2.5, 97.5]).tolist()) for k, v in whole.items()}
+
+    def some(chosen: np.ndarray) -> Mapping[str, float]:
+        return measure(np.concatenate([members[i] for i in chosen]))
+
+    drawn = [some(rng.integers(len(names), size=len(names))) for _ in range(draws)]
+    blocks = np.array_split(rng.permutation(len(names)), min(len(names), draws, BLOCKS))
+    without = [some(np.setdiff1d(np.arange(len(names)), block)) for block in blocks] if len(blocks) > 1 else []
+    result = {}
+    for k, v in measure(np.arange(len(groups))).items():
+        figures = [np.array([one[k] for one in each if k in one]) for each in (drawn, without)]
+        result[k] = v, *intervals.bca(v, *figures)
+    return result

@@ -94,9 +94,10 @@ def test_nobody_beats_oneself(runs):
 
 
 def test_intervals_are_drawn_by_group(runs):
-    """Three groups of two equal rows."""
+    """Six groups of two equal rows."""
     ours, theirs, model = runs('ours', 'policy'), runs('theirs', 'sft'), runs('model', 'sft')
     a, b = answered(lambda i: 'good' if i < 2 else 'bad'), answered(lambda i: 'good' if i >= 2 else 'bad')
+    a, b = ([row | {'group': row['group'] + half} for half in 'xy' for row in rows] for rows in (a, b))
     whole = judge.run(of_run({'ours': a, 'theirs': b}, better), ours, theirs, model, 'helpful')['win_rate']
     alone = [[row | {'group': str(i)} for i, row in enumerate(rows)] for rows in (a, b)]
     apart = judge.run(of_run(dict(zip(('ours', 'theirs'), alone)), better), ours, theirs, model, 'helpful')['win_rate']

@@ -17,6 +17,7 @@ FLOORS = [
     {
         'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'schedules', 'resume',
         'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding', 'oddities',
+        'intervals',
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
