@@ -5,6 +5,11 @@
     in shuffled order, of widths 5 or 10       8 7   1 2   8 9   3 2
 
 What stands at the padding changes nothing (tests/test_decoder.py), so a batch's gradients are those at full width.
+But rows stand in other batches. A loss that takes each row by itself does not mind, such as a reward's. A mean over a
+batch's tokens does: those of the first row of 2 would count 1/3 among their like, and count 1/11 beside a 9. So SFT
+divides by the tokens of the batch that a row was drawn in (`Stream.tokens_as_drawn`). Then the gradients of the batches
+that are dealt out together add up to those of the batches as drawn, at the same weights of the model: exactly, at any
+batch size, and so in expectation. What looks over a batch in other ways (PPO whitens) gets its batches as drawn.
 """
 
 from __future__ import annotations

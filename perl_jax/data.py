@@ -41,7 +41,7 @@ class DatasetConfig:
     use_cached: read tasks from the cache that SeqIO wrote of them, where they have a place for one.
     tokens_dir: a folder for the rows as files of tokens, which a run then maps in place of holding them: written by the
       first that starts, and taken by every later one that reads the same task alike. None holds them in memory.
-    length_buckets: training batches take rows of like lengths, and the least of so many widths that holds them;
+    length_buckets: training batches take rows of like lengths (bucketing.py), the least of so many widths holds them;
       dense layers see real tokens alone (unpadding.py), their share rounded up likewise, and a policy's answers' too.
       Each shape that comes up compiles its own step. 1 is full width, in the order drawn.
     """

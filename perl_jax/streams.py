@@ -84,7 +84,8 @@ class Stream:
     Of each batch a process reads only its own `rows` (Partitioner.rows); which examples they are hangs on the seed, n
     and the place in the batch alone, however many processes there are. With `buckets` batches are of like lengths, cut
     to what they need (bucketing.py), and say how full they are (unpadding.py) if they are split over so many `groups`,
-    the data partitions, and each group is taken in so many `parts`, its microbatches.
+    the data partitions, and each group is taken in so many `parts`, its microbatches. Batches that are not `dealt` stay
+    as drawn and are cut alone.
     """
 
     datasets: Sequence[Dataset]  # or whatever has its rows and lengths: token_files.py
@@ -95,6 +96,7 @@ class Stream:
     buckets: int = 1
     groups: int = 1
     parts: int = 1
+    dealt: bool = True
 
     @property
     def eos_id(self) -> int:
@@ -123,6 +125,18 @@ class Stream:
             batch = self._fitted(batch, position)
         return batch, [examples[i] for i in order]
 
+    def tokens_as_drawn(self, step: int) -> np.ndarray | None:
+        """The target tokens of the batch that each of this process's rows was drawn in, float32 [rows].
+
+        None if that is the batch itself. A mean over tokens divides by them: bucketing.py.
+        """
+        if self.buckets == 1 or not self.dealt:
+            return None
+        batch, order = np.unique(self._positions(step)[self.rows] // self.batch_size, return_inverse=True)
+        drawn = batch[:, None] * self.batch_size + np.arange(self.batch_size)
+        tokens = self._of_rows('real', drawn.ravel())['targets'].reshape(drawn.shape).sum(1)
+        return tokens[order].astype(np.float32)
+
     def _fitted(self, batch: Any, position: np.ndarray) -> Any:
         """No wider than the batch needs, and with its fill."""
         batch = bucketing.cut(batch, self._widths(position))
@@ -135,7 +149,7 @@ class Stream:
 
     def _positions(self, step: int) -> np.ndarray:
         """Which places of the endless stream batch `step` takes, of all processes: int [batch_size]."""
-        if self.buckets == 1:
+        if self.buckets == 1 or not self.dealt:
             return step * self.batch_size + np.arange(self.batch_size)
         window, place = divmod(step, bucketing.WINDOW)
         size = bucketing.WINDOW * self.batch_size

@@ -90,7 +90,10 @@ def train(
         )
         words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
         vocabulary.check_rewards([source.model_dir for source in reward if isinstance(source, LearnedReward)], words)
-        stream = data.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
+        stream = dataclasses.replace(
+            data.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size)),
+            dealt=not (algorithm.whole_batch or shaping),  # a shaping may look over a whole batch too: bucketing.py
+        )
         heldout = data.load(eval_dataset, 'prompts') if eval_dataset else None
         data.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import optax
 from flax import linen as nn
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from perl_jax import (
     accumulate,
@@ -47,21 +47,25 @@ def sft_step(
     batch: Responses,
     rng: jax.Array,
     num_microbatches: int = 1,
+    tokens: Float[Array, ' B'] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of SFT: the mean over the target tokens of -log p.
 
-    Pure; `rng` is for dropout and the same at every step of a run.
+    Pure; `rng` is for dropout and the same at every step of a run. With `tokens` (Stream.tokens_as_drawn) each row is
+    divided by its own number of them in place of the batch's; the loss that is logged is the batch's mean all the same.
     """
+    share = masked.share(batch.targets_mask)
+    weights = share if tokens is None else batch.targets_mask / tokens[:, None, None]
 
     def loss(adapter: lora.Adapter, part: Any, rng: jax.Array) -> tuple[jax.Array, Any]:
-        batch, weights = part
+        batch, share, weights = part
         variables = lora.bind(base, adapter, train=True)
         logprobs = response_logprobs(network, variables, batch, rngs={'dropout': rng})
-        return -masked.weighted(logprobs, weights), ({}, ())
+        return -masked.weighted(logprobs, weights), ({'loss/nll': -masked.weighted(logprobs, share)}, ())
 
-    rng, part = jax.random.fold_in(rng, state.step), (batch, masked.share(batch.targets_mask))
-    value, grads, _, _ = accumulate.value_and_grad(loss, state.adapter, part, num_microbatches, rng)
-    metrics = {'loss/nll': value, 'grad_norm': optax.global_norm(grads), 'tokens': batch.targets_mask.sum()}
+    rng, part = jax.random.fold_in(rng, state.step), (batch, share, weights)
+    _, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, part, num_microbatches, rng)
+    metrics |= {'grad_norm': optax.global_norm(grads), 'tokens': batch.targets_mask.sum()}
     return train_state.update(state, grads, tx), metrics
 
 
@@ -146,7 +150,7 @@ def train(
         with runs.start('sft', run, spec.tuning, frozen, {'policy': state}, words) as log:
             state = log.states['policy']
             for step in log.steps():
-                batch, _ = stream(step)  # 1
-                state, metrics = step_fn(held, state, partitioner.batch(batch), key)  # 2, 3
+                batch, tokens = partitioner.batch((stream(step)[0], stream.tokens_as_drawn(step)))  # 1
+                state, metrics = step_fn(held, state, batch, key, tokens=tokens)  # 2, 3
                 log.log(step + 1, metrics | {'schedule': schedule(step)}, dataset.batch_size)
                 log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))

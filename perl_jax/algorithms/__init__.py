@@ -23,6 +23,7 @@ class Algorithm(Protocol):
 
     has_value: a value is learned.   min_samples: the least K.   clip: of the ratio pi / pi_old, None if it is not used.
     epochs, minibatches: how often a rollout is learned from, and in how many parts of its prompts.
+    whole_batch: what is learned from one prompt's responses hangs on the other prompts of its batch (bucketing.py).
 
     `returns` and `value_loss` are asked for only where a value is learned: RLOO and GRPO have neither.
     """
@@ -32,6 +33,7 @@ class Algorithm(Protocol):
     clip: float | None
     epochs: int
     minibatches: int
+    whole_batch: bool
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """Of each token; `values` is None where none is learned."""

@@ -28,6 +28,7 @@ class GRPO:
 
     has_value = False
     min_samples = 2
+    whole_batch = False
 
     def __post_init__(self) -> None:
         check_number('GRPO.clip', self.clip, above=0)

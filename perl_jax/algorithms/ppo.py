@@ -28,6 +28,7 @@ class PPO:
 
     has_value = True
     min_samples = 1
+    whole_batch = True  # advantages are whitened over it, tokens averaged
 
     def __post_init__(self) -> None:
         check_number('PPO.gamma', self.gamma, 0, 1)

@@ -23,6 +23,7 @@ class Reinforce:
     min_samples = 1
     clip = None
     epochs = minibatches = 1
+    whole_batch = False
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """Z_t - V_t."""

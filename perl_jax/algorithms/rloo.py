@@ -24,6 +24,7 @@ class RLOO:
     min_samples = 2
     clip = None
     epochs = minibatches = 1
+    whole_batch = False
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """The same at every token of a response."""
