@@ -25,7 +25,7 @@ import measure
 from jaxtyping import PyTree
 from measure import Passed
 
-from perl_jax import lora, memory, rewards, rl_programs
+from perl_jax import lora, memory, rewards, rl, rl_programs
 from perl_jax.algorithms.grpo import GRPO
 from perl_jax.algorithms.ppo import PPO
 from perl_jax.algorithms.reinforce import Reinforce
@@ -60,12 +60,13 @@ def step_of(
 
     def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
         policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], None)
-        rollout = programs.fit(programs.sample(*policy, prompts, rng, sampling))
+        turns = rl.turns(args.seed, 0, len(prompts.inputs), algorithm.epochs, algorithm.minibatches)
+        rollout = programs.fit(programs.sample(*policy, prompts, rng, sampling), turns)
         passed('generation', rollout)
         scores, _ = score(of['reward'], [judge], rollout)
         experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)
         passed('scoring', experience)
-        state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, KEY)
+        state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, turns, KEY)
         passed('learning', state)
         return state, metrics | more
 

@@ -7,23 +7,24 @@ for the comparators, which keep copies (the paper, section 4.2).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from perl_jax import accumulate, advantages, kl, logprobs, lora, losses, masked, train_state, unpadding
+from perl_jax import accumulate, advantages, kl, logprobs, lora, losses, masked, sharded, train_state, unpadding
 from perl_jax.algorithms import Algorithm
 from perl_jax.kl import KLConfig
 from perl_jax.sampling import SamplingConfig
 from perl_jax.types import Experience, Metrics, Responses, Rollout, TrainState
 
 Role = tuple[PyTree, lora.Adapter | None]  # what lora.bind joins
+SHUFFLE = 2**31 + 1  # no other draw has it beside the seed: streams.py
 Shaping = Callable[[jax.Array, Responses, Sequence[int]], jax.Array]  # shaping.py
 
 
@@ -92,16 +93,26 @@ def values(network: nn.Module, base: PyTree, adapter: lora.Adapter, batch: Respo
     return unpadding.pad(lora.readout(variables, logprobs.response_hidden(network, variables, batch)), batch)
 
 
-def updates(batch: Experience, epochs: int, minibatches: int) -> Iterator[Experience]:
-    """What a rollout is learned from in turn: `epochs` times its `minibatches` parts, each every n-th prompt, all K."""
-    for _ in range(epochs):
-        for i in range(minibatches):
-            yield batch if minibatches == 1 else _part(batch, i, minibatches)
+def turns(seed: int, step: int, size: int, epochs: int, minibatches: int) -> np.ndarray:
+    """Which prompts of a rollout of `size` each update learns from, int [epochs * minibatches, size / minibatches].
+
+    Each epoch goes over all of them, shuffled anew by (seed, step, epoch); a batch that is not split stays in order.
+    """
+    order = np.tile(np.arange(size, dtype=np.int32), (epochs, 1))
+    if minibatches > 1:
+        order = np.stack([np.random.default_rng([seed, SHUFFLE, step, e]).permutation(x) for e, x in enumerate(order)])
+    return order.reshape(epochs * minibatches, size // minibatches)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _part(batch: Experience, i: int, n: int) -> Experience:
-    return jax.tree.map(lambda x: x[i::n], batch)
+def updates(batch: Experience, turns: np.ndarray) -> Iterator[Experience]:
+    """What a rollout is learned from in turn: these of its prompts, all K responses of each."""
+    for prompts in turns:
+        yield batch if len(prompts) == len(batch.targets) else _part(batch, prompts)
+
+
+@jax.jit
+def _part(batch: Experience, prompts: Int[Array, ' b']) -> Experience:
+    return jax.tree.map(lambda x: sharded.split(x[prompts], 'batch', *[None] * (x.ndim - 1)), batch)
 
 
 def value_step(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import PyTree
@@ -62,7 +63,7 @@ class Programs:
     """Jitted functions, but for `fit`; the names of what they take are those of rl.py.
 
     sample: (base, adapter, prompts, rng, SamplingConfig) -> Rollout
-    fit: (rollout) -> the rollout, saying its fill (unpadding.py) if there are buckets; the host waits for it then
+    fit: (rollout, turns of rl.py) -> the rollout, saying its fill (unpadding.py) if there are buckets: the host waits
     experience: (policy role, anchor role, rollout, scores, beta) -> Experience, metrics
     values: (base, adapter, experience) -> [B, K, R]
     value_step: (base, state, experience, rng) -> state, values, metrics
@@ -71,7 +72,7 @@ class Programs:
     """
 
     sample: Callable[..., Any]
-    fit: Callable[[Rollout], Rollout]
+    fit: Callable[[Rollout, np.ndarray], Rollout]
     experience: Callable[..., Any]
     values: Callable[..., Any]
     value_step: Callable[..., Any]
@@ -100,18 +101,20 @@ def compiled(
         rl.policy_step, network, algorithm, kl, entropy_bonus, sampling.temperature, txs[0],
         num_microbatches=num_microbatches,
     )  # fmt: skip
-    split = sharded.partitions('batch'), algorithm.minibatches * num_microbatches
 
     @functools.partial(jax.jit, out_shardings=partitioner.sharding())
-    def count(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+    def count(rollout: Rollout, turns: jax.Array) -> tuple[jax.Array, jax.Array]:
         prompts, responses = rollout.inputs_mask, rollout.targets_mask.reshape(len(rollout.targets), -1)
-        real, (P, KR) = (prompts.sum(-1), responses.sum(-1)), (prompts.shape[-1], responses.shape[-1])
-        return unpadding.needed(*real, P, KR, *split, length_buckets)
+        real, shape = (prompts.sum(-1), responses.sum(-1)), (prompts.shape[-1], responses.shape[-1])
+        groups, parts = sharded.partitions('batch'), (x[turns.ravel()] for x in real)
+        whole = unpadding.needed(*real, *shape, groups, 1, length_buckets)  # as it is judged
+        each = unpadding.needed(*parts, *shape, len(turns) * groups, num_microbatches, length_buckets)
+        return jax.tree.map(jnp.maximum, whole, each)
 
-    def fit(rollout: Rollout) -> Rollout:
+    def fit(rollout: Rollout, turns: np.ndarray) -> Rollout:
         if length_buckets == 1:
             return rollout
-        return unpadding.filled(rollout, jax.device_get(count(rollout)), length_buckets)
+        return unpadding.filled(rollout, jax.device_get(count(rollout, turns)), length_buckets)
 
     return Programs(
         sample=jax.jit(
@@ -139,13 +142,17 @@ def learn(
     state: PolicyState,
     anchor: rl.Role,
     experience: Experience,
+    turns: np.ndarray,
     key: jax.Array,
 ) -> tuple[PolicyState, Metrics]:
-    """All that is learned from one rollout; `of` holds the base of each role. The metrics are of the last update."""
+    """All that is learned from one rollout, in these `turns` (rl.py); `of` holds the base of each role.
+
+    The metrics are of the last update.
+    """
     values, metrics = None, {}
     if state.value is not None and rl.values_first(algorithm, state.value.adapter.dropout):
         experience = experience.replace(values=programs.values(of['value'], state.value.adapter, experience))
-    for batch in rl.updates(experience, algorithm.epochs, algorithm.minibatches):
+    for batch in rl.updates(experience, turns):
         if algorithm.has_value:
             value, values, more = programs.value_step(of['value'], state.value, batch, key)
             state, metrics = state.replace(value=value), metrics | more

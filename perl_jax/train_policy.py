@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from perl_jax import base as bases
@@ -135,13 +136,13 @@ def train(
                 return evaluate.means(rows), [row | evaluate.beside(old) for row, old in pairs]
 
             for step in log.steps():
-                prompts, examples = stream(step)  # 1
+                (prompts, examples), turns = stream(step), _turns(run, dataset, algorithm, step)  # 1
                 rng = jax.random.fold_in(jax.random.fold_in(key, 2), step)
                 policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], state.anchor)
-                rollout = programs.fit(programs.sample(*policy, partitioner.batch(prompts), rng, sampling))  # 2
+                rollout = programs.fit(programs.sample(*policy, partitioner.batch(prompts), rng, sampling), turns)  # 2
                 scores, judged = score_fn(rollout, examples)  # 3
                 experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)  # 4
-                state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, key)  # 5
+                state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, turns, key)  # 5
                 metrics |= judged | more | {'schedule/policy': schedule(step), 'schedule/value': value_schedule(step)}
                 if anchor_ema:
                     state = state.replace(anchor=programs.follow(state.anchor, state.policy.adapter, anchor_ema))
@@ -160,6 +161,11 @@ def _with_beta(state: PolicyState, kl: KLConfig, where: jax.sharding.Sharding) -
 def _kept(state: PolicyState) -> dict[str, Any]:
     """What a checkpoint holds."""
     return {name: part for name, part in vars(state).items() if part is not None}
+
+
+def _turns(run: RunConfig, dataset: DatasetConfig, algorithm: Algorithm, step: int) -> np.ndarray:
+    """Which prompts each update of a step learns from."""
+    return rl.turns(run.random_seed, step, dataset.batch_size, algorithm.epochs, algorithm.minibatches)
 
 
 def _scheduled(

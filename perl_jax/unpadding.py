@@ -80,7 +80,7 @@ def needed(
     Args:
       prompts, responses: the real tokens of each row's prompt, and of all of its responses.
       groups: data partitions of a batch, each of as many consecutive rows.
-      parts: minibatches times microbatches, n in all; each takes every n-th row of a group (accumulate.py, rl.updates).
+      parts: microbatches, n in all; each takes every n-th row of a group (accumulate.py).
     """
 
     def most(real: jax.Array, width: int) -> jax.Array:

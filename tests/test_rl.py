@@ -223,7 +223,7 @@ def test_every_algorithm_learns_the_best_response(algorithm):
     for step in range(60 // algorithm.epochs):
         key = jax.random.fold_in(jax.random.key(0), step)
         exp, score = roll(state, key)
-        for batch in rl.updates(exp, algorithm.epochs, algorithm.minibatches):
+        for batch in rl.updates(exp, rl.turns(0, step, 4, algorithm.epochs, algorithm.minibatches)):
             state, _ = step_fn(BASE, state, batch, key)
         first = float(score) if first is None else first
     assert first < 0.5
@@ -232,9 +232,27 @@ def test_every_algorithm_learns_the_best_response(algorithm):
 
 def test_updates_go_over_every_prompt_once_an_epoch():
     exp = tiny.experience(6, 2)
-    parts = list(rl.updates(exp, 2, 3))
+    parts = list(rl.updates(exp, rl.turns(0, 0, 6, 2, 3)))
     assert [part.targets.shape[:2] for part in parts] == [(2, 2)] * 6
     for epoch in (parts[:3], parts[3:]):
         rows = np.concatenate([part.inputs for part in epoch])
         np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(exp.inputs, axis=0))
-    assert next(rl.updates(exp, 1, 1)) is exp
+    assert [part is exp for part in rl.updates(exp, rl.turns(0, 0, 6, 2, 1))] == [True, True]
+
+
+def test_each_epochs_minibatches_are_shuffled_by_seed_step_and_epoch():
+    turns = rl.turns(3, 7, 12, 4, 3)
+    assert turns.shape == (12, 4)
+    epochs = turns.reshape(4, 12)
+    assert (np.sort(epochs) == np.arange(12)).all() and len(set(map(tuple, epochs.tolist()))) == 4
+    np.testing.assert_array_equal(rl.turns(3, 7, 12, 4, 3), turns)
+    np.testing.assert_array_equal(rl.turns(3, 7, 12, 2, 3), turns[:6])  # an epoch hangs on no other
+    others = [rl.turns(seed, step, 12, 4, 3) for seed, step in ((4, 7), (3, 8))]
+    assert all((other[:3] != turns[:3]).any() for other in others)
+    np.testing.assert_array_equal(rl.turns(3, 7, 12, 2, 1), np.tile(np.arange(12), (2, 1)))  # nothing to shuffle
+
+
+def test_a_minibatch_keeps_the_rows_of_each_prompt_together():
+    exp, turns = tiny.experience(6, 2), rl.turns(0, 5, 6, 1, 2)
+    for part, prompts in zip(rl.updates(exp, turns), turns, strict=True):
+        assert tiny.same(part, jax.tree.map(lambda x, prompts=prompts: x[prompts], exp))

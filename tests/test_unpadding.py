@@ -12,15 +12,19 @@ import pytest
 import tiny
 from tiny import CONFIG, NETWORK, UNTIED, P, R
 
-from perl_jax import logprobs, lora, rl, unpadding
+from perl_jax import logprobs, lora, rl, rl_programs, unpadding
 from perl_jax.algorithms.grpo import GRPO
+from perl_jax.algorithms.ppo import PPO
 from perl_jax.algorithms.reinforce import Reinforce
 from perl_jax.kl import KLConfig
 from perl_jax.networks.decoder import Decoder
+from perl_jax.partitioning import Partitioner
 from perl_jax.plan import flops
 from perl_jax.rewards import score
+from perl_jax.sampling import SamplingConfig
 from perl_jax.train_reward import reward_step
 from perl_jax.train_sft import sft_step
+from perl_jax.types import PolicyState, Rollout
 
 BATCH = tiny.responses(B=4, K=3, lengths=np.array([[0, 5, 1], [1, 2, 1], [3, 0, 0], [1, 1, 4]]))
 BATCH = BATCH.replace(inputs_mask=BATCH.inputs_mask & (np.arange(4) != 2)[:, None])  # an empty prompt
@@ -66,6 +70,27 @@ def test_what_is_needed_holds_the_fullest_part(groups, parts):
         assert full <= run / buckets < full + 1 / buckets
         full = max(responses[r].sum() / (20 * len(r)) for r in rows)
         assert full <= targets / buckets < full + 1 / buckets
+
+
+def test_a_rollouts_fill_holds_every_minibatch_to_come():
+    """Shuffled ones too, of the longest answers together, and the whole rollout, which is judged at once."""
+    on, ppo = Partitioner(), PPO(epochs=3, minibatches=2)
+    programs = rl_programs.compiled(
+        NETWORK, (None, None), SamplingConfig(), ppo, KLConfig(), (), 0.0, 2, (1,), PolicyState(None, None), on, 8
+    )
+    fills = set()
+    with on.scope():
+        for step in range(12):
+            exp, turns = tiny.experience(8, 2, seed=step), rl.turns(0, step, 8, 3, 2)
+            rollout = Rollout(exp.inputs, exp.inputs_mask, exp.targets, exp.targets_mask, exp.logprobs)
+            whole = programs.fit(rollout, turns).fill or (1, 1)
+            each = [tiny.without_padding(rollout, buckets=8).fill or (1, 1)]
+            for prompts in turns:
+                part = jax.tree.map(lambda x, prompts=prompts: np.asarray(x)[prompts], rollout)
+                each.append(tiny.without_padding(part, parts=2, buckets=8).fill or (1, 1))
+            assert whole == tuple(max(x) for x in zip(*each))
+            fills.add(whole)
+    assert len(fills) > 2
 
 
 def test_a_full_batch_stays_as_it_is():
