@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,11 +75,13 @@ def scores(
 
 
 def reward_metrics(datasets: Sequence[Dataset], rewards: Sequence[np.ndarray]) -> dict[str, float]:
-    """Pairwise accuracy of all pairs [N, 2]; accuracy, balanced accuracy and AUC of the logit of all thumbs [N, 1]."""
+    """Accuracy by pair and by context of all pairs [N, 2]; accuracies and AUC of the logit of all thumbs [N, 1]."""
     metrics, labels = {}, [dataset.arrays.get('labels') for dataset in datasets]
     found = list(zip(rewards, labels, strict=True))
-    if pairs := [reward for reward, label in found if label is None]:
-        metrics |= ranking(np.concatenate(pairs))
+    pairs = [(reward, one) for reward, label, one in zip(rewards, labels, datasets, strict=True) if label is None]
+    if pairs:
+        contexts = np.concatenate([_contexts(one, f'{i} ') for i, (_, one) in enumerate(pairs)])
+        metrics |= ranking(np.concatenate([reward for reward, _ in pairs]), contexts)
     if thumbs := [(reward[:, 0], label[:, 0]) for reward, label in found if label is not None]:
         metrics |= classification(*map(np.concatenate, zip(*thumbs)))
     return metrics
@@ -91,11 +94,27 @@ def check_metric(name: str, metric: str, datasets: Sequence[Dataset]) -> None:
         raise UserError(f"{name} = '{metric}': the held-out rows give {', '.join(given)}; name one of these")
 
 
-def ranking(rewards: np.ndarray) -> dict[str, float]:
-    """Pairs [N, 2], the chosen one first: how often it gets more (a tie is half), and by how much on average."""
+def ranking(rewards: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
+    """Pairs [N, 2], the chosen one first: how often it gets more (a tie is half), and by how much on average.
+
+    Where a context has several answers of both kinds, its pairs are their product; `context_accuracy` counts each of
+    the contexts [N] once.
+    """
     margin = rewards[:, 0] - rewards[:, 1]
-    accuracy = np.mean((margin > 0) + 0.5 * (margin == 0))
-    return {'pairwise_accuracy': float(accuracy), 'margin': float(margin.mean())}
+    right = (margin > 0) + 0.5 * (margin == 0)
+    _, of = np.unique(contexts, return_inverse=True)
+    by_context = np.bincount(of, right) / np.bincount(of)
+    return {
+        'pairwise_accuracy': float(right.mean()),
+        'context_accuracy': float(by_context.mean()),
+        'margin': float(margin.mean()),
+    }
+
+
+def _contexts(dataset: Dataset, prefix: str) -> np.ndarray:
+    """A name for the prompt of each row."""
+    inputs, real = dataset.arrays['inputs'], dataset.arrays['inputs_mask']
+    return np.array([prefix + row[mask].tobytes().hex() for row, mask in zip(inputs, real, strict=True)])
 
 
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -112,6 +131,27 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         metrics['balanced_accuracy'] = float(((up > 0).mean() + (down <= 0).mean()) / 2)
         metrics['auc'] = float(stats.mannwhitneyu(up, down).statistic / (len(up) * len(down)))
     return metrics
+
+
+def groups(name: str, examples: Sequence[Mapping[str, Any]], field: str | None = None) -> list[str]:
+    """Say which rows belong together: by a field of the examples, by default `group` where all have it.
+
+    Args:
+      name: of the rows, for the line that says how intervals are made.
+      field: None is the default; without it each row stands for itself.
+
+    Raises:
+      UserError: a field that was asked for and that an example has not.
+    """
+    if field is None:
+        field = 'group' if examples and all('group' in example for example in examples) else None
+    elif lacking := next((example for example in examples if field not in example), None):
+        fields = ', '.join(key for key in lacking if not key.endswith('_pretokenized')) or 'none'
+        raise UserError(f'--group={field}: an example of {name} has no such field; it has {fields}')
+    names = [str(i) if field is None else str(example[field]) for i, example in enumerate(examples)]
+    how = 'each by itself' if field is None else f'in {len(set(names)):,} groups by `{field}`'
+    logging.getLogger('perl_jax').info(f'{name}: intervals over {len(names):,} rows, {how}')
+    return names
 
 
 def with_intervals(

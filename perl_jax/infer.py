@@ -39,7 +39,7 @@ def eval_reward(
     """Score a whole split with a reward's best checkpoint; prints the metrics with 95% intervals.
 
     Of an ensemble it is the members' mean that is measured; of several tasks of one kind, all their rows together.
-    `group` is a field of the examples that are drawn together in the bootstrap (taskmaster: 'group'). Writes
+    `group` is the field of the examples that are drawn together in the bootstrap (evaluate.groups). Writes
     MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a reliability diagram for each task.
     """
     with partitioner.scope():
@@ -60,7 +60,7 @@ def eval_reward(
     for kind in dict.fromkeys(kinds):
         alike = [i for i, other in enumerate(kinds) if other == kind]
         one, values = data.joined([datasets[i] for i in alike]), np.concatenate([rewards[i] for i in alike])
-        groups = [str(e.get(group, i)) for i, e in enumerate(one.examples)]
+        groups = evaluate.groups(f'{kind} of {split}', one.examples, group)
 
         def measure(rows: np.ndarray, one: data.Dataset = one, values: np.ndarray = values) -> dict[str, float]:
             some = one.take(rows)
@@ -79,9 +79,10 @@ def eval_policy(
     sampling: SamplingConfig,
     metric_fns: Mapping[str, TextFunction] | None = None,
     split: str = 'validation',
+    group: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Answer a whole split once and average what `metric_fns` say, with 95% intervals.
+    """Answer a whole split once and average what `metric_fns` say, with 95% intervals, `group` as for a reward.
 
     Where a task has metric_fns of its own, they are measured too, by TASK/NAME. Writes MODEL_DIR/eval_SPLIT.json.
     """
@@ -91,9 +92,8 @@ def eval_policy(
         parts = data.tasks_with_rows(config, 'prompts')
         prompts = data.joined([part for _, part, _ in parts])
         rows = _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner)
-    result = evaluate.with_intervals(
-        lambda index: evaluate.means([rows[i] for i in index]), list(map(str, range(len(rows))))
-    )
+    groups = evaluate.groups(split, prompts.examples, group)
+    result = evaluate.with_intervals(lambda index: evaluate.means([rows[i] for i in index]), groups)
     responses = iter([row['response'] for row in rows])
     for task, _, examples in parts:
         given = list(itertools.islice(responses, len(examples)))
@@ -147,7 +147,7 @@ def answer_split(
     """One answer to each of the first `num` prompts of a split, for a judge: prompt, response, reference, group, ids.
 
     ids: the tokens of prompt and response, the vocabulary that they are of, and whether the response ended by itself.
-    `anchor` answers with the run's base, as it was before the run. Rows without the field `group` are a group each.
+    `anchor` answers with the run's base, as it was before the run. `group` as in evaluate.groups.
     """
     config = dataclasses.replace(_given(dataset), split=split, limit=num)
     with partitioner.scope():
@@ -155,8 +155,8 @@ def answer_split(
         config = words.read(config)
         prompts = data.load(config, 'prompts')
         rows = _answers(model_dir, base, prompts, config, sampling, None, partitioner, anchor, ids=True)
-    for i, (row, example) in enumerate(zip(rows, prompts.examples, strict=True)):
-        row['group'] = str(example.get(group, i))
+    for row, name in zip(rows, evaluate.groups(split, prompts.examples, group), strict=True):
+        row['group'] = name
         row['ids'] |= {'vocabulary': words.name, 'ended': row['ids']['response'][-1] in prompts.eos_ids}
     return rows
 

@@ -152,8 +152,11 @@ def _run(command: str, argv: list[str]) -> None:
 
 
 def _evaluate(argv: list[str]) -> None:
-    option = ('--split', {'default': 'validation', 'help': 'which split to measure'})
-    _with_model_dir('eval', argv, [option])
+    options = [
+        ('--split', {'default': 'validation', 'help': 'which split to measure'}),
+        ('--group', {'help': 'a field of the examples: its rows are drawn together for the intervals (group)'}),
+    ]
+    _with_model_dir('eval', argv, options)
 
 
 def _sample(argv: list[str]) -> None:
@@ -185,7 +188,8 @@ def _with_model_dir(command: str, argv: list[str], options: list[tuple[str, dict
     if command == 'export':
         ours, name = 'runs/export.gin', 'exchange.export_run'
     files = [os.path.join(args['model_dir'], 'config.gin'), ours, *files]
-    configure.configured(name, files, bindings, paths)(**args)
+    given = {key: value for key, value in args.items() if value is not None}  # what is left out, gin may bind
+    configure.configured(name, files, bindings, paths)(**given)
 
 
 def _export(argv: list[str]) -> None:

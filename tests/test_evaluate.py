@@ -52,19 +52,34 @@ def test_one_class_alone_has_no_auc(label):
 
 def test_ranking_counts_ties_as_half():
     rewards = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 3.0], [0.5, 0.25]])
-    assert evaluate.ranking(rewards) == {'pairwise_accuracy': 2.5 / 4, 'margin': 0.25 / 4}
+    assert evaluate.ranking(rewards, np.arange(4)) == {
+        'pairwise_accuracy': 2.5 / 4, 'context_accuracy': 2.5 / 4, 'margin': 0.25 / 4
+    }  # fmt: skip
+
+
+def test_a_context_with_many_pairs_counts_once_by_context():
+    rewards = np.array([[2.0, 1.0]] * 28 + [[1.0, 2.0], [3.0, 3.0]])
+    got = evaluate.ranking(rewards, np.array(['a'] * 28 + ['b', 'c']))
+    assert got['pairwise_accuracy'] == pytest.approx(28.5 / 30) and got['context_accuracy'] == pytest.approx(1.5 / 3)
+
+
+def pairs_of(*prompts):
+    """A dataset of pairs, whose prompts are these numbers."""
+    inputs = np.array(prompts, np.int32).reshape(-1, 1)
+    return Dataset({'inputs': inputs, 'inputs_mask': np.ones_like(inputs, bool)}, [{} for _ in prompts], None, 1)
 
 
 def test_metrics_of_several_tasks_stand_together():
-    pairs, thumbs = Dataset({}, [], None, 1), Dataset({'labels': np.array([[1.0], [0.0]])}, [], None, 1)
+    pairs, thumbs = pairs_of(7), Dataset({'labels': np.array([[1.0], [0.0]])}, [], None, 1)
     got = evaluate.reward_metrics([pairs, thumbs], [np.array([[2.0, 1.0]]), np.array([[1.0], [-1.0]])])
-    assert got == {'pairwise_accuracy': 1, 'margin': 1, 'accuracy': 1, 'balanced_accuracy': 1, 'auc': 1}
+    ranked = {'pairwise_accuracy': 1, 'context_accuracy': 1, 'margin': 1}
+    assert got == ranked | {'accuracy': 1, 'balanced_accuracy': 1, 'auc': 1}
 
 
 def test_several_tasks_of_a_kind_are_measured_as_one():
-    pairs = [Dataset({}, [], None, 1)] * 2
+    pairs = [pairs_of(7), pairs_of(7, 7, 8)]  # 7 of one task is not 7 of another
     got = evaluate.reward_metrics(pairs, [np.array([[2.0, 1.0]]), np.array([[1.0, 2.0]] * 3)])
-    assert got == {'pairwise_accuracy': 0.25, 'margin': -0.5}
+    assert got == {'pairwise_accuracy': 0.25, 'context_accuracy': pytest.approx(1 / 3), 'margin': -0.5}
     up, down = (Dataset({'labels': np.full((2, 1), label)}, [], None, 1) for label in (1.0, 0.0))
     got = evaluate.reward_metrics([up, down], [np.array([[1.0], [3.0]]), np.array([[-1.0], [2.0]])])
     assert got == {'accuracy': 0.75, 'balanced_accuracy': 0.75, 'auc': 0.75}
@@ -83,6 +98,23 @@ def test_a_metric_that_the_rows_cannot_give_is_refused():
 
 
 # Intervals.
+
+
+GROUPED = [{'group': 'a', 'inputs_pretokenized': 'x'}, {'group': 'b', 'opening': 1}, {'group': 'a', 'opening': 1}]
+
+
+def test_rows_are_drawn_by_group_where_all_have_one(caplog):
+    caplog.set_level('INFO', 'perl_jax')
+    assert evaluate.groups('test', GROUPED) == ['a', 'b', 'a']
+    assert 'test: intervals over 3 rows, in 2 groups by `group`' in caplog.text
+    assert evaluate.groups('test', [*GROUPED, {}]) == ['0', '1', '2', '3']
+    assert 'test: intervals over 4 rows, each by itself' in caplog.text
+    assert evaluate.groups('test', GROUPED[1:], 'opening') == ['1', '1']
+
+
+def test_a_group_that_a_row_has_not_is_refused():
+    with pytest.raises(UserError, match=r'--group=opening: an example of test has no such field; it has group$'):
+        evaluate.groups('test', GROUPED, 'opening')
 
 
 def interval(values, groups, **options):

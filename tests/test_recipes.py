@@ -196,7 +196,8 @@ LOGGED = {
 EVALUATED = {
     'sft': {'eval/nll', 'eval/truth', 'eval/length'},
     'reward': {
-        'eval/pairwise_accuracy', 'eval/margin', 'eval/accuracy', 'eval/balanced_accuracy', 'eval/auc',
+        'eval/pairwise_accuracy', 'eval/context_accuracy', 'eval/margin',
+        'eval/accuracy', 'eval/balanced_accuracy', 'eval/auc',
     },
     'policy': {'eval/score', 'eval/truth', 'eval/length'},
 }  # fmt: skip
@@ -311,7 +312,10 @@ def test_config_gin_makes_the_same_run_again(toys, phase, tmp_path):
 
 MEASURED = {
     'sft': {'length', 'truth'},
-    'reward': {'pairwise_accuracy', 'margin', 'accuracy', 'balanced_accuracy', 'auc', 'pairwise_ece', 'ece'},
+    'reward': {
+        'pairwise_accuracy', 'context_accuracy', 'margin', 'accuracy', 'balanced_accuracy', 'auc', 'pairwise_ece',
+        'ece',
+    },
     'policy': {'length', 'truth'},
     'sft_lora': {'length', 'truth'},
     'policy_full': {'length', 'truth'},

@@ -260,6 +260,7 @@ def test_final_and_best():
 LOGGED = {  # by the three loops
     'sft': 'loss/nll grad_norm eval/nll eval/length eval/truth',
     'reward': 'loss/reward grad_norm accuracy/pairwise accuracy/pointwise eval/pairwise_accuracy eval/margin '
+    'eval/context_accuracy '
     'eval/accuracy eval/balanced_accuracy eval/auc',
     'policy': 'loss/policy loss/value grad_norm/policy grad_norm/value kl/anchor reward/score reward/total length/mean '
     'entropy/sampled value/explained eval/length eval/score eval/truth eval/slot_f1',

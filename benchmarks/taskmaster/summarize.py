@@ -56,7 +56,7 @@ def reward(cell: dict, scores: dict, arrays: str) -> dict:
 
         def measure(index: np.ndarray, values=values, labels=labels) -> dict[str, float]:
             if labels is None:
-                return {'pairwise_accuracy': evaluate.ranking(values[index])['pairwise_accuracy']}
+                return {'pairwise_accuracy': evaluate.ranking(values[index], index)['pairwise_accuracy']}
             return evaluate.classification(values[index, 0], labels[index, 0])
 
         for name, (value, low, high) in evaluate.with_intervals(measure, list(group)).items():

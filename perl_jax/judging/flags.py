@@ -17,7 +17,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     '--rubric': {'help': 'summarization, helpful, harmless, or your module.function'},
     '--split': {'default': 'validation'},
     '--num': {'type': int, 'help': 'how many prompts; default: all'},
-    '--group': {'help': 'a field of the examples: its rows are drawn together for the intervals'},
+    '--group': {'help': 'a field of the examples: its rows are drawn together for the intervals (group)'},
     '--judge_model': {'help': 'what the endpoint calls its model'},
     '--judge_key': {'help': 'the environment variable that holds its key'},
     '--judge_chat': {'choices': ('chatml', 'llama3', 'gemma', 'own'), 'help': 'the prompt format of a run to ask'},

@@ -90,6 +90,10 @@ RESULTS = (
         'Pairwise acc.', note='How often the preferred answer of a pair gets the higher score; chance is 50%.',
     ),
     Metric(
+        'Accuracy by context', (), ('eval/context_accuracy',), 'share of pairs, each prompt once', max, 'By context',
+        note='The same, where a prompt with many pairs counts no more than one with a single pair.',
+    ),
+    Metric(
         'Margin', (), ('eval/margin',), 'score, mean over pairs', None, 'Margin',
         note='By how much the preferred answer of a pair scores above the other.',
     ),
