@@ -277,27 +277,6 @@ def test_marks_reach_neither_people_nor_other_vocabularies(from_gguf):
     assert as_bytes.vocabulary.decode(as_bytes.arrays['inputs'][1][mask].tolist()) == chatml('hello<|im_end|>')
 
 
-@pytest.mark.parametrize(('name', 'config', 'said'), [
-    ('tokenizer_config.json', {'eos_token': 3}, 'eos_token = 3'),
-    ('tokenizer_config.json', {'add_bos_token': 'yes'}, "add_bos_token = 'yes'"),
-    ('tokenizer_config.json', {'chat_template': {'a': 1}}, 'chat_template'),
-    ('tokenizer_config.json', {'chat_template': [{'name': 'default'}]}, 'needs a name and a template'),
-    ('tokenizer_config.json', {'word_dropout': 0.1}, 'word_dropout = 0.1'),
-    ('tokenizer_config.json', [1], 'not an object'),
-    ('special_tokens_map.json', {'eos_token': ['a']}, 'eos_token'),
-    ('generation_config.json', {'eos_token_id': 'x'}, "eos_token_id = 'x'"),
-    ('generation_config.json', {'eos_token_id': [-1]}, r'eos_token_id = \[-1\]'),
-])  # fmt: skip
-def test_what_stands_beside_a_tokenizer_is_understood_or_named(tmp_path, name, config, said):
-    path = write_json(tmp_path)
-    (tmp_path / name).write_text(json.dumps(config))
-    with pytest.raises(UserError, match=said):
-        TokenizersVocabulary(path).eos_id  # noqa: B018
-    (tmp_path / name).write_text('{')
-    with pytest.raises(UserError, match=f'{name}: not JSON'):
-        TokenizersVocabulary(path, eos='<|im_end|>').eos_id  # noqa: B018
-
-
 def test_an_entry_that_no_text_becomes_needs_no_row(tmp_path):
     """As Gemma 3 1B's tokenizer has one more than the model has rows: a special token for images."""
     path = write_json(tmp_path)

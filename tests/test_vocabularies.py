@@ -70,6 +70,19 @@ def test_a_folder_is_the_tokenizer_in_it(tmp_path):
     assert vocabulary(str(tmp_path)).path == str(tmp_path / 'tokenizer.json')
 
 
+def test_of_several_models_in_a_folder_the_tokenizers_own_name_counts(tmp_path):
+    write_model(tmp_path / 'a.model', **T5)
+    assert vocabulary(str(tmp_path)).sentencepiece_model_file == str(tmp_path / 'a.model')
+    write_model(tmp_path / 'b.model', **T5)
+    refused(tmp_path, 'which of a.model, b.model is the tokenizer')
+    write_model(tmp_path / 'spiece.model', **T5)
+    assert vocabulary(str(tmp_path)).sentencepiece_model_file == str(tmp_path / 'spiece.model')
+    (tmp_path / 'gguf').mkdir()
+    for name in 'a.gguf', 'b.gguf':
+        tiny_gguf.write(tmp_path / 'gguf' / name)
+    refused(tmp_path / 'gguf', 'which of a.gguf, b.gguf is the tokenizer')
+
+
 def test_a_task_is_read_by_the_vocabulary_its_run_names(tmp_path):
     path = write_model(tmp_path / 'spiece.model', **T5, byte_fallback=True, vocab_size=300)
     lengths = {'inputs': 100, 'targets': 100}

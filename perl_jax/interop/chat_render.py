@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 import functools
 import json
@@ -11,11 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from perl_jax.controls import GUARD, mark, unmark
+from perl_jax.controls import OPEN, mark
 from perl_jax.errors import UserError
-from perl_jax.interop import tokenizer_files
+from perl_jax.interop import chat_typed, tokenizer_files
 
 _HERE = 'here the answer stands'
+_ASKED, _ASKED_AGAIN = 'here a question stands', 'here another question stands'
 
 
 def render(
@@ -37,27 +37,42 @@ def render(
     """
     template = _compiled(said.templates[name], said.where)
     variables = {f'{kind}_token': token for kind, token in said.tokens.items()}
-    try:
-        text = template.render(
-            messages=_guarded(list(conversation), control), tools=None, documents=None,
-            add_generation_prompt=add_generation_prompt, **variables,
-        )  # fmt: skip
-    except Exception as error:  # raise_exception, an undefined name, the sandbox's refusal
-        why = ' '.join(str(error).split())
-        raise UserError(f'{said.where}: the chat template refuses this conversation: {why}') from error
-    return _marked(text, control)
+
+    def text(messages: Any) -> str:
+        try:
+            return template.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
+            )
+        except Exception as error:  # raise_exception, an undefined name, the sandbox's refusal
+            why = ' '.join(str(error).split())
+            raise UserError(f'{said.where}: the chat template refuses this conversation: {why}') from error
+
+    return chat_typed.marked(text, list(conversation), control)
 
 
 def end_of_turn(said: tokenizer_files.Beside, control: Iterable[str]) -> str | None:
     """The control token behind an answer, if there is a template and it puts one there."""
-    talk = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': _HERE}]
-    try:
-        text = render(said, control, talk, add_generation_prompt=False) if 'default' in said.templates else ''
-    except UserError:  # a template for other talks, or no Jinja: said when it is asked for a prompt
-        return None
-    before, _, behind = text.rpartition(_HERE)
+    before, _, behind = _talk(said, control, ['Hi', _HERE]).rpartition(_HERE)
     ends = re.match(mark('(.*?)'), behind.lstrip()) if before else None
     return ends and ends[1]
+
+
+def between_turns(said: tokenizer_files.Beside, tokens: Iterable[str]) -> set[str]:
+    """Which of these tokens stand between the messages of a talk: behind a question and around an answer.
+
+    What else a template writes may be the model's to write too: '<think>' in front of the next answer.
+    """
+    _, _, behind = _talk(said, tokens, [_ASKED, _HERE, _ASKED_AGAIN]).partition(_ASKED)
+    return set(re.findall(mark(f'([^{OPEN}]*?)'), behind.partition(_ASKED_AGAIN)[0]))
+
+
+def _talk(said: tokenizer_files.Beside, tokens: Iterable[str], texts: Sequence[str]) -> str:
+    """Texts of user and assistant in turns; empty where there is no template for such a talk."""
+    talk = [{'role': ('user', 'assistant')[n % 2], 'content': text} for n, text in enumerate(texts)]
+    try:
+        return render(said, tokens, talk, add_generation_prompt=False) if 'default' in said.templates else ''
+    except UserError:  # a template for other talks, or no Jinja: said when it is asked for a prompt
+        return ''
 
 
 @functools.lru_cache(maxsize=8)
@@ -68,27 +83,6 @@ def _compiled(text: str, where: pathlib.Path) -> Any:
         raise UserError(f"{where}: a chat template needs the jinja2 package; pip install 'perl_jax[hf]'") from error
     except Exception as error:  # Jinja's own kinds, which are only known where it is installed
         raise UserError(f'{where}: the chat template cannot be read ({error})') from error
-
-
-def _guarded(value: Any, control: Iterable[str]) -> Any:
-    """Messages in whose texts no control token is to be found."""
-    if isinstance(value, str):
-        value = unmark(value)
-        return re.sub(_any(control), lambda word: word[0][0] + GUARD + word[0][1:], value) if control else value
-    if isinstance(value, Mapping):
-        return {key: _guarded(each, control) for key, each in value.items()}
-    if isinstance(value, Sequence):
-        return [_guarded(each, control) for each in value]
-    return copy.copy(value)
-
-
-def _marked(text: str, control: Iterable[str]) -> str:
-    text = re.sub(_any(control), lambda word: mark(word[0]), text) if control else text
-    return text.replace(GUARD, '')
-
-
-def _any(control: Iterable[str]) -> str:
-    return '|'.join(map(re.escape, sorted(control, key=len, reverse=True)))
 
 
 @functools.cache

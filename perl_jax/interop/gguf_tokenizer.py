@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from perl_jax.errors import UserError
@@ -18,6 +20,25 @@ _PRE = {
     'starcoder': 'digits',
     'llama-bpe': _WORDS % '{1,3}',
     'qwen2': _WORDS % '',
+}
+_UNDERSTOOD = (
+    'model', 'pre', 'tokens', 'token_type', 'merges', 'add_bos_token', 'bos_token_id', 'eos_token_id', 'eot_token_id',
+    'eom_token_id', 'unknown_token_id', 'padding_token_id',
+)  # fmt: skip
+_HARMLESS = {  # patterns of further keys of tokenizer.ggml: why they change nothing of a byte-level BPE
+    'add_eos_token': 'EOS ends what is learned to answer, and no prompt, whatever this says',
+    'add_sep_token': 'for encoders',
+    'seperator_token_id': 'likewise',
+    'cls_token_id': 'likewise',
+    'mask_token_id': 'likewise',
+    'token_type_count': 'likewise: how many kinds of segments',
+    'fim_*_token_id': 'a token is used where a text has it',
+    '*fix_token_id': 'likewise',
+    'middle_token_id': 'likewise',
+    'scores': 'merges say the order',
+    'add_space_prefix': 'of sentencepiece; llama.cpp reads it for no BPE',
+    'remove_extra_whitespaces': 'likewise',
+    'precompiled_charsmap': 'likewise',
 }
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
@@ -35,6 +56,7 @@ def build(path: str | os.PathLike) -> tuple[Any, dict[str, str | None]]:
     if kind != 'gpt2' or pre not in _PRE:
         known = ', '.join(_PRE)
         raise UserError(f'{path}: its tokenizer is of the kind {kind}/{pre}; give a tokenizer.json (or one of {known})')
+    _check_keys(path, fields)
     tokens = fields['tokenizer.ggml.tokens']
     vocab = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(' ', 1)) for merge in fields['tokenizer.ggml.merges']]
@@ -47,11 +69,21 @@ def build(path: str | os.PathLike) -> tuple[Any, dict[str, str | None]]:
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=type_ == _CONTROL)])
 
     def token(kind: str) -> str | None:
-        index = fields.get(f'tokenizer.ggml.{kind}_token_id')
+        index = fields.get(key := f'tokenizer.ggml.{kind}_token_id')
+        if index is not None and not 0 <= index < len(tokens):
+            raise UserError(f'{path}: {key} = {index}: the tokenizer has only {len(tokens):,} tokens; convert it again')
         return None if index is None else tokens[index]
 
     opens = fields.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe')
     return tokenizer, {'bos': token('bos') if opens else None, 'eos': token('eos'), 'unk': token('unknown')}
+
+
+def _check_keys(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
+    for key, value in fields.items():
+        name = key.removeprefix('tokenizer.ggml.')
+        known = name == key or any(fnmatch.fnmatchcase(name, pattern) for pattern in (*_UNDERSTOOD, *_HARMLESS))
+        if not known and value not in (None, False, 0, ''):
+            raise UserError(f'{path}: {key} = {str(value)[:60]!r} is not understood; give a tokenizer.json')
 
 
 def _pre_tokenizer(words: str | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,21 +60,21 @@ def load(found: pathlib.Path, path: str, eos: str | None) -> Loaded:
       UserError: it is no tokenizer, or nothing says what ends a sequence.
     """
     said = tokenizer_files.beside(found)
-    tokenizer, special = _read(found, path)
+    tokenizer, special = _read(found, path, eos)
     special['eos'] = eos or special['eos'] or next((tokenizer.id_to_token(i) for i in said.ends), None)
     ids = {k: tokenizer.token_to_id(token) if token else None for k, token in special.items()}
     if ids['eos'] is None:
         named = f'has no token {special["eos"]!r}' if special['eos'] else 'names no token that ends a sequence'
         raise UserError(f'{path}: the tokenizer {named}; say which one: TokenizersVocabulary(path, eos=...)')
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    special_ids = {text: vocab[text] for text in _special(tokenizer)}
-    turn = chat_render.end_of_turn(said, special_ids)
-    ends = [ids['eos'], *said.ends, *([] if turn is None else [special_ids[turn]])]
+    control = {text: vocab[text] for text in _control(tokenizer, said, ids['eos'])}
+    turn = chat_render.end_of_turn(said, control)
+    ends = [ids['eos'], *said.ends, *([] if turn is None else [control[turn]])]
     written = ' '.join(said.templates.values())
-    never = {i for text, i in special_ids.items() if text not in written} - {*ends, *ids.values()}  # no text has them
+    never = {i for text, i in control.items() if text not in written} - {*ends, *ids.values()}  # no text has them
     continues = 'bos' in said.tokens or ids['bos'] is not None
     return Loaded(
-        tokenizer, marked_encoder.pair(tokenizer, special_ids, continues), special_ids, ids['bos'],
+        tokenizer, marked_encoder.pair(tokenizer, control, continues), control, ids['bos'],
         tuple(dict.fromkeys(ends)), ids['unk'],
         size=max(vocab.values()) + 1, reachable_size=max(set(vocab.values()) - never) + 1,
     )  # fmt: skip
@@ -86,10 +87,21 @@ def control_tokens(found: pathlib.Path, path: str) -> tuple[str, ...]:
     Raises:
       UserError: it is no tokenizer.
     """
-    return tuple(_special(_read(found, path)[0]))
+    return tuple(_control(_read(found, path)[0], tokenizer_files.beside(found)))
 
 
-def _read(found: pathlib.Path, path: str) -> tuple[Any, dict[str, str | None]]:
+def _control(tokenizer: Any, said: tokenizer_files.Beside, *ends: int) -> list[str]:
+    """Special tokens; and of other added ones those that end answers, stand between turns or are said to be such."""
+    added = tokenizer.get_added_tokens_decoder()
+    special = [token.content for token in added.values() if token.special]
+    plain = {token.content: i for i, token in added.items() if not token.special}
+    others = {text: i for text, i in plain.items() if re.search(r'[^\w\s]', text)}  # no words, no spaces
+    turns = chat_render.between_turns(said, [*special, *others])
+    turns.add(chat_render.end_of_turn(said, [*special, *others]))
+    return special + [t for t, i in others.items() if i in {*ends, *said.ends} or t in {*turns, *said.control}]
+
+
+def _read(found: pathlib.Path, path: str, eos: str | None = None) -> tuple[Any, dict[str, str | None]]:
     """The tokenizer with the tokens that are only named beside it, and its bos, eos and unk."""
     said = tokenizer_files.beside(found)
     try:
@@ -101,13 +113,14 @@ def _read(found: pathlib.Path, path: str) -> tuple[Any, dict[str, str | None]]:
     except Exception as e:  # a bare Exception is what the package raises
         raise UserError(f'{path}: not a tokenizer that can be read ({e})') from e
     tokenizer, special = read
-    _add(tokenizer, said, found)
+    _add(tokenizer, said, found, eos)
+    said.check_ends(tokenizer.get_vocab_size(), path)
     tokenizer.no_truncation()  # a run's lengths and masks are its own
     tokenizer.no_padding()
     return tokenizer, special
 
 
-def _add(tokenizer: Any, said: tokenizer_files.Beside, found: pathlib.Path) -> None:
+def _add(tokenizer: Any, said: tokenizer_files.Beside, found: pathlib.Path, eos: str | None) -> None:
     """Add what is only said beside the tokenizer, as transformers does; and what is named there is special."""
     from tokenizers import AddedToken
 
@@ -117,17 +130,11 @@ def _add(tokenizer: Any, said: tokenizer_files.Beside, found: pathlib.Path) -> N
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
             if (got := tokenizer.token_to_id(token.content)) != i:
                 raise UserError(
-                    f'{found.with_name(tokenizer_files.CONFIG)}: added_tokens_decoder says {i} for {token.content!r}, '
-                    f'and behind the tokens of {found.name} it is {got}'
+                    f'{said.added_in}: {i} for {token.content!r}, which is {got} behind the tokens of {found.name}'
                 )
-    special = _special(tokenizer)
-    named = [text for text in said.tokens.values() if text not in special and tokenizer.token_to_id(text) is not None]
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in dict.fromkeys(named)])
-
-
-def _special(tokenizer: Any) -> dict[str, Any]:
-    """The special tokens: AddedToken by text."""
-    return {token.content: token for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    tokenizer.add_special_tokens([AddedToken(**settings) for settings in said.special])
+    if eos is not None and tokenizer.token_to_id(eos) is not None:
+        tokenizer.add_special_tokens([AddedToken(eos, normalized=False, special=True)])
 
 
 def _from_json(found: pathlib.Path, said: tokenizer_files.Beside) -> tuple[Any, dict[str, str | None]]:

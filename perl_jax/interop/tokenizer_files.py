@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from perl_jax.errors import UserError
-from perl_jax.interop import gguf
+from perl_jax.interop import gguf, tokens_beside
 
 CONFIG, SPECIAL, GENERATION = 'tokenizer_config.json', 'special_tokens_map.json', 'generation_config.json'
-TEMPLATE = 'chat_template.jinja'
+TEMPLATE, ADDED = 'chat_template.jinja', 'added_tokens.json'
 _CONTROL = 3  # a value of GGUF's tokenizer.ggml.token_type
 _GGUF_ENDS = ('eot', 'eom')  # end of turn, end of message
 
-_UNDERSTOOD = ('*_token', 'chat_template', 'add_bos_token', 'tokenizer_class', 'added_tokens_decoder')
+_UNDERSTOOD = (
+    '*_token', 'chat_template', 'add_bos_token', 'tokenizer_class', 'added_tokens_decoder', 'chat_control_tokens',
+    'additional_special_tokens', 'extra_special_tokens', 'model_specific_special_tokens',
+)  # fmt: skip
 _HARMLESS = {  # patterns of keys of tokenizer_config.json: why they change nothing here
     'add_eos_token': 'EOS ends what is learned to answer, and no prompt, whatever this says',
     'add_special_tokens': 'BOS and EOS are put in place by a run',
@@ -77,9 +80,6 @@ _HARMLESS = {  # patterns of keys of tokenizer_config.json: why they change noth
     '*_lang*': 'likewise',
     'task': 'likewise',
     'predict_timestamps': 'likewise',
-    'additional_special_tokens': 'tokenizer.json has them, or added_tokens_decoder',
-    'extra_special_tokens': 'likewise',
-    'model_specific_special_tokens': 'likewise',
     'add_prefix_space': 'tokenizer.json says it',
 }
 
@@ -88,20 +88,34 @@ _HARMLESS = {  # patterns of keys of tokenizer_config.json: why they change noth
 class Beside:
     """What is said of a tokenizer outside of it.
 
-    tokens: {'bos': '<s>', 'eos': '</s>', ...} for those that are named.   ends: further ids that end an answer.
+    tokens: {'bos': '<s>', 'eos': '</s>', ...} for those that are named.
+    ends: further ids that end an answer, and what says so of each.
     templates: the chat templates' texts by name; `where` is the file that they are in.
     add_bos: whether prompts begin with BOS; None leaves it to the tokenizer.
-    control: of a GGUF file the tokens that are no text; a tokenizer.json says that itself.
-    added: tokens that tokenizer_config.json adds, by id.
+    control: tokens that are no text, whatever the tokenizer says of them.
+    added: tokens that are added, by id, and in `added_in`, the file that says so.
+    special: tokens that are special, and added behind those where the tokenizer has them not, in this order.
     """
 
     tokens: Mapping[str, str]
-    ends: tuple[int, ...] = ()
+    ends: Mapping[int, str] = dataclasses.field(default_factory=dict)
     templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     where: pathlib.Path | None = None
     add_bos: bool | None = None
     control: tuple[str, ...] = ()
     added: Mapping[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    added_in: pathlib.Path | None = None
+    special: tuple[dict[str, Any], ...] = ()
+
+    def check_ends(self, size: int, path: str) -> None:
+        """Refuse ids that a vocabulary does not have.
+
+        Raises:
+          UserError: naming the id, and the file that says it.
+        """
+        for i, where in self.ends.items():
+            if i >= size:
+                raise UserError(f'{where} = {i}: the tokenizer {path} has only {size:,} tokens; mend it or take it out')
 
 
 def beside(file: pathlib.Path) -> Beside:
@@ -124,22 +138,31 @@ def _of_folder(folder: pathlib.Path) -> Beside:
         known = any(fnmatch.fnmatchcase(key, pattern) for pattern in (*_UNDERSTOOD, *_HARMLESS))
         if not known and value not in (None, False, 0, '', [], {}):
             raise UserError(f'{folder / CONFIG}: {key} = {value!r} is not understood; delete it if it changes no text')
-    tokens = {}
-    for source, path in (special, folder / SPECIAL), (config, folder / CONFIG):  # the config counts more
-        for key, value in source.items():
-            if key.endswith('_token') and not key.startswith('add_') and value is not None:
-                tokens[key.removesuffix('_token')] = _token(path, key, value)
-    ends: list[int] = []
+    config_path, special_path = folder / CONFIG, folder / SPECIAL
+    by_map, by_config = tokens_beside.named(special_path, special), tokens_beside.named(config_path, config)
+    given, unnamed = by_map | by_config, tokens_beside.listed(config_path, config)  # the config counts more
+    added, added_in = tokens_beside.by_id(config_path, config.get('added_tokens_decoder') or {}), config_path
+    adds = tokens_beside.in_order(by_config if 'added_tokens_decoder' in config else given)
+    if 'added_tokens_decoder' not in config:  # written by older versions, which need the older files
+        unnamed, added_in = unnamed or tokens_beside.listed(special_path, special), folder / ADDED
+        texts = {token['content'] for token in [*adds, *unnamed]}
+        added = tokens_beside.by_text(added_in, _json(added_in), texts)
+    ends: dict[int, str] = {}
     for path in folder / GENERATION, folder / 'config.json':
         said = _json(path)
         parts = [said, said.get('text_config')]
-        ends += [i for part in parts if isinstance(part, dict) for i in _ids(path, part.get('eos_token_id'))]
+        ids = [i for part in parts if isinstance(part, dict) for i in _ids(path, part.get('eos_token_id'))]
+        ends |= {i: f'{path}: eos_token_id' for i in ids if i not in ends}
     templates, where = _templates(folder, config)
-    add_bos = config.get('add_bos_token')
+    add_bos, control = config.get('add_bos_token'), config.get('chat_control_tokens') or []
     if not isinstance(add_bos, bool | None):
-        raise UserError(f'{folder / CONFIG}: add_bos_token = {add_bos!r}: it must be true or false')
-    added = _added(folder / CONFIG, config.get('added_tokens_decoder') or {})
-    return Beside(tokens, tuple(dict.fromkeys(ends)), templates, where, add_bos, added=added)
+        raise UserError(f'{config_path}: add_bos_token = {add_bos!r}: it must be true or false')
+    if not isinstance(control, list) or not all(isinstance(token, str) for token in control):
+        raise UserError(f'{config_path}: chat_control_tokens = {control!r}: it must be a list of tokens')
+    return Beside(
+        {kind: token['content'] for kind, token in given.items()}, ends, templates, where, add_bos, tuple(control),
+        added, added_in, (*adds, *unnamed),
+    )  # fmt: skip
 
 
 def _templates(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[dict[str, str], pathlib.Path | None]:
@@ -154,20 +177,17 @@ def _templates(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[dict[st
     if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
         raise UserError(f'{path}: chat_template = {str(given)[:60]!r}: it must be the text of a template')
     for file in sorted(folder.glob('additional_chat_templates/*.jinja')):
-        given |= {file.stem: file.read_text('utf-8')}
+        given |= {file.stem: _text(file)}
     if (folder / TEMPLATE).is_file():
-        given, path = given | {'default': (folder / TEMPLATE).read_text('utf-8')}, folder / TEMPLATE
+        given, path = given | {'default': _text(folder / TEMPLATE)}, folder / TEMPLATE
     return given, path if given else None
 
 
-def _added(path: pathlib.Path, said: Any) -> dict[int, dict[str, Any]]:
-    """added_tokens_decoder: what is said of each token by its id."""
+def _text(file: pathlib.Path) -> str:
     try:
-        return {int(i): {'content': str(token['content']), 'special': bool(token.get('special'))} | {
-            key: bool(token[key]) for key in ('lstrip', 'rstrip', 'single_word', 'normalized') if key in token
-        } for i, token in said.items()}  # fmt: skip
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'{path}: added_tokens_decoder: {error}; each id needs a token with its content') from error
+        return file.read_text('utf-8')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{file}: not text in UTF-8 ({error}); download it again') from error
 
 
 def _of_gguf(file: pathlib.Path) -> Beside:
@@ -177,11 +197,15 @@ def _of_gguf(file: pathlib.Path) -> Beside:
     ids = {kind: fields.get(f'tokenizer.ggml.{kind}_token_id') for kind in ('bos', 'eos', 'unknown', 'padding')}
     tokens = {kind: words[i] for kind, i in ids.items() if i is not None and 0 <= i < len(words)}
     renamed = {'unknown': 'unk', 'padding': 'pad'}
-    ends = [fields.get(f'tokenizer.ggml.{kind}_token_id') for kind in _GGUF_ENDS]
+    ends = {fields.get(key): f'{file}: {key}' for key in (f'tokenizer.ggml.{kind}_token_id' for kind in _GGUF_ENDS)}
+    prefix = 'tokenizer.chat_template.'
+    templates = {key.removeprefix(prefix): text for key, text in fields.items() if key.startswith(prefix)}
+    if 'tokenizer.chat_template' in fields:
+        templates['default'] = fields['tokenizer.chat_template']
     return Beside(
         {renamed.get(kind, kind): token for kind, token in tokens.items()},
-        tuple(i for i in ends if i is not None),
-        {'default': template} if (template := fields.get('tokenizer.chat_template')) else {},
+        {i: where for i, where in ends.items() if i is not None},
+        templates,
         file,
         fields.get('tokenizer.ggml.add_bos_token'),
         control=tuple(word for word, kind in zip(words, types) if kind == _CONTROL),
@@ -199,13 +223,6 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f'{path}: not an object of JSON; download it again')
     return value
-
-
-def _token(path: pathlib.Path, key: str, value: Any) -> str:
-    text = value.get('content') if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        raise UserError(f'{path}: {key} = {value!r}: it must be the text of a token')
-    return text
 
 
 def _ids(path: pathlib.Path, value: Any) -> list[int]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import seqio
 
 _IN_A_FOLDER = ('tokenizer.json', '*.model', '*.gguf')  # the first that is there
+_MODELS = ('tokenizer.model', 'spiece.model', 'sentencepiece.bpe.model', 'sentencepiece.model')  # transformers' names
 _UNREAD = ('vocab.json', 'merges.txt', 'tekken.json', '*.tiktoken', 'vocab.txt')
 _EXTRA_IDS = 100  # T5's sentinels
 
@@ -37,12 +38,12 @@ def vocabulary(path: str) -> seqio.Vocabulary:
         return seqio.ByteVocabulary()
     folder = hf.resolve(path, weights=False) if path.startswith(hf.HUB) else pathlib.Path(path).expanduser()
     if folder.is_dir():
-        files = _files(folder)
-        if not files and _is_byt5(folder):
+        file = file_in(folder)
+        if file is None and _is_byt5(folder):
             return vocabulary('byt5')
-        if not files:
+        if file is None:
             raise UserError(f'{path}: there is no tokenizer in this folder ({", ".join(_IN_A_FOLDER)}); name its file')
-        path = str(files[0])
+        path = str(file)
     if path.endswith('.model'):
         return _sentencepiece(path)
     from perl_jax.interop.tokenizers import TokenizersVocabulary
@@ -61,7 +62,7 @@ def of_base(path: str) -> str | None:
     if not hf.is_checkpoint(path):
         return None
     folder = pathlib.Path(path).expanduser()
-    if _files(folder) or _is_byt5(folder):
+    if file_in(folder) is not None or _is_byt5(folder):
         return path
     if others := sorted(file.name for pattern in _UNREAD for file in folder.glob(pattern)):
         raise UserError(
@@ -71,9 +72,21 @@ def of_base(path: str) -> str | None:
     return None
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The tokenizers in a folder, the one that is read first."""
-    return [file for pattern in _IN_A_FOLDER for file in sorted(folder.glob(pattern))]
+def file_in(folder: pathlib.Path) -> pathlib.Path | None:
+    """The tokenizer in a folder: the one of the model itself where others lie there.
+
+    Raises:
+      UserError: it cannot be told which.
+    """
+    for pattern in _IN_A_FOLDER:
+        files = sorted(folder.glob(pattern))
+        usual = [folder / name for name in _MODELS if folder / name in files]
+        if len(files) > 1 and not usual:
+            names = ', '.join(file.name for file in files)
+            raise UserError(f'{folder}: which of {names} is the tokenizer? name its file in VOCABULARY')
+        if files:
+            return [*usual, *files][0]
+    return None
 
 
 def _is_byt5(folder: pathlib.Path) -> bool:

@@ -7,11 +7,10 @@ import pytest
 
 pytest.importorskip('transformers', reason='needs transformers, which the tests do not install')
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from perl_jax.controls import OPEN, Formatted, mark
 from perl_jax.interop.chat_template import Template
-from perl_jax.interop.tokenizers import TokenizersVocabulary
 from perl_jax.interop.vocabularies import vocabulary
 
 CORPUS = 20 * ['the cat sat on the mat, and it was good', 'user: what is red? yes no maybe', 'assistant | a b c d']
@@ -113,49 +112,3 @@ def test_a_letter_or_byte_that_is_special_is_still_text(tmp_path):
         typed = theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids
         assert ours.encode(text) == typed, text
     assert ours.encode(Formatted(f'no{mark("<0x0A>")}')) == [*ours.encode('no'), ours.eos_id]
-
-
-def beside(folder, config=(), special=(), vocab=()):
-    """A byte-level BPE whose further special tokens are named beside it."""
-    t = Tokenizer(models.BPE())
-    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    t.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    t.train_from_iterator(CORPUS, trainer)
-    form = json.loads(t.to_str())
-    form['model']['vocab'] |= {text: len(form['model']['vocab']) + i for i, text in enumerate(vocab)}
-    (folder / 'tokenizer.json').write_text(json.dumps(form))
-    template = "{% for m in messages %}<|turn|>{{ m.content }}{{ '<|end|>' }}{% endfor %}"
-    said = {'tokenizer_class': 'PreTrainedTokenizerFast', 'chat_template': template} | dict(config)
-    (folder / 'tokenizer_config.json').write_text(json.dumps(said))
-    if special:
-        (folder / 'special_tokens_map.json').write_text(json.dumps(dict(special)))
-    return vocabulary(str(folder)), transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-TOKEN = {'special': True, 'lstrip': False, 'rstrip': False, 'normalized': False, 'single_word': False}
-WORDS = ['<|turn|>', '<|end|>']
-NAMED = {
-    'added_tokens_decoder': dict(config={
-        'eos_token': '<|end|>',
-        'added_tokens_decoder': {
-            '300': {'content': '<|end|>', **TOKEN}, '301': {'content': '<|turn|>', **TOKEN},
-        },
-    }),
-    'vocabulary': dict(config={'eos_token': '<|end|>', 'sep_token': '<|turn|>'}, vocab=['<|end|>', '<|turn|>']),
-    'special_tokens_map.json': dict(special={'eos_token': '<|end|>', 'cls_token': '<|turn|>'}, vocab=WORDS),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('place', NAMED)
-def test_control_tokens_that_only_other_files_name_are_a_templates(tmp_path, place):
-    ours, theirs = beside(tmp_path, **NAMED[place])
-    talk = [{'role': 'user', 'content': 'the cat'}]
-    wanted = theirs.apply_chat_template(talk, return_dict=False)
-    assert theirs.convert_tokens_to_ids('<|turn|>') in wanted and wanted[-1] == ours.eos_id
-    assert ours.encode(Template(str(tmp_path))(talk)) == wanted
-    typed = ours.encode(Template(str(tmp_path))('say <|end|> now'))
-    assert typed.count(ours.eos_id) == 1 and ours.decode(typed[1:]) == 'say <|end|> now'
-    assert isinstance(ours, TokenizersVocabulary)
