@@ -17,14 +17,22 @@ from typing import Any
 
 from perl_jax.controls import Formatted
 from perl_jax.errors import UserError
-from perl_jax.interop import chat_render, hf, loaded_tokenizer, paths, tokenizer_files
+from perl_jax.interop import (
+    chat_render,
+    hf,
+    loaded_tokenizer,
+    paths,
+    sentencepiece_tokens,
+    tokenizer_files,
+    vocabularies,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
     """The template that lies with a tokenizer; it is read when it is first used.
 
-    path: a folder, hf://OWNER/NAME, a tokenizer.json or a .gguf (`package:NAME/FILE` too).
+    path: a folder, hf://OWNER/NAME, a tokenizer.json, a .model or a .gguf (`package:NAME/FILE` too).
     name: of a checkpoint with several templates, such as tool_use.
     """
 
@@ -51,15 +59,18 @@ class Template:
 
 def file_of(path: str) -> pathlib.Path:
     """The tokenizer's file that a path names, or one in its folder, which need not be there."""
-    if path.startswith(hf.HUB):
-        return hf.resolve(path, weights=False) / 'tokenizer.json'
-    folder = pathlib.Path(path).expanduser()
-    return folder / 'tokenizer.json' if folder.is_dir() else paths.resolve(path)
+    hub = path.startswith(hf.HUB)
+    folder = hf.resolve(path, weights=False) if hub else pathlib.Path(path).expanduser()
+    return vocabularies.file_in(folder) or folder / 'tokenizer.json' if folder.is_dir() else paths.resolve(path)
 
 
 @functools.lru_cache(maxsize=8)
 def _loaded(path: str) -> tuple[tokenizer_files.Beside, tuple[str, ...]]:
-    """What lies with the tokenizer, and its special tokens."""
+    """What lies with the tokenizer, and its control tokens."""
     file = file_of(path)
     said = tokenizer_files.beside(file)
-    return said, loaded_tokenizer.control_tokens(file, path) if file.is_file() else ()
+    if not file.is_file():
+        return said, ()
+    if file.suffix == '.model':
+        return said, sentencepiece_tokens.read(str(file)).spelled
+    return said, loaded_tokenizer.control_tokens(file, path)

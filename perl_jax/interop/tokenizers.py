@@ -16,12 +16,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
 from perl_jax import controls
-from perl_jax.interop import loaded_tokenizer
+from perl_jax.interop import in_graph, loaded_tokenizer
 from perl_jax.interop.paths import resolve
 
 
@@ -117,28 +116,11 @@ class TokenizersVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
         """A string scalar -> int32 [length]; strings [n] -> ragged int32 [n, length]. Not for a saved graph."""
-        if s.shape.rank not in (0, 1):
-            raise ValueError(f'encode_tf takes a string or a vector of strings, not rank {s.shape.rank}')
-
-        def rows(texts: np.ndarray | bytes) -> tuple[np.ndarray, np.ndarray]:
-            ids = [self._encode(text) for text in np.atleast_1d(np.asarray(texts, object))]
-            return np.concatenate([np.zeros(0), *ids]).astype(np.int32), np.array([len(i) for i in ids], np.int64)
-
-        ids, lengths = tf.numpy_function(rows, [s], (tf.int32, tf.int64), stateful=False)
-        ids.set_shape([None])
-        lengths.set_shape([None])
-        return ids if s.shape.rank == 0 else tf.RaggedTensor.from_row_lengths(ids, lengths)
+        return in_graph.encode(self._encode, s)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         """Ids [..., length] -> strings [...]."""
-
-        def texts(ids: np.ndarray) -> np.ndarray:
-            flat = [self._decode(row).encode() for row in ids.reshape(-1, ids.shape[-1])]
-            return np.array(flat, object).reshape(ids.shape[:-1])
-
-        text = tf.numpy_function(texts, [ids], tf.string, stateful=False)
-        text.set_shape(ids.shape[:-1])
-        return text
+        return in_graph.decode(self._decode, ids)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and (self.path, self.eos) == (other.path, other.eos)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _IN_A_FOLDER = ('tokenizer.json', '*.model', '*.gguf')  # the first that is there
 _MODELS = ('tokenizer.model', 'spiece.model', 'sentencepiece.bpe.model', 'sentencepiece.model')  # transformers' names
 _UNREAD = ('vocab.json', 'merges.txt', 'tekken.json', '*.tiktoken', 'vocab.txt')
-_EXTRA_IDS = 100  # T5's sentinels
 
 
 def vocabulary(path: str) -> seqio.Vocabulary:
@@ -97,12 +96,12 @@ def _is_byt5(folder: pathlib.Path) -> bool:
 def _sentencepiece(path: str) -> seqio.SentencePieceVocabulary:
     import sentencepiece
 
+    from perl_jax.interop import sentencepiece_tokens
+    from perl_jax.interop.sentencepieces import SentencepieceVocabulary
+
     found = str(resolve(path))
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=found)
     except RuntimeError as e:
         raise UserError(f'{path}: not a sentencepiece model that can be read ({e})') from e
-    lacks = model.pad_id() == 0 and model.bos_id() < 0 and model.piece_to_id('▁<extra_id_0>') == model.unk_id()
-    from perl_jax.interop.sentencepieces import SentencepieceVocabulary
-
-    return SentencepieceVocabulary(found, extra_ids=_EXTRA_IDS if lacks else 0)
+    return SentencepieceVocabulary(found, extra_ids=sentencepiece_tokens.sentinels(model))
