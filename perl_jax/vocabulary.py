@@ -236,6 +236,8 @@ def _absolute(name: str) -> str:
 
 
 def _token(vocabulary: Any, i: int) -> str:
+    if hasattr(vocabulary, 'piece'):
+        return repr(vocabulary.piece(i))
     model = getattr(vocabulary, 'tokenizer', None)
     for name in ('id_to_token', 'id_to_piece'):
         if hasattr(model, name):

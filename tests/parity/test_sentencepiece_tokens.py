@@ -15,6 +15,7 @@ from perl_jax.errors import UserError
 from perl_jax.interop.chat_template import Template
 from perl_jax.interop.vocabularies import vocabulary
 from perl_jax.tasks import chat
+from perl_jax.vocabulary import RunVocabulary
 
 INST = """{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}
 {%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"""
@@ -114,6 +115,7 @@ def test_eos_may_be_another_piece_which_no_typed_text_becomes(tmp_path):
     ours, theirs = folder(tmp_path, {'eos_token': 'quick'}, user_defined_symbols=['quick', '<|turn|>'])
     assert ours.eos_id == theirs.eos_token_id and ours.eos_id not in ours.encode('the quick fox, quick')
     assert ours.encode(Formatted(f'fox{mark("quick")}'))[-1] == ours.eos_id
+    assert "EOS 'quick'" in str(RunVocabulary('a name', ours))
     assert theirs.convert_tokens_to_ids('<|turn|>') in ours.encode('a<|turn|>')  # which nobody calls special
 
 
@@ -124,6 +126,7 @@ def test_a_model_without_eos_ends_with_what_stands_beside_or_is_refused(tmp_path
     (tmp_path / 'other').mkdir()
     ours, theirs = folder(tmp_path / 'other', eos_id=-1)
     assert ours.eos_ids == (theirs.eos_token_id,) == (SIZE,)
+    assert "EOS '</s>'" in str(RunVocabulary('a name', ours))
     (tmp_path / 'ids').mkdir()
     path = write_model(tmp_path / 'ids/tokenizer.model', SIZE, **LLAMA | {'eos_id': -1})
     (tmp_path / 'ids/generation_config.json').write_text('{"eos_token_id": 7}')
