@@ -98,7 +98,8 @@ def _control(tokenizer: Any, said: tokenizer_files.Beside, *ends: int) -> list[s
     others = {text: i for text, i in plain.items() if re.search(r'[^\w\s]', text)}  # no words, no spaces
     turns = chat_render.between_turns(said, [*special, *others])
     turns.add(chat_render.end_of_turn(said, [*special, *others]))
-    return special + [t for t, i in others.items() if i in {*ends, *said.ends} or t in {*turns, *said.control}]
+    no_text = {*turns, *said.control, *said.tokens.values(), *(settings['content'] for settings in said.special)}
+    return special + [text for text, i in others.items() if i in {*ends, *said.ends} or text in no_text]
 
 
 def _read(found: pathlib.Path, path: str, eos: str | None = None) -> tuple[Any, dict[str, str | None]]:
@@ -132,9 +133,10 @@ def _add(tokenizer: Any, said: tokenizer_files.Beside, found: pathlib.Path, eos:
                 raise UserError(
                     f'{said.added_in}: {i} for {token.content!r}, which is {got} behind the tokens of {found.name}'
                 )
-    tokenizer.add_special_tokens([AddedToken(**settings) for settings in said.special])
-    if eos is not None and tokenizer.token_to_id(eos) is not None:
-        tokenizer.add_special_tokens([AddedToken(eos, normalized=False, special=True)])
+    by_hand = [] if eos is None or tokenizer.token_to_id(eos) is None else [{'content': eos, 'normalized': False}]
+    for settings in (*said.special, *by_hand):
+        if settings['content'] not in {token.content for token in tokenizer.get_added_tokens_decoder().values()}:
+            tokenizer.add_special_tokens([AddedToken(**settings)])  # one that is there keeps its flags
 
 
 def _from_json(found: pathlib.Path, said: tokenizer_files.Beside) -> tuple[Any, dict[str, str | None]]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import MappingProxyType
 
 import pytest
 
@@ -35,13 +36,16 @@ def words(model, trainer):
     return t, '[SEP]', '[UNK]'
 
 
-def bpe(**flags):
+def bpe(named=MappingProxyType({}), **flags):
+    """With flags for tokens of its template, and others for those that transformers names."""
     t = Tokenizer(models.BPE(unk_token='<unk>', fuse_unk=True))
     t.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=['<unk>', '</s>'], show_progress=False)
     t.train_from_iterator(CORPUS, trainer)
     t.add_special_tokens([AddedToken(f'<|{role}|>', special=True, **flags) for role in ('user', 'assistant')])
-    return t, '</s>', '<unk>'
+    form = json.loads(t.to_str())
+    form['added_tokens'] = [token | (named if token['content'] == '</s>' else {}) for token in form['added_tokens']]
+    return Tokenizer.from_str(json.dumps(form)), '</s>', '<unk>'
 
 
 KINDS = {
@@ -50,6 +54,7 @@ KINDS = {
     'WordLevel': lambda: words(models.WordLevel, trainers.WordLevelTrainer),
     'BPE': bpe,
     'BPE, normalized': lambda: bpe(normalized=True),
+    'BPE, normalized EOS': lambda: bpe({'normalized': True, 'rstrip': True}, normalized=True),
     'BPE, single_word': lambda: bpe(normalized=False, single_word=True),
     'BPE, lstrip': lambda: bpe(normalized=False, lstrip=True),
 }
