@@ -55,6 +55,15 @@ def test_one_line_changes_the_algorithm_and_a_run_goes_on_bit_for_bit(toys, tmp_
     assert saved.keys() == again.keys() and all(np.array_equal(saved[path], again[path]) for path in saved)
 
 
+def test_buckets_take_padding_from_ppo_and_nothing_else(toys, tmp_path):
+    """The same prompts in the same shuffled minibatches; a fill that holds too few of these would lose a token."""
+    flags = '--gin_file=algorithms/ppo.gin', '--gin.ppo.PPO.minibatches=2', '--gin.TRAIN_STEPS=1'
+    plain, cut = (training(train(toys, tmp_path / str(n), *flags, f'--gin.LENGTH_BUCKETS={n}'))[0] for n in (1, 4))
+    assert cut['length/mean'] == plain['length/mean']
+    for name in ('reward/score', 'loss/policy', 'loss/value', 'grad_norm/policy', 'grad_norm/value'):
+        assert cut[name] == pytest.approx(plain[name], rel=1e-2, abs=1e-5), name
+
+
 def test_copies_of_the_base_change_nothing_but_the_memory(toys, tmp_path):
     folder = train(toys, tmp_path / 'run', '--gin_file=tuning/lora_unshared.gin')
     shared = train(toys, tmp_path / 'shared')
