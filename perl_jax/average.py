@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from perl_jax import averaging, rundir, runs
+from perl_jax import averaging, rundir, runs, vocabulary
 from perl_jax import base as bases
 from perl_jax.errors import UserError, check_count
 
@@ -29,12 +29,13 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
     about = rundir.read(first)
     if about is None:
         raise UserError(f"average: '{first}' is not the MODEL_DIR of a run: it has no run.json")
-    vocabulary = about.get('vocabulary')
+    words = {key: about[key] for key in vocabulary.NAMED if key in about}
     phase, role = about['phase'], 'reward' if about['phase'] == 'reward' else 'policy'
     for folder in model_dirs:
-        other = (rundir.read(folder) or {}).get('vocabulary')
-        if None not in (vocabulary, other) and vocabulary != other:
+        other = rundir.read(folder) or {}
+        if any(None not in (name, other.get(key)) and name != other[key] for key, name in words.items()):
             raise UserError(f"average: '{folder}' reads with another vocabulary than '{first}'; average runs of one")
+    for folder in model_dirs:
         adapters, of = bases.read_adapters(folder, phase=phase, flag='average')
         if of['base']['fingerprint'] != about['base']['fingerprint']:
             raise UserError(f"average: '{folder}' is on another base than '{first}'; average runs of one base")
@@ -52,5 +53,5 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
     with rundir.whole(model_dir) as folder:
         source = rundir.AVERAGE + ', '.join(model_dirs)
         sizes = about['base'], about['base_parameters']
-        runs.made(folder, phase, role, made, *sizes, vocabulary, source, config_text)
+        runs.made(folder, phase, role, made, *sizes, words, source, config_text)
     print(model_dir)

@@ -43,6 +43,8 @@ class BaseConfig:
     dtype: str = 'float32'
 
     def __post_init__(self) -> None:
+        if self.path == '':
+            raise UserError("INITIAL_CHECKPOINT_PATH = '': name weights or a MODEL_DIR; None is random weights")
         if self.dtype not in ('float32', 'bfloat16', 'float16'):
             raise UserError(f"BASE_DTYPE = {self.dtype!r}: give 'float32', 'bfloat16' or 'float16'")
 

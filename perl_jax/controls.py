@@ -46,6 +46,11 @@ def marked(text: str) -> str:
     return text.marked if isinstance(text, Formatted) else unmark(text)
 
 
+def tokens(text: str) -> list[str]:
+    """The control tokens that are marked in a text, each once."""
+    return list(dict.fromkeys(re.findall(f'{OPEN}(.*?){CLOSE}', marked(text) if isinstance(text, Formatted) else text)))
+
+
 def unmark(text: str) -> str:
     """A text without marks."""
     return re.sub(MARKS, '', text)

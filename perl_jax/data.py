@@ -7,7 +7,6 @@ what an unbroken one would have seen, and no iterator has to be saved. seqio and
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import logging
 import os
@@ -16,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from perl_jax import providers, rows, token_files, types
+from perl_jax import lexicon, providers, rows, token_files, types
 from perl_jax.errors import UserError, check_count
 from perl_jax.streams import Dataset, Example, Stream
 from perl_jax.token_files import TokenFiles
 
 SAMPLE = 1000  # rows that are looked at where not all are held
-TASK, EOS = 'task:', ' eos='  # in the name of a vocabulary
 MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
 
 
@@ -59,6 +57,8 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         check_count('LENGTH_BUCKETS', self.length_buckets)
         check_count('BATCH_SIZE', self.batch_size)
+        if not self.mixture_or_task_name:
+            raise UserError('a data set names no task; set MIXTURE_OR_TASK_NAME (of prompts/: PROMPTS_TASK_NAME)')
         lengths = self.task_feature_lengths
         if not isinstance(lengths, Mapping) or not all(isinstance(n, int) and n > 0 for n in lengths.values()):
             raise UserError(f"TASK_FEATURE_LENGTHS = {lengths!r}: give tokens, as in {{'inputs': 512, 'targets': 64}}")
@@ -75,8 +75,7 @@ def stream(
 ) -> Stream:
     """The endless training batches of a task or mixture; `rows` of each batch, by default all. See Stream."""
     rows = np.arange(config.batch_size) if rows is None else rows
-    provider = find(config.mixture_or_task_name)
-    tasks = providers.with_split(members(provider), config.split, config.use_cached)
+    provider, tasks = providers.find(config.mixture_or_task_name), _tasks(config)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
     loaded = _parts(tasks, config, kind, _stored if config.tokens_dir else _loaded)
     return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets, groups, parts)
@@ -84,7 +83,7 @@ def stream(
 
 def reward_kind(name: str) -> str:
     """Whether a task or mixture holds 'pairs' or 'thumbs', by its features."""
-    have = find(name).output_features.keys()
+    have = providers.find(name).output_features.keys()
     if 'chosen' in have:
         return 'pairs'
     if 'label' in have:
@@ -94,42 +93,27 @@ def reward_kind(name: str) -> str:
     )
 
 
-def find(name: str) -> Any:
-    """The registered task or mixture; an unknown name is answered with the nearest ones."""
-    import seqio
-
-    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or sorted(known)[:8]
-        raise UserError(
-            f"no task or mixture is called '{name}'; nearest: {', '.join(near) or 'none is registered'} "
-            '(is its module imported: `import MODULE` in a gin file, or --module=MODULE of inspect?)'
-        )
-    return seqio.get_mixture_or_task(name)
-
-
-def members(provider: Any) -> list[Any]:
-    """The tasks of a mixture; of a task, itself."""
-    import seqio
-
-    return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
-
-
 def load(config: DatasetConfig, kind: str) -> Dataset:
     """Read one split of a task, or of every task of a mixture in turn; `kind` is sft, pairs, thumbs or prompts.
 
     Raises:
       UserError: an unknown task or split, features that do not fit the kind, or more than `MAX_DROPPED` dropped.
     """
-    tasks = providers.with_split(members(find(config.mixture_or_task_name)), config.split, config.use_cached)
+    tasks = _tasks(config)
     whole = joined(_parts(tasks, config, kind, _loaded))
     return whole if config.limit is None else whole.take(np.arange(min(config.limit, len(whole))))
 
 
 def tasks_with_rows(config: DatasetConfig, kind: str) -> list[tuple[Any, Dataset, list[Mapping[str, Any]]]]:
     """Each task of `load`, its part of the data set, and that part's rows as SeqIO gives them."""
-    tasks = providers.with_split(members(find(config.mixture_or_task_name)), config.split, config.use_cached)
-    return [(with_vocabulary(task, config.vocabulary), *_load(task, config, kind)) for task in tasks]
+    tasks = _tasks(config)
+    return [(lexicon.with_vocabulary(task, config.vocabulary), *_load(task, config, kind)) for task in tasks]
+
+
+def _tasks(config: DatasetConfig) -> list[Any]:
+    """The tasks that are named, or a mixture's, as far as they have the split."""
+    tasks = providers.members(providers.find(config.mixture_or_task_name))
+    return providers.with_split(tasks, config.split, config.use_cached)
 
 
 def joined(parts: Sequence[Dataset]) -> Dataset:
@@ -149,7 +133,7 @@ def _open(task: Any, config: DatasetConfig, kind: str) -> tuple[Any, Any, dict[s
 
     name, split, lengths = task.name, config.split, config.task_feature_lengths
     converter = getattr(features, f'{kind.capitalize()}FeatureConverter')()
-    provider = with_vocabulary(task, config.vocabulary)
+    provider = lexicon.with_vocabulary(task, config.vocabulary)
     missing = converter.TASK_FEATURES.keys() - provider.output_features.keys()
     if missing:
         raise UserError(
@@ -159,7 +143,7 @@ def _open(task: Any, config: DatasetConfig, kind: str) -> tuple[Any, Any, dict[s
     for key in ['inputs', 'targets'][: 1 + bool(converter.RESPONSES)]:
         if key not in lengths:
             raise UserError(f"TASK_FEATURE_LENGTHS = {dict(lengths)} has no '{key}', the most tokens of {key} to read")
-    vocabulary, provider = provider.output_features['inputs'].vocabulary, as_answers(provider)
+    vocabulary, provider = provider.output_features['inputs'].vocabulary, lexicon.as_answers(provider)
     room = {f: lengths['inputs' if f == 'inputs' else 'targets'] for f in ('inputs', *converter.RESPONSES)}
     if config.use_cached and vocabulary != task.output_features['inputs'].vocabulary:
         providers.check_text_cache(provider, split)
@@ -171,14 +155,14 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Ma
     ds, converter, room, vocabulary = _open(task, config, kind)
     ds, name = ds.cache(), f'{task.name} ({config.split})'
     raw = list(ds.as_numpy_iterator())
-    keep = _admit(raw, room, converter.RESPONSES, name, name_of(vocabulary, task.name))
-    rows.look_for_templates(raw, vocabulary, name)
-    ds = rows.fit(ds, keep, room['inputs'], bos_id(vocabulary))
+    keep = _admit(raw, room, converter.RESPONSES, name, lexicon.name_of(vocabulary, task.name))
+    rows.look_for_controls(raw, ['inputs', *converter.RESPONSES], vocabulary, name)
+    ds = rows.fit(ds, keep, room['inputs'], lexicon.bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
     raw = [row for row, ok in zip(raw, keep) if ok]
     examples = [rows.example(row, room, kind, vocabulary) for row in raw]
-    return Dataset(arrays, examples, vocabulary, eos_ids(vocabulary)), raw
+    return Dataset(arrays, examples, vocabulary, lexicon.eos_ids(vocabulary)), raw
 
 
 def _loaded(task: Any, config: DatasetConfig, kind: str) -> Dataset:
@@ -190,11 +174,11 @@ def _stored(task: Any, config: DatasetConfig, kind: str) -> TokenFiles:
     from perl_jax import features
 
     responses = getattr(features, f'{kind.capitalize()}FeatureConverter').RESPONSES
-    provider = with_vocabulary(task, config.vocabulary)
+    provider = lexicon.with_vocabulary(task, config.vocabulary)
     vocabulary = provider.output_features['inputs'].vocabulary
     about = providers.identity(provider) | {
         'kind': kind, 'split': config.split, 'lengths': dict(config.task_feature_lengths), 'limit': config.limit,
-        'cached': config.use_cached, 'bos': bos_id(vocabulary), 'eos': eos_ids(vocabulary),
+        'cached': config.use_cached, 'bos': lexicon.bos_id(vocabulary), 'eos': lexicon.eos_ids(vocabulary),
     }  # fmt: skip
     folder = token_files.folder(config.tokens_dir, f'{task.name}-{config.split}-{kind}', about)
     if not os.path.isdir(folder):
@@ -202,13 +186,13 @@ def _stored(task: Any, config: DatasetConfig, kind: str) -> TokenFiles:
     token_files.announce(folder)
     names = ('inputs', 'targets') if responses else ('inputs',)
     widths = {name: config.task_feature_lengths[name] for name in names}
-    return TokenFiles(folder, responses, widths, vocabulary, eos_ids(vocabulary))
+    return TokenFiles(folder, responses, widths, vocabulary, lexicon.eos_ids(vocabulary))
 
 
 def _admitted(task: Any, config: DatasetConfig, kind: str) -> Iterator[tuple[Mapping[str, Any], Example]]:
     """One after the other what `_load` takes at once: the features of each row as a batch has them, and its example."""
     ds, converter, room, vocabulary = _open(task, config, kind)
-    bos, first, dropped, total, some = bos_id(vocabulary), '', 0, 0, []
+    bos, first, dropped, total, some = lexicon.bos_id(vocabulary), '', 0, 0, []
     head, name = np.array([] if bos is None else [bos], np.int32), f'{task.name} ({config.split})'
     for total, row in enumerate(ds.as_numpy_iterator(), start=1):
         some += [row] if total <= SAMPLE else []
@@ -218,91 +202,8 @@ def _admitted(task: Any, config: DatasetConfig, kind: str) -> Iterator[tuple[Map
         text = row['inputs'][1:] if len(head) and row['inputs'][0] == bos else row['inputs']  # no second BOS
         tail = text[max(0, len(text) - room['inputs'] + len(head)) :]
         yield row | {'inputs': np.concatenate([head, tail])}, rows.example(row, room, kind, vocabulary)
-    _check_dropped(total, dropped, first, name, name_of(vocabulary, task.name))
-    rows.look_for_templates(some, vocabulary, name)
-
-
-def named(name: str) -> Any:
-    """The vocabulary of a name: a path (interop/vocabularies.py), `PATH eos=TOKEN`, or `task:NAME` for a task's own.
-
-    Raises:
-      UserError: there is none.
-    """
-    if name.startswith(TASK):
-        return members(find(name.removeprefix(TASK)))[0].output_features['inputs'].vocabulary
-    from perl_jax.interop import vocabularies
-
-    path, _, eos = name.partition(EOS)
-    found = vocabularies.vocabulary(path)
-    if eos and not hasattr(found, 'eos'):
-        raise UserError(f"'{name}': another EOS can be had of a tokenizer.json or a .gguf alone, not of '{path}'")
-    return type(found)(found.path, eos) if eos else found
-
-
-def name_of(vocabulary: Any, task: str | None = None) -> str:
-    """What a vocabulary is `named`: `task` is one that has it. One that no name finds is called its type."""
-    import seqio
-
-    path = getattr(vocabulary, 'path', None) or getattr(vocabulary, 'sentencepiece_model_file', None)
-    name = 'byt5' if isinstance(vocabulary, seqio.ByteVocabulary) else path and os.fspath(path)
-    eos = EOS + vocabulary.eos if getattr(vocabulary, 'eos', None) else ''
-    try:
-        found = name and named(name + eos)
-        if found == vocabulary and (bos_id(found), eos_ids(found)) == (bos_id(vocabulary), eos_ids(vocabulary)):
-            return (os.path.abspath(name) if os.path.exists(name) else name) + eos
-    except UserError:  # its file is none that we can read
-        pass
-    return TASK + task if task else type(vocabulary).__name__
-
-
-def with_vocabulary(task: Any, vocabulary: Any) -> Any:
-    """The task with its token features read by another vocabulary; scalar features keep theirs."""
-    if vocabulary is None:
-        return task
-    if isinstance(vocabulary, str):
-        vocabulary = named(vocabulary)
-    swapped = {
-        k: dataclasses.replace(f, vocabulary=vocabulary) if f.rank == 1 else f for k, f in task.output_features.items()
-    }
-    return task.replace(output_features=swapped)
-
-
-def as_answers(task: Any) -> Any:
-    """The task with its responses read as what goes on from a prompt: see TokenizersVocabulary.continuing."""
-    features = {
-        k: dataclasses.replace(f, vocabulary=continuing(f.vocabulary)) if k != 'inputs' and f.rank == 1 else f
-        for k, f in task.output_features.items()
-    }
-    return task.replace(output_features=features) if features != task.output_features else task
-
-
-def continuing(vocabulary: Any) -> Any:
-    """The vocabulary for texts that go on from others; most are their own."""
-    return getattr(vocabulary, 'continuing', vocabulary)
-
-
-def check_vocabulary(vocabulary: Any, size: int) -> None:
-    """A model must have an embedding for every token."""
-    # Its largest id may be a special token that no text becomes: Gemma 3 1B has 262,145 entries for 262,144 rows.
-    if getattr(vocabulary, 'reachable_size', vocabulary.vocab_size) > size:
-        raise UserError(
-            f'the vocabulary has {vocabulary.vocab_size} tokens and the model only vocab_size = {size}; '
-            "set VOCABULARY to the base model's, or mend the model's gin file"
-        )
-
-
-def bos_id(vocabulary: Any) -> int | None:
-    """The token that prompts begin with, if any: sentencepiece vocabularies of the T5 kind say -1."""
-    try:
-        found = vocabulary.bos_id
-    except NotImplementedError:  # seqio's base class
-        return None
-    return found if found is not None and found >= 0 else None
-
-
-def eos_ids(vocabulary: Any) -> tuple[int, ...]:
-    """The tokens that end a response, the one that training targets end with first; SeqIO's vocabularies have one."""
-    return tuple(getattr(vocabulary, 'eos_ids', None) or [vocabulary.eos_id])
+    _check_dropped(total, dropped, first, name, lexicon.name_of(vocabulary, task.name))
+    rows.look_for_controls(some, ['inputs', *converter.RESPONSES], vocabulary, name)
 
 
 def _admit(

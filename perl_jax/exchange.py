@@ -16,7 +16,7 @@ import pathlib
 import jax
 
 from perl_jax import base as bases
-from perl_jax import data, lineage, lora, partitioning, rebase, rundir, runs, vocabulary
+from perl_jax import lexicon, lineage, lora, partitioning, rebase, rundir, runs, vocabulary
 from perl_jax.base import BaseConfig
 from perl_jax.errors import UserError, check_count
 from perl_jax.interop import companions, hf, peft, t5x, tokenizer_files
@@ -107,8 +107,8 @@ def _companions(model_dir: str, role: str) -> companions.Companions:
     except UserError as error:
         logging.getLogger('perl_jax').warning(f'export: no tokenizer goes along: {error}')
         words = None
-    path = words and words.name.partition(data.EOS)[0]
-    ends = () if words is None else data.eos_ids(words.vocabulary)
+    path = words and words.name.partition(lexicon.EOS)[0]
+    ends = () if words is None else lexicon.eos_ids(words.vocabulary)
     given = companions.collect(lineage.origin(model_dir), path, ends)
     return companions.for_rewards(given, ends) if role == 'reward' else given
 
@@ -129,6 +129,8 @@ def import_run(
     Raises:
       UserError: a MODEL_DIR that is there, or an input that cannot be read.
     """
+    if not input:
+        raise UserError("import: --input = '': name the folder of a checkpoint or an adapter")
     if format == 'peft':
         base = dataclasses.replace(base, path=base.path or peft.base_of(input))
     else:
@@ -149,6 +151,6 @@ def import_run(
             adapter = adapter.replace(head=None if head is None else {'kernel': head})
         words = None if format == 't5x' else vocabulary.of_base(base.path)  # T5X's checkpoints bring no tokenizer
         role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')
-        name, size = words and words.name, lora.count(frozen.params)
-        runs.made(folder, phase, role, adapter, frozen.name, size, name, input, config_text)
+        named, size = {} if words is None else words.about, lora.count(frozen.params)
+        runs.made(folder, phase, role, adapter, frozen.name, size, named, input, config_text)
     print(model_dir)

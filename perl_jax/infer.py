@@ -91,7 +91,7 @@ def eval_policy(
         config = vocabulary.of_run(model_dir, [config], base.path).read(config)
         parts = data.tasks_with_rows(config, 'prompts')
         prompts = data.joined([part for _, part, _ in parts])
-        rows = _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner)
+        rows = _answers(model_dir, base, prompts, config.batch_size, sampling, metric_fns, partitioner)
     groups = evaluate.groups(split, prompts.examples, group)
     result = evaluate.with_intervals(lambda index: evaluate.means([rows[i] for i in index]), groups)
     responses = iter([row['response'] for row in rows])
@@ -112,23 +112,30 @@ def sample_policy(
     prompt: str | None = None,
     num: int = 5,
     chat: str | None = None,
+    tokenizer: Any = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
-    """Print answers to `num` prompts of the task, or to `prompt`; `chat` names its format (RunVocabulary.format)."""
+    """Print answers to `num` prompts of the task, or to a text, for which no data set is needed.
+
+    Args:
+      prompt: the text. Of a longer one than the data set's prompts the END is kept; without data set it is whole.
+      chat: the format to put it into (RunVocabulary.format).
+      tokenizer: what VOCABULARY is.
+    """
     if chat is not None and prompt is None:
         raise UserError("sample: --chat is the format of --prompt, and the task's prompts have theirs; give --prompt")
-    config = dataclasses.replace(_given(dataset), limit=num, batch_size=partitioner.data_parallelism)
     sampling = dataclasses.replace(sampling, num_microbatches=1)  # so few prompts need no parts
     with partitioner.scope():
-        words = vocabulary.of_run(model_dir, [config], base.path)
+        words = vocabulary.of_run(model_dir, [_given(dataset) if prompt is None else dataset], base.path, tokenizer)
         if prompt is None:
-            prompts = data.load(words.read(config), 'prompts')
+            prompts = data.load(dataclasses.replace(words.read(dataset), limit=num), 'prompts')
         else:
             text = prompt.replace('\\n', '\n')  # a literal \n becomes a line break
             text = text if chat is None else words.format(chat)(text)
-            length = config.task_feature_lengths['inputs']
+            length = dataset and dataset.task_feature_lengths.get('inputs')
             prompts, metric_fns = texts.dataset(words.vocabulary, [text], length), None
-        for row in _answers(model_dir, base, prompts, config, sampling, metric_fns, partitioner):
+        batch_size = partitioner.data_parallelism
+        for row in _answers(model_dir, base, prompts, batch_size, sampling, metric_fns, partitioner):
             given = {k: v for k, v in row.items() if k not in ('prompt', 'response')}
             print(f'{row["prompt"]}{row["response"]}\n  {json.dumps(given)}\n')
 
@@ -154,7 +161,7 @@ def answer_split(
         words = vocabulary.of_run(model_dir, [config], base.path)
         config = words.read(config)
         prompts = data.load(config, 'prompts')
-        rows = _answers(model_dir, base, prompts, config, sampling, None, partitioner, anchor, ids=True)
+        rows = _answers(model_dir, base, prompts, config.batch_size, sampling, None, partitioner, anchor, ids=True)
     for row, name in zip(rows, evaluate.groups(split, prompts.examples, group), strict=True):
         row['group'] = name
         row['ids'] |= {'vocabulary': words.name, 'ended': row['ids']['response'][-1] in prompts.eos_ids}
@@ -180,7 +187,7 @@ def _answers(
     model_dir: str,
     base: BaseConfig,
     prompts: data.Dataset,
-    config: DatasetConfig,
+    batch_size: int,
     sampling: SamplingConfig,
     metric_fns: Mapping[str, TextFunction] | None,
     partitioner: Partitioner,
@@ -197,7 +204,7 @@ def _answers(
     )
     params = base.network.unstack(frozen.params)  # not for each batch
     respond = lambda batch, _, i: (fn(params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
-    return evaluate.answers(prompts, config.batch_size, partitioner, respond, functions(metric_fns), ids)
+    return evaluate.answers(prompts, batch_size, partitioner, respond, functions(metric_fns), ids)
 
 
 def _task_metrics(task: Any, rows: Sequence[Any], responses: Sequence[str], index: np.ndarray) -> dict[str, float]:
@@ -209,7 +216,8 @@ def _given(dataset: DatasetConfig | None) -> DatasetConfig:
     if dataset is None:
         raise UserError(
             'this run names no data to ask it with; add --gin.EVAL_DATASET=@eval/data.DatasetConfig(), '
-            'or for a run of SFT --gin.PROMPTS_DATASET=@eval/data.DatasetConfig()'
+            'or for a run of SFT --gin.PROMPTS_DATASET=@eval/data.DatasetConfig(); an imported model needs '
+            'MIXTURE_OR_TASK_NAME and TASK_FEATURE_LENGTHS with it'
         )
     return dataset
 

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from perl_jax import data, oddities
+from perl_jax import lexicon, oddities, providers
 from perl_jax import vocabulary as vocabularies
 from perl_jax.controls import unmark
 from perl_jax.errors import UserError
-from perl_jax.providers import rows as rows_of
-from perl_jax.providers import with_split
 
 OURS = tuple(f'perl_jax.tasks.{name}' for name in ('toy', 'taskmaster', 'tldr', 'hh', 'shp', 'bolt', 'android_control'))
 LONG = 2**16  # tokens: what preprocessors are told that there is room for
@@ -35,15 +33,15 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
             raise UserError(
                 f"--module: no module named '{error.name}'; it must be importable from this folder"
             ) from error
-    tasks = data.members(data.find(task))
-    words = vocabularies.named(vocabulary) if vocabulary else vocabularies.of_tasks([task])
-    providers = [data.as_answers(data.with_vocabulary(member, words.vocabulary)) for member in tasks]
-    cached = all(provider.requires_caching for provider in providers)
-    features = [k for k, f in providers[0].output_features.items() if f.rank == 1]
+    tasks = providers.members(providers.find(task))
+    words = vocabularies.named(vocabulary) if vocabulary is not None else vocabularies.of_tasks([task])
+    read = [lexicon.as_answers(lexicon.with_vocabulary(member, words.vocabulary)) for member in tasks]
+    cached = all(provider.requires_caching for provider in read)
+    features = [k for k, f in read[0].output_features.items() if f.rank == 1]
     notes = oddities.Notes()
     lengths: dict[str, list[int]] = {name: [] for name in features}
     labels, count = [], 0
-    for count, row in enumerate(_rows(providers, split, features, cached), start=1):
+    for count, row in enumerate(_rows(read, split, features, cached), start=1):
         notes.add(row)
         if count <= num:
             _example(count, row, features)
@@ -59,9 +57,9 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
     for name in features:
         _histogram(name, np.array(lengths[name]))
     others = {}
-    for other in sorted({other for provider in providers for other in provider.splits} - {split}):
+    for other in sorted({other for each in read for other in each.splits} - {split}):
         try:
-            rows, others[other] = _rows(providers, other, features, cached), oddities.Notes()
+            rows, others[other] = _rows(read, other, features, cached), oddities.Notes()
             for row in rows:
                 others[other].add(row)
         except UserError as error:  # it is not what was asked for
@@ -69,10 +67,10 @@ def show(task: str, module: Sequence[str], split: str, num: int, vocabulary: str
     print('', *notes.lines(split, others), sep='\n')
 
 
-def _rows(providers: Sequence[Any], split: str, features: Sequence[str], cached: bool) -> Iterator[dict[str, Any]]:
-    having = with_split(providers, split, cached)
+def _rows(tasks: Sequence[Any], split: str, features: Sequence[str], cached: bool) -> Iterator[dict[str, Any]]:
+    having = providers.with_split(tasks, split, cached)
     return itertools.chain.from_iterable(
-        rows_of(provider, split, dict.fromkeys(features, LONG), cached).as_numpy_iterator() for provider in having
+        providers.rows(each, split, dict.fromkeys(features, LONG), cached).as_numpy_iterator() for each in having
     )
 
 

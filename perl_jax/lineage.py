@@ -42,7 +42,7 @@ def network(path: str | None) -> nn.Module:
     Raises:
       UserError: there is none, or weights that do not say what network they are of.
     """
-    if path is None:
+    if not path:
         raise UserError(
             'models/from_hf.gin: set INITIAL_CHECKPOINT_PATH to a Hugging Face folder, hf://OWNER/NAME or a .gguf file'
         )

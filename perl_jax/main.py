@@ -184,12 +184,18 @@ def _with_model_dir(command: str, argv: list[str], options: list[tuple[str, dict
     kind = 'reward' if about['phase'] == 'reward' else 'policy'
     if (command, kind) == ('sample', 'reward'):
         raise UserError(f"sample: '{args['model_dir']}' is a run of reward, which gives no answers; name a policy's")
-    ours, name = f'runs/infer_{about["phase"]}.gin', f'infer.{command}_{kind}'
+    ours, name = _asking(about), f'infer.{command}_{kind}'
     if command == 'export':
         ours, name = 'runs/export.gin', 'exchange.export_run'
-    files = [os.path.join(args['model_dir'], 'config.gin'), ours, *files]
+    files = ['runs/infer.gin', os.path.join(args['model_dir'], 'config.gin'), ours, *files]
     given = {key: value for key, value in args.items() if value is not None}  # what is left out, gin may bind
     configure.configured(name, files, bindings, paths)(**given)
+
+
+def _asking(about: dict[str, Any]) -> str:
+    from perl_jax import rundir
+
+    return f'runs/infer_{"imported" if rundir.is_imported(about) else about["phase"]}.gin'
 
 
 def _export(argv: list[str]) -> None:
@@ -240,10 +246,7 @@ def _judge(argv: list[str]) -> None:
         own = (files, bindings) if name == 'infer.answer_split' else ([], [])
         if name == cautions.REWARD:
             return lambda: configure.binding(name, [os.path.join(model_dir, 'config.gin')], paths)
-        about = rundir.read(model_dir)
-        imported = name == 'judging.models.ask' and 'imported' in about  # it has no data set
-        ours = 'runs/judge_imported.gin' if imported else f'runs/infer_{about["phase"]}.gin'
-        config = [os.path.join(model_dir, 'config.gin'), ours, *own[0]]
+        config = ['runs/infer.gin', os.path.join(model_dir, 'config.gin'), _asking(rundir.read(model_dir)), *own[0]]
         # To be called before the next one is made: gin holds one configuration at a time.
         return configure.configured(name, config, own[1], paths)
 

@@ -6,6 +6,7 @@ SeqIO and TensorFlow are imported on first use.
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import inspect
 import json
@@ -14,6 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perl_jax import unmarked
 from perl_jax.errors import UserError
 
 SEED = 0  # of preprocessors that draw: a restart has to see the same rows
@@ -24,6 +26,27 @@ class _Lengths(dict):
 
     def __missing__(self, key: str) -> int:
         raise UserError(f"TASK_FEATURE_LENGTHS = {dict(self)} has no '{key}', which a preprocessor asks for")
+
+
+def find(name: str) -> Any:
+    """The registered task or mixture; an unknown name is answered with the nearest ones."""
+    import seqio
+
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or sorted(known)[:8]
+        raise UserError(
+            f"no task or mixture is called '{name}'; nearest: {', '.join(near) or 'none is registered'} "
+            '(is its module imported: `import MODULE` in a gin file, or --module=MODULE of inspect?)'
+        )
+    return seqio.get_mixture_or_task(name)
+
+
+def members(provider: Any) -> list[Any]:
+    """The tasks of a mixture; of a task, itself."""
+    import seqio
+
+    return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
 
 
 def rows(task: Any, split: str, lengths: Mapping[str, int], use_cached: bool = False) -> Any:
@@ -40,7 +63,7 @@ def rows(task: Any, split: str, lengths: Mapping[str, int], use_cached: bool = F
     if not has_split(task, split, cached):
         raise UserError(_no_split(task, split, cached))
     try:
-        return _seeded(task).get_dataset(
+        return _unmarked(_seeded(task), cached).get_dataset(
             _Lengths(lengths), split, use_cached=cached, shuffle=False, seed=SEED, num_epochs=1,
             trim_output_features=False,
         )  # fmt: skip
@@ -141,6 +164,13 @@ def _seeded(task: Any) -> Any:
     source = copy.copy(task.source)
     source._dataset_fn = lambda split, shuffle_files, seed=None: function(split=split, shuffle_files=shuffle_files)
     return task.replace(source=source)
+
+
+def _unmarked(task: Any, cached: bool) -> Any:
+    """The task without marks in its raw texts, but where its source knows of them: tasks/registration.py."""
+    if getattr(task.source, 'reads_marks', False):
+        return task
+    return task.replace(preprocessors=unmarked.steps(task.preprocessors, cached))
 
 
 def _splits(task: Any) -> Sequence[str]:

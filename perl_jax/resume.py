@@ -20,7 +20,6 @@ FIXED = {
     'T5Config.*': 'the adapters are of that network',
     'RopeScaling.*': 'the adapters are of that network',
     'T5XNetwork.*': 'the adapters are of that network',
-    '*DatasetConfig.vocabulary': 'tokens would mean something else',
     'train_*.train.spec': 'the adapters are of that kind',
     '*LoraSpec.rank': 'the adapters are of that rank',
     '*LoraSpec.targets': 'the adapters are of those layers',
@@ -52,6 +51,7 @@ SAMPLED = {  # in a policy run, whose batches are its own answers
 HOW = ('DecoderConfig.dtype', 'T5Config.dtype', '*Config.flash', '*Config.remat', '*Config.scan_layers')
 TAKEN = (
     'BaseConfig.path',  # where the same weights lie now: their fingerprint is compared
+    '*DatasetConfig.vocabulary',  # likewise its tokens, by whatever name: vocabulary.py
     *HOW, 'Decoder.*', 'T5.*',
     'train/DatasetConfig.tokens_dir', 'eval/DatasetConfig.*', 'prompts/DatasetConfig.*', 'DatasetConfig.*',
     '*LoraSpec.dropout', 'RunConfig.*', 'Partitioner.*', 'standard_logical_axis_rules.*',

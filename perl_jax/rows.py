@@ -8,23 +8,68 @@ from typing import Any
 
 import numpy as np
 
+from perl_jax import controls
 from perl_jax.controls import OPEN, unmark
 
 Example = dict[str, Any]
 
+_PROMPTS = 'put prompts into a format with perl_jax.tasks.chat or preprocessors.chat'
+_RESPONSES = 'the EOS that ends an answer is put there without being written: take it out of the texts'
 
-def look_for_templates(rows: Sequence[Example], vocabulary: Any, name: str) -> None:
-    """Say so where prompts were put into a chat's format by hand: their control tokens are read as text."""
-    if not getattr(vocabulary, 'reads_marks', False):
+
+def look_for_controls(rows: Sequence[Example], features: Sequence[str], vocabulary: Any, name: str) -> None:
+    """Say so where texts spell control tokens that no chat format put there: they are read as text.
+
+    `features` are inputs and the responses. A BOS that opens a prompt is one, whoever wrote it.
+    """
+    for feature in features:
+        raw = [row[key] for row in rows if (key := f'{feature}_pretokenized') in row]
+        texts = [plain(text) for text in raw if OPEN.encode() not in text]
+        if feature == 'inputs' and getattr(vocabulary, 'reads_marks', False) and vocabulary.bos_id is not None:
+            texts = [text.removeprefix(piece(vocabulary, vocabulary.bos_id)) for text in texts]
+        if tokens := [token for text in texts if (token := _spelled(vocabulary, text))]:
+            what, hint = ('prompts', _PROMPTS) if feature == 'inputs' else (feature, _RESPONSES)
+            logging.getLogger('perl_jax').warning(
+                f"{name}: {len(tokens)} of {len(rows)} {what} spell '{tokens[0]}', which is read as text and not as "
+                f'the control token; {hint}'
+            )
+
+
+def check_controls(text: str, vocabulary: Any) -> None:
+    """Look whether a vocabulary has the control tokens that a chat format has marked in a text.
+
+    Where it does not tell a format's tokens from words (bytes, sentencepiece), those that it has not are only named: a
+    model may be trained to read them as the letters they are.
+
+    Raises:
+      UserError: of one that does, where it has no such token.
+    """
+    if getattr(vocabulary, 'reads_marks', False):
+        vocabulary.encode(text)
         return
-    texts = [plain(row['inputs_pretokenized']) for row in rows if 'inputs_pretokenized' in row]
-    marked = [OPEN.encode() in row['inputs_pretokenized'] for row in rows if 'inputs_pretokenized' in row]
-    spelled = [vocabulary.spelled(text) for text, by_template in zip(texts, marked) if not by_template]
-    if tokens := [token for token in spelled if token]:
+    has = getattr(getattr(vocabulary, 'tokenizer', None), 'piece_to_id', lambda token: None)
+    if lacks := [token for token in controls.tokens(text) if has(token) not in vocabulary.encode(token)]:
         logging.getLogger('perl_jax').warning(
-            f"{name}: {len(tokens)} of {len(rows)} prompts spell '{tokens[0]}', which is read as text and not as the "
-            'control token; put prompts into a format with perl_jax.tasks.chat or preprocessors.chat'
+            f"the chat format's {', '.join(map(repr, lacks))} are no tokens of the vocabulary "
+            f'{getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)}: they are read as letters'
         )
+
+
+def piece(vocabulary: Any, i: int) -> str:
+    """How a vocabulary spells a token."""
+    model, own = getattr(vocabulary, 'tokenizer', None), getattr(vocabulary, 'piece', None)
+    spell = own or getattr(model, 'id_to_token', None) or getattr(model, 'id_to_piece', None) or str
+    return spell(i)
+
+
+def _spelled(vocabulary: Any, text: str) -> str | None:
+    """A control token whose name stands in a text. Of sentencepiece it is BOS or EOS: it finds others by itself."""
+    if hasattr(vocabulary, 'spelled'):
+        return vocabulary.spelled(text)
+    if not hasattr(getattr(vocabulary, 'tokenizer', None), 'id_to_piece'):
+        return None
+    ids = [i for i in (vocabulary.bos_id, vocabulary.eos_id) if i is not None and i >= 0]
+    return next((token for i in ids if (token := piece(vocabulary, i)) in text), None)
 
 
 def fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:

@@ -174,6 +174,11 @@ def imported(model_dir: str, about: dict[str, Any], source: str, config: str) ->
         replace(os.path.join(model_dir, name), '')
 
 
+def is_imported(about: dict[str, Any]) -> bool:
+    """Whether run.json is of `perl_jax import`, and not of a run, or of an average of some, with its configuration."""
+    return not about.get('imported', AVERAGE).startswith(AVERAGE)
+
+
 @contextlib.contextmanager
 def whole(path: str) -> Iterator[str]:
     """A folder that is there whole or not at all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -128,7 +128,7 @@ def start(
         'trainable_parameters': lora.count(_learned(states)),
         'base_parameters': lora.count(base.params),
         'base': base.name,
-        **({'vocabulary': vocabulary.name} if vocabulary else {}),
+        **(vocabulary.about if vocabulary else {}),
         'devices': bases.describe_devices(),
     }
     text = config.config_text(vocabulary and vocabulary.setting)
@@ -184,13 +184,13 @@ def made(
     adapter: lora.Adapter,
     base: dict[str, str],
     base_parameters: int,
-    vocabulary: str | None,
+    vocabulary: Mapping[str, str | None],
     source: str,
     config_text: str,
 ) -> None:
     """Fill `folder` as a finished run of one role leaves it, of an adapter that no run has trained.
 
-    `base` is `Base.name`, `vocabulary` the name of one or None; `source` says where the adapter comes from.
+    `base` is `Base.name`, `vocabulary` is RunVocabulary.about; `source` says where the adapter comes from.
     """
     state = TrainState(step=jnp.int32(0), adapter=jax.tree.map(jnp.asarray, adapter), opt_state=())
     adapters = {role: {'scale': adapter.scale, 'dropout': adapter.dropout}}
@@ -203,7 +203,8 @@ def made(
         'trainable_parameters': lora.count(adapter),
         'base_parameters': base_parameters,
         'base': base,
-        'vocabulary': vocabulary,
+        'vocabulary': None,
+        **vocabulary,
         'devices': bases.describe_devices(),
     }
     rundir.imported(folder, about, source, config_text)

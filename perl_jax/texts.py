@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 
 from perl_jax.controls import unmark
-from perl_jax.data import Dataset, bos_id, continuing, eos_ids
+from perl_jax.data import Dataset
+from perl_jax.lexicon import bos_id, continuing, eos_ids
 
 Text = str | Sequence[int]  # or its tokens, which are taken as they are
 
 
-def dataset(vocabulary: Any, prompts: Sequence[Text], length: int, responses: Sequence[Sequence[Text]] = ()) -> Dataset:
+def dataset(
+    vocabulary: Any, prompts: Sequence[Text], length: int | None, responses: Sequence[Sequence[Text]] = ()
+) -> Dataset:
     """Prompts [N, length] as a task's are read: the END of a longer one, behind BOS if there is one.
 
     With `responses`, K for each prompt, it has their targets [N, K, R] too, each text with its EOS, R being the
-    longest's. Prompts that are given as tokens may be longer than `length`.
+    longest's. Prompts that are given as tokens may be longer than `length`, which is None to cut none.
     """
     bos = bos_id(vocabulary)
     head = [] if bos is None else [bos]
@@ -27,10 +30,10 @@ def dataset(vocabulary: Any, prompts: Sequence[Text], length: int, responses: Se
             return [*prompt]
         ids = list(vocabulary.encode(prompt))
         ids = ids[1:] if head and ids[:1] == head else ids  # a template may have put BOS there itself
-        return head + ids[-(length - len(head)) :]
+        return head + (ids if length is None else ids[-(length - len(head)) :])
 
     ids = [read(prompt) for prompt in prompts]
-    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, max(length, *map(len, ids)))))
+    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, max(length or 1, *map(len, ids)))))
     if responses:
         words = continuing(vocabulary)
         flat = [text for row in responses for text in row]

@@ -21,6 +21,7 @@ from perl_jax import base as bases
 from perl_jax import (
     data,
     evaluate,
+    lexicon,
     lora,
     rewards,
     rl,
@@ -96,7 +97,7 @@ def train(
             dealt=not (algorithm.whole_batch or shaping),  # a shaping may look over a whole batch too: bucketing.py
         )
         heldout = data.load(eval_dataset, 'prompts') if eval_dataset else None
-        data.check_vocabulary(stream.vocabulary, network.config.vocab_size)
+        lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 
         create = functools.partial(rl_programs.initial, spec, txs, algorithm, kl, anchor_ema, network.config.emb_dim)

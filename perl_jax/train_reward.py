@@ -23,6 +23,7 @@ from perl_jax import (
     data,
     ensembles,
     evaluate,
+    lexicon,
     lora,
     losses,
     runs,
@@ -171,7 +172,7 @@ def train(
         heldout = [data.load(config, data.reward_kind(config.mixture_or_task_name)) for config in configs]
         if heldout:
             evaluate.check_metric('BEST_METRIC', best_metric, heldout)
-        data.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
+        lexicon.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
         frozen = bases.load(base, partitioner, run.random_seed)
 
         create = functools.partial(initial, specs, optimizer, network.config.emb_dim, head_seed)

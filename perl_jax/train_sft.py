@@ -18,6 +18,7 @@ from perl_jax import (
     accumulate,
     data,
     evaluate,
+    lexicon,
     lora,
     masked,
     rewards,
@@ -114,7 +115,7 @@ def train(
         split = sharded.partitions('batch'), num_microbatches
         stream = data.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
         heldout = data.load(eval_dataset, 'sft') if eval_dataset else None
-        data.check_vocabulary(stream.vocabulary, network.config.vocab_size)
+        lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         prompts = data.load(prompts_dataset, 'prompts') if prompts_dataset else None
         frozen = bases.load(base, partitioner, run.random_seed)
 

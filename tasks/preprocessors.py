@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import seqio
 import tensorflow as tf
 
-from perl_jax import controls
+from perl_jax import controls, rows, unmarked
 from perl_jax.tasks.chat import Conversation
 
 
@@ -26,7 +26,7 @@ def chat(
     chat.py says which EOS the vocabulary should have; a checkpoint's own template is interop.chat_template.Template.
 
     Raises (when the data are read):
-      UserError: what the template says.
+      UserError: what the template says, or a control token of it that the vocabulary has not.
     """
     messages = [] if system is None else [{'role': 'system', 'content': system}]
 
@@ -34,12 +34,15 @@ def chat(
         return template([*messages, {'role': 'user', 'content': content.strip()}])
 
     def wrap(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
-        formatted('a message')  # what is wrong with the template is said before the data are read
+        example = formatted('a message')  # what is wrong with the template is said before the data are read
+        rows.check_controls(example, output_features[key].vocabulary)
         form = controls.marked if reads_marks(output_features[key]) else str
+        dataset = unmarked.clean(dataset)
+        unmarked.formatted()
 
-        def one(example):
-            text = tf.numpy_function(lambda text: form(formatted(text.decode())).encode(), [example[key]], tf.string)
-            return {**example, key: tf.ensure_shape(text, [])}
+        def one(row):
+            text = tf.numpy_function(lambda text: form(formatted(text.decode())).encode(), [row[key]], tf.string)
+            return {**row, key: tf.ensure_shape(text, [])}
 
         return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -54,6 +57,10 @@ def reads_marks(feature: seqio.Feature) -> bool:
 def without_marks(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
     """Takes a template's marks out of texts that a vocabulary reads which knows none (bytes, sentencepiece)."""
     plain = [name for name, feature in output_features.items() if feature.rank == 1 and not reads_marks(feature)]
+    if plain and tf.executing_eagerly():  # a format is the same for all rows
+        for row in dataset.take(1).as_numpy_iterator():
+            for name in (name for name in plain if isinstance(row.get(name), bytes)):
+                rows.check_controls(row[name].decode(), output_features[name].vocabulary)
     clean = lambda text: tf.strings.regex_replace(text, controls.MARKS, '')  # noqa: E731
     return dataset.map(
         lambda example: example | {name: clean(example[name]) for name in plain if name in example},

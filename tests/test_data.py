@@ -11,7 +11,7 @@ import pytest
 import seqio
 import tiny
 
-from perl_jax import data, streams, types
+from perl_jax import data, providers, streams, types
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.tasks import registration, toy
@@ -187,7 +187,7 @@ def test_decode_leaves_out_eos_and_padding():
 
 def test_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(UserError, match=r"no task or mixture is called 'toy_pear'; nearest: .*toy_pairs"):
-        data.find('toy_pear')
+        providers.find('toy_pear')
 
 
 def test_unknown_split():

@@ -16,14 +16,14 @@ FLOORS = [
     {'', 'controls', 'errors', 'types', 'leaves', 'masked', 'memory', 'stderr', 'sharded', 'startup', 'survivor'},
     {
         'losses', 'advantages', 'kl', 'shaping', 'ensembles', 'layers', 'lora', 'schedules', 'resume',
-        'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding', 'oddities',
+        'accumulate', 'topology', 'distributed', 'flash', 'bucketing', 'unpadding', 'unmarked', 'oddities',
         'intervals',
     },
     {
         'networks', 'networks.*', 'partitioning', 'features', 'train_state', 'intercept', 'averaging',
         'algorithms', 'algorithms.*', 'streams', 'logprobs', 'providers', 't5x_names', 'rows', 'token_files',
     },
-    {'data', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
+    {'data', 'lexicon', 'sampling', 'checkpoints', 'rundir', 'interop', 'interop.*', 'tasks', 'tasks.*'},
     {'base', 'lineage', 'vocabulary', 'rl', 'anchors', 'texts', 'task_metrics'},
     {
         'rewards', 'evaluate', 'calibration', 'runs', 'rebase', 'rl_programs',
@@ -49,7 +49,9 @@ SAME_FLOOR = {
     ('networks.decoder', 'networks.branches'): 'its attention',
     ('token_files', 'streams'): 'rows that a stream reads',
     ('networks.*', 'networks.chosen'): 'which tokens of a run go on',
-    ('data', 'interop.vocabularies'): 'a vocabulary may be named by its path',
+    ('lexicon', 'interop.*'): 'a vocabulary may be named by its path',
+    ('interop.chat_template', 'rundir'): 'a template may be named by a run that reads with it',
+    ('data', 'lexicon'): 'what tasks are read with',
     ('vocabulary', 'lineage'): 'what weights bring is looked up where a run came from',
     ('sweep*', 'sweep.*'): 'the grid, the queue that runs it, the tables and plots of what came out',
     ('plan*', 'plan.*'): 'the programs, the compiler, the table',

@@ -17,7 +17,7 @@ import tiny_gguf
 from test_tokenizers import write_json
 from toy_runs import contents, perl, quoted, ran, toys  # noqa: F401
 
-from perl_jax import data, texts, vocabulary
+from perl_jax import data, lexicon, texts, vocabulary
 from perl_jax.data import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.interop import hf
@@ -140,7 +140,7 @@ def test_finished_runs_are_asked_and_measured_with_it(chain, monkeypatch):
         ran('eval', f'--model_dir={folder / name}', '--split=test')
     ran('sample', f'--model_dir={folder}/policy', '--num=2')
     ran('judge', f'--model_dir={folder}/policy', '--against=sft', f'--judge={folder}/reward', '--num=2')
-    assert len(seen) == 6 and all(data.eos_ids(v)[0] == 2 and v.vocab_size == 268 for v in seen)
+    assert len(seen) == 6 and all(lexicon.eos_ids(v)[0] == 2 and v.vocab_size == 268 for v in seen)
 
 
 def test_a_prompt_that_is_typed_in_and_a_text_that_is_judged_are_read_with_it(chain, monkeypatch):
@@ -382,12 +382,64 @@ def test_choose_without_a_command_line(chain, tmp_path):
 def test_a_vocabulary_by_any_name_is_called_by_the_one_that_finds_it(chain):
     folder, _ = chain
     path = f'{folder}/weights/tokenizer.json'
-    assert data.name_of(seqio.ByteVocabulary()) == 'byt5'
-    assert data.name_of(data.named(path)) == path
-    assert data.name_of(data.named(f'{path} eos=<|im_start|>')) == f'{path} eos=<|im_start|>'
-    assert data.name_of(toy_tasks.vocabulary(), 'toy_sft') == 'task:toy_sft'
+    assert lexicon.name_of(seqio.ByteVocabulary()) == 'byt5'
+    assert lexicon.name_of(lexicon.named(path)) == path
+    assert lexicon.name_of(lexicon.named(f'{path} eos=<|im_start|>')) == f'{path} eos=<|im_start|>'
+    assert lexicon.name_of(toy_tasks.vocabulary(), 'toy_sft') == 'task:toy_sft'
     with pytest.raises(UserError, match="'byt5 eos=x': another EOS"):
-        data.named('byt5 eos=x')
+        lexicon.named('byt5 eos=x')
+
+
+# Without a data set.
+
+DATA = ['--gin.EVAL_DATASET=@eval/data.DatasetConfig()', quoted('MIXTURE_OR_TASK_NAME', 'plain_prompts'),
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"]  # fmt: skip
+SHORT = '--gin.sampling.SamplingConfig.max_decode_length=4'
+
+
+def test_an_imported_model_is_asked_and_measured(chain, tmp_path):
+    folder, _ = chain
+    model = tmp_path / 'theirs'
+    ran('import', '--format=hf', f'--input={folder}/weights', f'--model_dir={model}', f'--gin_file={folder}/tiny.gin')
+    assert about(model)['vocabulary_fingerprint'] == about(folder / 'sft')['vocabulary_fingerprint']
+    ask = 'sample', f'--model_dir={model}', SHORT
+    assert ran(*ask, '--prompt=hello wo').out.startswith('hello wo')
+    assert len(ran(*ask, '--num=2', *DATA).out.split('\n\n')) == 3
+    ran('eval', f'--model_dir={model}', SHORT, '--split=test', *DATA)
+    assert (model / 'eval_test.json').exists()
+    assert 'set MIXTURE_OR_TASK_NAME' in perl(*ask, DATA[0]).line
+    for command in ('eval', 'sample'):
+        line = perl(command, f'--model_dir={model}').line
+        assert '--gin.EVAL_DATASET=@eval/data.DatasetConfig()' in line and 'MIXTURE_OR_TASK_NAME' in line
+
+
+def test_an_imported_model_without_tokenizer_is_asked_with_one_that_is_named(chain, tmp_path):
+    folder, _ = chain
+    weights, model = hf_folder(tmp_path / 'weights', tokenizer=False), tmp_path / 'theirs'
+    ran('import', '--format=hf', f'--input={weights}', f'--model_dir={model}', f'--gin_file={folder}/tiny.gin')
+    ask = 'sample', f'--model_dir={model}', '--prompt=hello', SHORT
+    assert f"'{weights}' brings no tokenizer; set VOCABULARY" in perl(*ask).line
+    assert ran(*ask, quoted('VOCABULARY', 'byt5')).out.startswith('hello')
+
+
+def test_a_prompt_that_is_typed_in_needs_no_data_and_is_not_cut(chain, monkeypatch):
+    folder, _ = chain
+    seen, dataset = [], texts.dataset
+    monkeypatch.setattr(texts, 'dataset', lambda *args: seen.append(dataset(*args)) or seen[-1])
+    ask = 'sample', f'--model_dir={folder}/sft', '--gin.PROMPTS_DATASET=None'
+    ran(*ask, f'--prompt={"hello" * 20}')
+    ran(*ask, '--prompt=hello', quoted('VOCABULARY', 'byt5'))
+    assert [(int(x.arrays['inputs_mask'].sum()), x.eos_ids[0]) for x in seen] == [(20, 2), (5, 1)]
+    assert 'names no data to ask it with' in perl(*ask).line
+
+
+def test_an_empty_name_is_not_the_folder_one_stands_in(chain, monkeypatch):
+    folder, _ = chain
+    monkeypatch.chdir(folder / 'weights')
+    assert "VOCABULARY = ''" in perl('inspect', '--task=plain_sft', '--vocabulary=').line
+    line = perl('judge', f'--model_dir={folder}/policy', f'--judge={folder}/sft', '--rubric=harmless',
+                '--judge_vocabulary=', '--num=2').line  # fmt: skip
+    assert "VOCABULARY = ''" in line
 
 
 # Chats.

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tiny_gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from perl_jax import data, texts
+from perl_jax import data, lexicon, texts
 from perl_jax.controls import Formatted, mark
 from perl_jax.errors import UserError
 from perl_jax.interop.tokenizers import TokenizersVocabulary
@@ -285,12 +285,12 @@ def test_an_entry_that_no_text_becomes_needs_no_row(tmp_path):
     tokenizer.save(str(path))
     v = TokenizersVocabulary(path)
     assert (v.vocab_size, v.reachable_size) == (size + 1, size)
-    data.check_vocabulary(v, size)
-    data.check_vocabulary(v, size + 64)  # tables may be larger
+    lexicon.check_vocabulary(v, size)
+    lexicon.check_vocabulary(v, size + 64)  # tables may be larger
     with pytest.raises(UserError, match=f'only vocab_size = {size - 1}'):
-        data.check_vocabulary(v, size - 1)
+        lexicon.check_vocabulary(v, size - 1)
     tokenizer.add_tokens(['image'])  # which a text may well become
     (tmp_path / 'other').mkdir()
     tokenizer.save(str(tmp_path / 'other/tokenizer.json'))
     with pytest.raises(UserError, match='only vocab_size'):
-        data.check_vocabulary(TokenizersVocabulary(tmp_path / 'other/tokenizer.json', eos='<|im_end|>'), size)
+        lexicon.check_vocabulary(TokenizersVocabulary(tmp_path / 'other/tokenizer.json', eos='<|im_end|>'), size)

@@ -12,7 +12,7 @@ import sentencepiece
 import tiny_gguf
 from test_tokenizers import write_json
 
-from perl_jax import configure, data
+from perl_jax import configure, data, lexicon
 from perl_jax.errors import UserError
 from perl_jax.interop.tokenizers import TokenizersVocabulary
 from perl_jax.interop.vocabularies import of_base, vocabulary
@@ -127,9 +127,9 @@ def test_what_is_no_tokenizer(tmp_path):
 
 def test_a_vocabulary_larger_than_the_embedding(tmp_path):
     v = vocabulary(write_model(tmp_path / 'spiece.model', **T5))
-    data.check_vocabulary(v, 145)  # rows to spare are common: T5 has 32,100 tokens and 32,128 rows
+    lexicon.check_vocabulary(v, 145)  # rows to spare are common: T5 has 32,100 tokens and 32,128 rows
     with pytest.raises(UserError, match='the vocabulary has 145 tokens and the model only vocab_size = 144; set VOCAB'):
-        data.check_vocabulary(v, 144)
+        lexicon.check_vocabulary(v, 144)
 
 
 def model_folder(path, **files):

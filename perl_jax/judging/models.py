@@ -46,10 +46,13 @@ def ask(
     """
     check_count('--judge_tokens', tokens)
     greedy = SamplingConfig(temperature=0, max_decode_length=tokens)
-    found = vocabularies.named(vocabulary) if vocabulary else vocabularies.of_run(model_dir, [dataset], base.path)
+    if vocabulary is None:
+        found = vocabularies.of_run(model_dir, [dataset], base.path)
+    else:
+        found = vocabularies.named(vocabulary)
     words = found.vocabulary
     if chat is not None:
-        prompts = [found.format(chat)(prompt) for prompt in prompts]
+        prompts = list(map(found.format(chat), prompts))
     longest = 1 + max(len(words.encode(prompt)) for prompt in prompts)  # 1: BOS
     asked = texts.dataset(words, prompts, -(-longest // STEP) * STEP)
     with partitioner.scope():
