@@ -32,12 +32,19 @@ def steps(preprocessors: Sequence[Any], cached: bool) -> list[Any]:
     import seqio
 
     places = [i for i, step in enumerate(preprocessors) if isinstance(step, seqio.CacheDatasetPlaceholder)]
-    before = preprocessors[: places[0]] if cached and places else []
-    seen = [True for step in before if not getattr(step, '__module__', '').startswith('seqio.')]
-    return [
-        step if isinstance(step, seqio.CacheDatasetPlaceholder) else functools.partial(_cleaned, step, seen)
-        for step in preprocessors
-    ]
+    first = places[0] if places else 0
+    rest = first + len(places)
+    before, placeholder, behind = preprocessors[:first], preprocessors[first:rest], preprocessors[rest:]
+    seen = [True for step in before if cached and not getattr(step, '__module__', '').startswith('seqio.')]
+    # SeqIO lets no preprocessor in front of its cache ask for lengths.
+    early = [functools.partial(_early, step, seen) for step in before]
+    return [*early, *placeholder, *(functools.partial(_cleaned, step, seen) for step in behind)]
+
+
+def _early(
+    step: Callable[..., Any], seen: list[bool], dataset: Any, output_features: Mapping[str, Any] | None = None
+) -> Any:
+    return _cleaned(step, seen, dataset, None, output_features)
 
 
 def _cleaned(
@@ -49,7 +56,8 @@ def _cleaned(
 ) -> Any:
     import seqio
 
-    step = seqio.utils.add_kwargs_to_transform(step, sequence_length=sequence_length, output_features=output_features)
+    given = {'sequence_length': sequence_length, 'output_features': output_features}
+    step = seqio.utils.add_kwargs_to_transform(step, **given)
     token = _FORMATTED.set(seen)
     try:
         return step(dataset if seen else clean(dataset))

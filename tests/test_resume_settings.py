@@ -59,7 +59,7 @@ REFUSED = {
     'train_policy.train.algorithm', 'LoraSpec.rank', 'LoraSpec.alpha', 'LoraSpec.targets', 'BaseConfig.dtype',
     'DecoderConfig.rope_theta', 'train/DatasetConfig.batch_size', 'train/DatasetConfig.task_feature_lengths',
     'train/DatasetConfig.length_buckets', 'RunConfig.random_seed', 'SamplingConfig.num_samples',
-    'SamplingConfig.max_decode_length', 'train_policy.train.optimizer', 'train/DatasetConfig.vocabulary',
+    'SamplingConfig.max_decode_length', 'train_policy.train.optimizer',
     'train_policy.train.anchor_ema',
 }  # fmt: skip
 TAKEN = {
@@ -69,6 +69,7 @@ TAKEN = {
     'train_policy.train.entropy_bonus', 'train_policy.train.shaping', 'LearnedReward.model_dir', 'BaseConfig.path',
     'DecoderConfig.remat', 'DecoderConfig.dtype', 'train/DatasetConfig.tokens_dir', 'Partitioner.num_partitions',
     'train_policy.train.num_microbatches', 'train_policy.train.eval_dataset',
+    'train/DatasetConfig.vocabulary',  # by whatever name: vocabulary.py compares its tokens
 }  # fmt: skip
 
 

@@ -437,9 +437,9 @@ def test_an_empty_name_is_not_the_folder_one_stands_in(chain, monkeypatch):
     folder, _ = chain
     monkeypatch.chdir(folder / 'weights')
     assert "VOCABULARY = ''" in perl('inspect', '--task=plain_sft', '--vocabulary=').line
-    line = perl('judge', f'--model_dir={folder}/policy', f'--judge={folder}/sft', '--rubric=harmless',
-                '--judge_vocabulary=', '--num=2').line  # fmt: skip
-    assert "VOCABULARY = ''" in line
+    judged = perl('judge', f'--model_dir={folder}/policy', f'--judge={folder}/sft', '--rubric=harmless',
+                  '--judge_vocabulary=', '--num=2')  # fmt: skip
+    assert judged.code == 2 and "VOCABULARY = ''" in judged.err.splitlines()[-1]
 
 
 # Chats.

@@ -33,8 +33,8 @@ from perl_jax.interop import (
 class Template:
     """The template that lies with a tokenizer; it is read when it is first used.
 
-    path: a folder, hf://OWNER/NAME, a tokenizer.json, a .model or a .gguf (`package:NAME/FILE` too); a MODEL_DIR, for that
-      of the vocabulary that its run reads with.
+    path: a folder, hf://OWNER/NAME, a tokenizer.json, a .model or a .gguf (`package:NAME/FILE` too);
+      a MODEL_DIR, for that of the vocabulary that its run reads with.
     name: of a checkpoint with several templates, such as tool_use.
     """
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 import transformers
 from test_vocabularies import LLAMA, T5, write_model
 
-from perl_jax import data, texts
+from perl_jax import lexicon, texts
 from perl_jax.controls import Formatted, mark
 from perl_jax.errors import UserError
 from perl_jax.interop.chat_template import Template
@@ -97,10 +97,10 @@ def test_added_tokens_that_are_not_special_are_found_in_any_text(tmp_path):
 
 def test_a_bos_is_put_in_front_only_where_the_config_wants_one(tmp_path):
     ours, _ = folder(tmp_path, {'add_bos_token': False})
-    assert data.bos_id(ours) is None and ours.continuing is not ours
+    assert lexicon.bos_id(ours) is None and ours.continuing is not ours
     (tmp_path / 'with').mkdir()
     ours, _ = folder(tmp_path / 'with', {'add_bos_token': True})
-    assert data.bos_id(ours) == 1
+    assert lexicon.bos_id(ours) == 1
 
 
 def test_a_text_that_opens_with_bos_gets_no_second_one(tmp_path):
