@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from perl_jax import lexicon, providers, rows, token_files, types
-from perl_jax.errors import UserError, check_count
+from perl_jax.errors import UserError, check_count, check_number
 from perl_jax.streams import Dataset, Example, Stream
 from perl_jax.token_files import TokenFiles
 
 SAMPLE = 1000  # rows that are looked at where not all are held
-MAX_DROPPED = 0.05  # a run stops if more of its examples than this share are empty or too long
+LOOK = 16  # times as many rows are read as an evaluation takes, to choose from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,9 @@ class DatasetConfig:
     batch_size: prompts a batch, over all devices.
     vocabulary: the base model's, in place of the task's own, or what it is `named`. A run that is given None finds its
       base's own (vocabulary.py); read by itself, a task keeps its own.
-    limit: read at most so many examples, of a mixture's tasks alike; None reads all.
+    limit: at most so many examples, of a mixture's tasks alike; None is all. Training takes the first; evaluations take
+      the same few each time, spread over the groups of the first rows, `LOOK` times as many (rows.spread).
+    max_dropped: a run stops if a larger share of its examples is empty or too long.
     use_cached: read tasks from the cache that SeqIO wrote of them, where they have a place for one.
     tokens_dir: a folder for the rows as files of tokens, which a run then maps in place of holding them: written by the
       first that starts, and taken by every later one that reads the same task alike. None holds them in memory.
@@ -50,6 +52,7 @@ class DatasetConfig:
     split: str = 'train'
     vocabulary: Any = None
     limit: int | None = None
+    max_dropped: float = 0.05
     use_cached: bool = False
     tokens_dir: str | None = None
     length_buckets: int = 1
@@ -57,6 +60,9 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         check_count('LENGTH_BUCKETS', self.length_buckets)
         check_count('BATCH_SIZE', self.batch_size)
+        check_number('MAX_DROPPED', self.max_dropped, 0, 1)
+        if self.limit is not None:
+            check_count('DatasetConfig.limit (EVAL_EXAMPLES)', self.limit)
         if not self.mixture_or_task_name:
             raise UserError('a data set names no task; set MIXTURE_OR_TASK_NAME (of prompts/: PROMPTS_TASK_NAME)')
         lengths = self.task_feature_lengths
@@ -97,11 +103,15 @@ def load(config: DatasetConfig, kind: str) -> Dataset:
     """Read one split of a task, or of every task of a mixture in turn; `kind` is sft, pairs, thumbs or prompts.
 
     Raises:
-      UserError: an unknown task or split, features that do not fit the kind, or more than `MAX_DROPPED` dropped.
+      UserError: an unknown task or split, features that do not fit the kind, or more than `max_dropped` dropped.
     """
-    tasks = _tasks(config)
-    whole = joined(_parts(tasks, config, kind, _loaded))
-    return whole if config.limit is None else whole.take(np.arange(min(config.limit, len(whole))))
+    if config.limit is None:
+        return joined(_parts(_tasks(config), config, kind, _loaded))
+    parts = _parts(_tasks(config), dataclasses.replace(config, limit=config.limit * LOOK), kind, _loaded)
+    share = -(-config.limit // len(parts))
+    groups = [[example.get('group', i) for i, example in enumerate(part.examples)] for part in parts]
+    whole = joined([part.take(rows.spread(names, share)) for part, names in zip(parts, groups, strict=True)])
+    return whole.take(np.arange(min(config.limit, len(whole))))
 
 
 def tasks_with_rows(config: DatasetConfig, kind: str) -> list[tuple[Any, Dataset, list[Mapping[str, Any]]]]:
@@ -155,7 +165,7 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Ma
     ds, converter, room, vocabulary = _open(task, config, kind)
     ds, name = ds.cache(), f'{task.name} ({config.split})'
     raw = list(ds.as_numpy_iterator())
-    keep = _admit(raw, room, converter.RESPONSES, name, lexicon.name_of(vocabulary, task.name))
+    keep = _admit(raw, room, converter.RESPONSES, name, lexicon.name_of(vocabulary, task.name), config.max_dropped)
     rows.look_for_controls(raw, ['inputs', *converter.RESPONSES], vocabulary, name)
     ds = rows.fit(ds, keep, room['inputs'], lexicon.bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
@@ -202,17 +212,17 @@ def _admitted(task: Any, config: DatasetConfig, kind: str) -> Iterator[tuple[Map
         text = row['inputs'][1:] if len(head) and row['inputs'][0] == bos else row['inputs']  # no second BOS
         tail = text[max(0, len(text) - room['inputs'] + len(head)) :]
         yield row | {'inputs': np.concatenate([head, tail])}, rows.example(row, room, kind, vocabulary)
-    _check_dropped(total, dropped, first, name, lexicon.name_of(vocabulary, task.name))
+    _check_dropped(total, dropped, first, name, lexicon.name_of(vocabulary, task.name), config.max_dropped)
     rows.look_for_controls(some, ['inputs', *converter.RESPONSES], vocabulary, name)
 
 
 def _admit(
-    raw: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str, vocabulary: str
+    raw: list[Example], room: Mapping[str, int], responses: Sequence[str], name: str, vocabulary: str, most: float
 ) -> np.ndarray:
     """Which rows have a prompt and responses that fit; says how many have not, and stops where there are too many."""
     reasons = [_unfit(i, row, room, responses) for i, row in enumerate(raw)]
     bad = [reason for reason in reasons if reason]
-    _check_dropped(len(raw), len(bad), bad[0] if bad else '', name, vocabulary)
+    _check_dropped(len(raw), len(bad), bad[0] if bad else '', name, vocabulary, most)
     return np.array([not reason for reason in reasons])
 
 
@@ -227,13 +237,13 @@ def _unfit(i: int, row: Example, room: Mapping[str, int], responses: Sequence[st
     return ''
 
 
-def _check_dropped(total: int, dropped: int, first: str, name: str, vocabulary: str) -> None:
+def _check_dropped(total: int, dropped: int, first: str, name: str, vocabulary: str, most: float) -> None:
     if dropped:
         said = f'{name}: {dropped} of {total} examples dropped; {first}'
-        if dropped > MAX_DROPPED * total:
+        if dropped > most * total:
             raise UserError(
-                f"{said}; over {MAX_DROPPED:.0%}: mend the data, or raise TASK_FEATURE_LENGTHS['targets'], or set "
-                f"VOCABULARY (these are tokens of '{vocabulary}')"
+                f"{said}; over {most:.0%}: mend the data, or raise TASK_FEATURE_LENGTHS['targets'] or MAX_DROPPED, or "
+                f"set VOCABULARY (these are tokens of '{vocabulary}')"
             )
         logging.getLogger('perl_jax').warning(said)
     if dropped == total:

@@ -53,7 +53,8 @@ TAKEN = (
     'BaseConfig.path',  # where the same weights lie now: their fingerprint is compared
     '*DatasetConfig.vocabulary',  # likewise its tokens, by whatever name: vocabulary.py
     *HOW, 'Decoder.*', 'T5.*',
-    'train/DatasetConfig.tokens_dir', 'eval/DatasetConfig.*', 'prompts/DatasetConfig.*', 'DatasetConfig.*',
+    'train/DatasetConfig.tokens_dir', 'train/DatasetConfig.max_dropped',
+    'eval/DatasetConfig.*', 'prompts/DatasetConfig.*', 'DatasetConfig.*',
     '*LoraSpec.dropout', 'RunConfig.*', 'Partitioner.*', 'standard_logical_axis_rules.*',
     '*adafactor.*', '*adam.*', '*adamw.*', '*sgd.*', '*chain.*', '*clip_by_global_norm.*', '*_schedule.*', '*linear.*',
     '*KLConfig.*', '*PPO.*', '*GRPO.*', '*SamplingConfig.*', '*LearnedReward.*', '*TextReward.*',

@@ -17,6 +17,27 @@ _PROMPTS = 'put prompts into a format with perl_jax.tasks.chat or preprocessors.
 _RESPONSES = 'the EOS that ends an answer is put there without being written: take it out of the texts'
 
 
+def spread(groups: Sequence[Any], n: int) -> np.ndarray:
+    """Choose n rows that stand for all of them: in proportion from every group, and the same each time.
+
+    The first rows of a split are often of a few sessions. Here groups stand in a drawn order, the rows of each in a
+    drawn order too, and every (N / n)-th is taken.
+
+    Args:
+      groups: of each of the N rows.
+      n: how many; all where there are no more.
+
+    Returns:
+      Their indices [min(n, N)], ascending.
+    """
+    if n >= len(groups):
+        return np.arange(len(groups))
+    rng = np.random.default_rng(0)
+    names, of = np.unique([str(name) for name in groups], return_inverse=True)
+    order = np.lexsort((rng.permutation(len(groups)), rng.permutation(len(names))[of]))
+    return np.sort(order[((np.arange(n) + 0.5) * len(groups) / n).astype(int)])
+
+
 def look_for_controls(rows: Sequence[Example], features: Sequence[str], vocabulary: Any, name: str) -> None:
     """Say so where texts spell control tokens that no chat format put there: they are read as text.
 

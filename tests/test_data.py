@@ -140,9 +140,21 @@ def test_no_examples_at_all():
         load('prompts', [])
 
 
-def test_limit_reads_the_first():
-    dataset = load('sft', sft(20), limit=3)
-    assert [e['inputs_pretokenized'] for e in dataset.examples] == ['000', '001', '002']
+def test_limit_is_a_sample_of_the_first_rows():
+    """The same one each time, from 16 times as many."""
+    few = [load('sft', sft(100), limit=3) for _ in range(2)]
+    read, again = ([int(e['inputs_pretokenized']) for e in one.examples] for one in few)
+    assert read == again == sorted(set(read)) and len(read) == 3 and read[-1] < 48
+    assert read != [0, 1, 2]
+
+
+def test_more_than_the_share_that_may_be_dropped_stops_a_run():
+    rows = [*sft(9), {'inputs': 'x', 'targets': ''}]
+    with pytest.raises(UserError, match=r'1 of 10 examples dropped.*over 5%.*MAX_DROPPED'):
+        load('sft', rows)
+    assert len(load('sft', rows, max_dropped=0.1)) == 9
+    with pytest.raises(UserError, match='MAX_DROPPED = 1.5'):
+        load('sft', rows, max_dropped=1.5)
 
 
 @pytest.mark.parametrize(('limit', 'read'), [(5, 'aaabb'), (1, 'a'), (2, 'ab'), (50, 'a' * 9 + 'b' * 9)])

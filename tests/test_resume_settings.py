@@ -69,6 +69,7 @@ TAKEN = {
     'train_policy.train.entropy_bonus', 'train_policy.train.shaping', 'LearnedReward.model_dir', 'BaseConfig.path',
     'DecoderConfig.remat', 'DecoderConfig.dtype', 'train/DatasetConfig.tokens_dir', 'Partitioner.num_partitions',
     'train_policy.train.num_microbatches', 'train_policy.train.eval_dataset',
+    'train/DatasetConfig.max_dropped',
     'train/DatasetConfig.vocabulary',  # by whatever name: vocabulary.py compares its tokens
 }  # fmt: skip
 

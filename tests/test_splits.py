@@ -1,5 +1,8 @@
 import collections
 
+import numpy as np
+
+from perl_jax import rows
 from perl_jax.tasks import splits
 
 
@@ -21,3 +24,15 @@ def test_where_a_group_lies_is_for_ever():
 def test_near_copies_are_one_group():
     assert {splits.normalised(x) for x in ("I'd like it!", 'i d  like it', ' I_d like IT… ')} == {'i d like it'}
     assert splits.normalised('Größe?') == 'größe'
+
+
+def test_a_sample_is_spread_over_groups_and_the_same_each_time():
+    groups = [f'g{i // 20}' for i in range(400)]  # 20 groups, one behind the other
+    chosen = rows.spread(groups, 40)
+    assert len(set(chosen)) == 40 and (np.diff(chosen) > 0).all()
+    assert set(collections.Counter(groups[i] for i in chosen).values()) == {2}
+    np.testing.assert_array_equal(chosen, rows.spread(groups, 40))
+    large = ['a'] * 300 + [f'b{i}' for i in range(100)]  # in proportion: a large group is no smaller in the sample
+    assert sum(large[i] == 'a' for i in rows.spread(large, 40)) in (29, 30, 31)
+    np.testing.assert_array_equal(rows.spread(groups, 400), np.arange(400))
+    np.testing.assert_array_equal(rows.spread(groups[:3], 40), np.arange(3))
