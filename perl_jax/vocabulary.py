@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -220,9 +221,13 @@ def named(name: str) -> RunVocabulary:
 
 
 def check_rewards(model_dirs: Iterable[str | Sequence[str]], policy: RunVocabulary) -> None:
-    """Rewards score the policy's tokens, so those have to be theirs; an older run does not say what its were."""
+    """Rewards score the policy's tokens, so those have to be theirs; without a tokenizer none is named."""
     for folder in itertools.chain.from_iterable([x] if isinstance(x, str) else x for x in model_dirs):
         name, fingerprint = ((rundir.read(folder) or {}).get(key) for key in NAMED)
+        if name is None:
+            logging.getLogger('perl_jax').warning(
+                f"LearnedReward.model_dir: '{folder}' names no vocabulary; it is given the tokens of '{policy.name}'"
+            )
         if name is None or fingerprint == policy.fingerprint or (name == policy.name and fingerprint is None):
             continue
         if not policy.alike(_recorded(folder, name).name):

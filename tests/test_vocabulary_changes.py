@@ -87,6 +87,15 @@ def test_a_vocabulary_that_has_changed_under_a_run_is_refused(folder, tmp_path, 
     assert vocabulary.choose([moved], None, run)[0].name == str(tmp_path / 'copy')
 
 
+def test_a_reward_without_a_vocabulary_is_given_the_policys_and_that_is_said(folder, tmp_path, caplog):
+    caplog.set_level('WARNING', 'perl_jax')
+    run = run_of(tmp_path / 'run', vocabulary.named(str(folder)))
+    about = json.loads((tmp_path / 'run/run.json').read_text())
+    (tmp_path / 'run/run.json').write_text(json.dumps(about | {'vocabulary': None}))
+    vocabulary.check_rewards([run], vocabulary.named(str(folder)))
+    assert f"'{run}' names no vocabulary; it is given the tokens of '{folder}'" in caplog.text
+
+
 def test_a_changed_vocabulary_that_has_moved_too_is_refused(folder, tmp_path):
     run = run_of(tmp_path / 'run', vocabulary.named(f'{folder}/tokenizer.json'))
     (folder / 'config.json').write_text('{}')
