@@ -49,6 +49,22 @@ def test_another_tokenizer_than_the_weights_own_goes_along(tmp_path):
         given = companions.collect(weights, name, (2,))
         assert '<z>' in given.files['tokenizer.json'].decode() and given.config['eos_token_id'] == 2
         assert given.config['max_position_embeddings'] == 77
+        assert 'bos_token_id' not in given.config  # the weights' is of another token here
+
+
+def test_ids_are_those_of_the_tokenizer_that_goes_along(tmp_path):
+    """A BOS in the tokenizer, none in config.json: transformers had both to choose from."""
+    weights = folder(tmp_path / 'm', ['<s>', '</s>'], eos_token='</s>')
+    other = folder(tmp_path / 'o', ['<x>', '<b>', '<p>', '<e>'], eos_token='<e>', bos_token='<b>', pad_token='<p>')
+    given = companions.collect(weights, other, (3,))
+    assert {key: given.config[key] for key in ('bos_token_id', 'pad_token_id', 'eos_token_id')} == {
+        'bos_token_id': 1, 'pad_token_id': 2, 'eos_token_id': 3
+    }  # fmt: skip
+    assert read(given, 'generation_config.json')['bos_token_id'] == 1
+    own = folder(tmp_path / 'n', ['<s>', '</s>', '<p>'], eos_token='</s>', pad_token='<p>')
+    for name in None, own, f'{own}/tokenizer.json':
+        assert companions.collect(own, name, (1,)).config['pad_token_id'] == 2
+        assert companions.collect(own, name, (1,)).config['bos_token_id'] == 0  # as config.json has it
 
 
 def test_weights_without_files_have_none(tmp_path):
@@ -73,6 +89,7 @@ PADS = {
     'a filler': (['<s>', '</s>', '<|reserved_0|>'], {'eos_token': '</s>', 'pad_token': '</s>'}, '<|reserved_0|>'),
     'the unknown': (['<unk>', '</s>', '<s>'], {'eos_token': '</s>', 'unk_token': '<unk>', 'bos_token': '<s>'}, '<unk>'),
     'the first': (['<s>', '</s>'], {'eos_token': '</s>', 'bos_token': '<s>', 'pad_token': '</s>'}, '<s>'),
+    'no other token': (['</s>'], {'eos_token': '</s>'}, 'b'),
     'not the second end': (['<x>', '</s>', '<|pad|>'], {'eos_token': '</s>', 'pad_token': '<|pad|>'}, '<x>'),
 }
 
@@ -80,9 +97,9 @@ PADS = {
 @pytest.mark.parametrize('name', PADS)
 def test_a_rewards_padding_ends_no_text(tmp_path, name):
     special, config, pad = PADS[name]
-    ends = (1, 2) if name == 'not the second end' else (1,)
+    ends = {'not the second end': (1, 2), 'no other token': (0,)}.get(name, (1,))
     given = companions.for_rewards(companions.collect(folder(tmp_path / 'm', special, **config), None, ends), ends)
-    assert given.config['pad_token_id'] == special.index(pad) and given.tokens['pad'] == pad
+    assert given.config['pad_token_id'] == [*special, 'a', 'b'].index(pad) and given.tokens['pad'] == pad
     assert read(given, 'tokenizer_config.json')['pad_token'] == pad
     assert 'generation_config.json' not in given.files
 
@@ -119,3 +136,8 @@ def test_a_sentencepiece_model_alone_has_a_class_that_transformers_reads(tmp_pat
     want = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / 'x.model')).encode('the cat sat')
     assert tokenizer('the cat sat', add_special_tokens=False)['input_ids'] == want
     assert tokenizer.eos_token_id == ids['eos_id']
+    reward = companions.for_rewards(given, (ids['eos_id'],))  # its padding is the tokenizer's too, and ends no text
+    reward.write(tmp_path / 'out')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+    assert tokenizer.pad_token_id == reward.config['pad_token_id'] != ids['eos_id']
+    assert tokenizer('the cat sat', add_special_tokens=False)['input_ids'] == want

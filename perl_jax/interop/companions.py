@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from perl_jax.interop import gguf, hf, hf_config, paths, tokenizer_files
+from perl_jax.interop import gguf, hf, hf_config, paths, token_ids, tokenizer_files
 from perl_jax.interop.tokenizer_files import CONFIG, GENERATION, TEMPLATE
 
 _TOKENIZER = (
@@ -17,7 +17,9 @@ _TOKENIZER = (
 )  # fmt: skip
 _LENGTHS = ('max_position_embeddings', 'n_positions')
 _IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
+_OF_TOKENIZER = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 _FILLERS = ('pad', 'unused', 'reserved', 'fill')  # in the names of tokens that no text has
+_RARE = ('<0x00>', 'Ā')  # the byte 0, as tokenizers write it: no text has it, and few have what it is written as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,11 @@ def collect(weights: str, tokenizer: str | None, ends: Sequence[int] = ()) -> Co
     path = weights if tokenizer is None else tokenizer
     found = _files(path)
     files, tokens = found.files, found.tokens
-    config |= {key: value for key, value in found.config.items() if key not in _LENGTHS}
+    if not _is_own(weights, path):  # what these ids are in the weights' vocabulary is something else here
+        config = {key: value for key, value in config.items() if key not in _OF_TOKENIZER}
+    ids, _ = token_ids.read(files)
+    named = {f'{kind}_token_id': ids[tokens[kind]] for kind in ('bos', 'pad') if tokens.get(kind) in ids}
+    config = named | config | {key: value for key, value in found.config.items() if key not in _LENGTHS}
     generation = json.loads(files.get(GENERATION) or '{}')
     if ends:
         config['eos_token_id'] = generation['eos_token_id'] = list(ends) if len(ends) > 1 else ends[0]
@@ -62,22 +68,23 @@ def collect(weights: str, tokenizer: str | None, ends: Sequence[int] = ()) -> Co
 def for_rewards(given: Companions, ends: Sequence[int]) -> Companions:
     """The same with a token for padding that ends no text: a classifier reads its score before the padding."""
     files = {name: content for name, content in given.files.items() if name != GENERATION}
-    ids = _ids(files)
+    every, special = token_ids.read(files)
     ends = {*ends, *_listed(given.config.get('eos_token_id'))}
-    if not ids:
+    if not every:
         pad = given.config.get('pad_token_id')
         pad = pad if pad is not None and pad not in ends else next(i for i in range(len(ends) + 1) if i not in ends)
         return dataclasses.replace(given, files=files, config=given.config | {'pad_token_id': pad})
-    ends |= {ids[given.tokens['eos']]} if given.tokens.get('eos') in ids else set()
-    fillers = [token for token in ids if any(word in token.lower() for word in _FILLERS) and token.startswith('<')]
+    ends |= {every[given.tokens['eos']]} if given.tokens.get('eos') in every else set()
+    fillers = [token for token in special if any(word in token.lower() for word in _FILLERS) and token.startswith('<')]
     named = [given.tokens.get(kind) for kind in ('unk', 'bos')]
-    wanted = [given.tokens.get('pad'), *fillers, *named, *reversed(ids)]
-    pad = next(token for token in wanted if token in ids and ids[token] not in ends)
+    wanted = [given.tokens.get('pad'), *fillers, *named, *(reversed(special) if special != every else ())]
+    wanted += [*_RARE, *reversed(every)]
+    pad = next(token for token in wanted if token in every and every[token] not in ends)
     said = json.loads(files.get(CONFIG) or '{}') | {'pad_token': pad}
     files[CONFIG] = _json(said)
     if tokenizer_files.SPECIAL in files:
         files[tokenizer_files.SPECIAL] = _json(json.loads(files[tokenizer_files.SPECIAL]) | {'pad_token': pad})
-    return Companions(files, given.config | {'pad_token_id': ids[pad]}, given.tokens | {'pad': pad})
+    return Companions(files, given.config | {'pad_token_id': every[pad]}, given.tokens | {'pad': pad})
 
 
 def _config(weights: str) -> dict[str, Any]:
@@ -92,6 +99,12 @@ def _config(weights: str) -> dict[str, Any]:
     whole = json.loads((folder / 'config.json').read_text())
     said = whole | hf_config.read(folder)
     return {key: said[key] for key in (*_IDS, *_LENGTHS) if said.get(key) is not None}
+
+
+def _is_own(weights: str, path: str) -> bool:
+    """Whether a tokenizer's path is in the folder of the weights, or means the same."""
+    here = pathlib.Path(path).expanduser().absolute()
+    return path == weights or pathlib.Path(weights).expanduser().absolute() in (here, here.parent)
 
 
 def _files(path: str) -> Companions:
@@ -160,16 +173,6 @@ def _of_sentencepiece(file: pathlib.Path) -> Companions:
     files = {'spiece.model' if is_t5 else 'tokenizer.model': file.read_bytes(), CONFIG: _json(config)}
     keys = {f'{kind}_token_id': i for kind, i in ids.items() if kind != 'unk'}
     return Companions(files | beside.files, keys, tokens)
-
-
-def _ids(files: dict[str, bytes]) -> dict[str, int]:
-    """The special tokens of a tokenizer.json by text; all pieces where it marks none."""
-    if 'tokenizer.json' not in files:
-        return {}
-    said = json.loads(files['tokenizer.json'])
-    added = {token['content']: token['id'] for token in said.get('added_tokens', []) if token.get('special')}
-    vocab = said['model']['vocab']
-    return added or (vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)})
 
 
 def _listed(value: Any) -> list[int]:
