@@ -1,7 +1,8 @@
 """`perl_jax export` and `perl_jax import`: what a run learned, out to other libraries, and what they have, in.
 
     export --format=hf     merged weights, that transformers loads; a reward's with its head, as a classifier
-    export --format=peft   the adapter alone, that peft loads onto the weights behind all runs (or --base)
+    export --format=peft   the adapter alone, that peft loads onto the weights behind all runs (or --base), as README.md
+                           there says
     export --format=t5x    merged weights, that T5X restores (encoder-decoder networks)
     import --format=...    the way back, into a MODEL_DIR to start from: INITIAL_CHECKPOINT_PATH, or REWARD_MODEL_DIR
 """
@@ -19,7 +20,7 @@ from perl_jax import base as bases
 from perl_jax import lexicon, lineage, lora, partitioning, rebase, rundir, runs, vocabulary
 from perl_jax.base import BaseConfig
 from perl_jax.errors import UserError, check_count
-from perl_jax.interop import companions, hf, peft, t5x, tokenizer_files
+from perl_jax.interop import companions, hf, peft, peft_card, peft_config, t5x
 from perl_jax.interop.t5x_network import T5XNetwork
 from perl_jax.networks.t5 import T5
 from perl_jax.partitioning import Partitioner
@@ -62,10 +63,14 @@ def export_run(
         adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
         beside = _companions(model_dir, role)
         if format == 'peft':
-            adapter, name = _on_their_base(model_dir, adapter, onto, rank, base, partitioner)
-            peft.save(folder, network, adapter, name)
-            files = {name: text for name, text in beside.files.items() if name != tokenizer_files.GENERATION}
-            dataclasses.replace(beside, files=files).write(pathlib.Path(folder))
+            adapter, weights = _on_their_base(model_dir, adapter, onto, rank, base, partitioner)
+            name = weights.removeprefix(hf.HUB)
+            task = peft.save(folder, network, adapter, name)
+            needed = peft_card.arguments(weights, task, beside)
+            peft_card.write(folder, name, task, beside, needed)
+            if needed:
+                line = peft_card.call(task, repr(output), needed)
+                logging.getLogger('perl_jax').warning(f'export: load it with {line}; its {peft_card.FILE} says why')
         else:
             params = lora.merge(bases.named(network, about['base'], partitioner, base.path).params, adapter)
             if format == 't5x':
@@ -85,7 +90,7 @@ def _on_their_base(
     base: BaseConfig,
     partitioner: Partitioner,
 ) -> tuple[lora.Adapter, str]:
-    """The adapter for weights that PEFT can load, and what base_model_name_or_path calls these."""
+    """The adapter for weights that PEFT can load, and where these are: a whole path, or hf://OWNER/NAME."""
     if adapter.lora is None:
         raise UserError('export: a fully tuned model is no LoRA adapter; export it with --format=hf')
     if onto is None:
@@ -94,10 +99,11 @@ def _on_their_base(
         if not hf.is_checkpoint(onto):
             raise UserError(f"export: --base: '{onto}' is no Hugging Face folder (config.json) and no hf://OWNER/NAME")
         adapter = rebase.onto(model_dir, adapter, onto, base.network, partitioner, base.path)
+    rebase.check_parts(onto)
     if rank is not None:
         adapter, error = rebase.cut(adapter, rank)
         logging.getLogger('perl_jax').info(f'export: rank {rank} is {error:.1%} off the exact adapter')
-    return adapter, onto.removeprefix(hf.HUB) if onto.startswith(hf.HUB) else os.path.abspath(os.path.expanduser(onto))
+    return adapter, onto if onto.startswith(hf.HUB) else os.path.abspath(os.path.expanduser(onto))
 
 
 def _companions(model_dir: str, role: str) -> companions.Companions:
@@ -142,7 +148,8 @@ def import_run(
     with partitioner.scope(), rundir.whole(model_dir) as folder:
         is_reward = format == 'hf' and hf.is_classifier(input)
         head = hf.score(input, base.network.config.emb_dim) if is_reward else None
-        frozen = bases.load(base, partitioner, 0, classifier=head is not None)
+        is_reward |= format == 'peft' and peft_config.read(pathlib.Path(input)).task == 'SEQ_CLS'
+        frozen = bases.load(base, partitioner, 0, classifier=is_reward)
         if format == 'peft':
             shapes, _ = partitioning.abstract(base.network)
             adapter = peft.load(input, base.network, shapes, frozen.params)

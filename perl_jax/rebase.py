@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import PyTree
 
 from perl_jax import averaging, lineage, rundir
@@ -19,8 +20,12 @@ from perl_jax import base as bases
 from perl_jax.base import BaseConfig
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, t5x
+from perl_jax.interop.hf_families import TEXT_OF
 from perl_jax.lora import Adapter
+from perl_jax.networks.description import describe, difference
 from perl_jax.partitioning import Partitioner
+
+_OUTPUT = 'decoder/logits_dense/kernel'  # a classifier has none
 
 
 def for_origin(model_dir: str, adapter: Adapter) -> tuple[Adapter, str]:
@@ -41,24 +46,57 @@ def onto(
 ) -> Adapter:
     """The adapter that leads from the weights in `folder` to what this run computes.
 
-    The folder holds those of any step of the way: the run's own base, or what lies behind it.
+    The folder holds those of any step of the way: the run's own base, or what lies behind it. A reward's may be in a
+    classifier with one label too, whose head gives way to the reward's.
 
     Args:
       now: where the run's base lies, if it was moved.
 
     Raises:
-      UserError: it holds other weights than all of these.
+      UserError: it holds other weights than all of these, or is of another network.
     """
     *runs, _ = lineage.chain(model_dir)
-    theirs = bases.load(BaseConfig(network, folder), partitioner, 0).params
+    is_classifier = adapter.head is not None and hf.is_classifier(folder)
+    theirs = _weights(folder, network, partitioner, is_classifier)
     for i, run in enumerate(runs):
         ours = bases.named(network, _base(run), partitioner, now if i == 0 else None).params
-        if _alike(folder, ours, theirs):
+        if _alike(folder, ours, theirs, but=(_OUTPUT,) if is_classifier else ()):
             return _joined(runs[: i + 1], adapter)
-    raise UserError(
-        f"export: --base: '{folder}' does not hold the weights that '{model_dir}' was trained on, "
-        f"'{_base(model_dir)['path']}'; export those with --format=hf"
-    )
+    here = f"export: --base: '{folder}' does not hold the weights that '{model_dir}' was trained on, "
+    here += f"'{_base(model_dir)['path']}'"
+    if is_classifier:
+        raise UserError(f'{here}; a reward that was exported with --format=hf has its adapter in it already')
+    raise UserError(f'{here}; export those with --format=hf')
+
+
+def _weights(folder: str, network: nn.Module, partitioner: Partitioner, is_classifier: bool) -> PyTree:
+    """The parameters in a folder that --base names, for which its errors are."""
+    try:
+        theirs, ours = describe(hf.network(folder)), describe(network)
+        if key := difference(theirs, ours):
+            differs = f'{key} is {theirs[key]!r} there and {ours[key]!r} here'
+            raise UserError(f"'{folder}' is of another network than the run: {differs}")
+        if is_classifier:
+            hf.score(folder, network.config.emb_dim)  # one label
+        return bases.load(BaseConfig(network, folder), partitioner, 0, classifier=is_classifier).params
+    except UserError as error:
+        raise UserError(f'export: --base: {error}') from error
+
+
+def check_parts(folder: str) -> None:
+    """Refuse weights of several parts: PEFT makes the whole model of them, whose layers have other names than a text's.
+
+    Raises:
+      UserError: naming the way to a folder of the text part.
+    """
+    kind = json.loads((hf.resolve(folder, weights=False) / 'config.json').read_text()).get('model_type')
+    if kind in TEXT_OF:
+        raise UserError(
+            f"export: '{folder}' is of several parts (model_type {kind}), in which PEFT would put the adapter nowhere; "
+            f'make a folder of the text part: `perl_jax import --format=hf --input={folder} --model_dir=DIR '
+            '--gin_file=models/from_hf.gin`, `perl_jax export --model_dir=DIR --format=hf --output=FOLDER`, then pass '
+            '--base=FOLDER'
+        )
 
 
 def cut(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
@@ -110,8 +148,12 @@ def _how_to_make(weights: str, nearest: str | None) -> str:
     return 'export the whole model with --format=hf'
 
 
-def _alike(folder: str, ours: PyTree, theirs: PyTree) -> bool:
-    """Whether weights are the same but for how they were rounded, in the folder and when they were merged."""
+def _alike(folder: str, ours: PyTree, theirs: PyTree, but: tuple[str, ...] = ()) -> bool:
+    """Whether weights are the same but for how they were rounded, in the folder and when they were merged.
+
+    Args:
+      but: leaves that do not count.
+    """
     said = json.loads((hf.resolve(folder, weights=False) / 'config.json').read_text())
     kind = said.get('dtype') or said.get('torch_dtype') or 'float32'
     dtypes = [kind if kind in ('bfloat16', 'float16') else 'float32', jax.tree.leaves(ours)[0].dtype]
@@ -122,4 +164,5 @@ def _alike(folder: str, ours: PyTree, theirs: PyTree) -> bool:
         room = 2 * eps * np.abs(x) + 1e-6 * np.abs(x).max()
         return bool((np.abs(x - y) <= room).all())
 
-    return all(close(x, y) for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+    ours, theirs = (traverse_util.flatten_dict(tree, sep='/') for tree in (ours, theirs))
+    return all(close(ours[leaf], theirs[leaf]) for leaf in ours if leaf not in but)

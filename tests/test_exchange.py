@@ -148,6 +148,18 @@ def test_an_sft_run_with_full_tuning_is_in_no_adapter_of_the_weights_behind_it(t
 # Bad input.
 
 
+def test_an_adapter_is_for_no_model_of_several_parts(tmp_path):
+    """peft loaded it onto Gemma 3 with images without a word, and all of it was left out."""
+    from perl_jax import rebase
+    from perl_jax.errors import UserError
+
+    (tmp_path / 'config.json').write_text('{"model_type": "gemma3", "text_config": {}}')
+    with pytest.raises(UserError, match='several parts .model_type gemma3.*--base=FOLDER'):
+        rebase.check_parts(str(tmp_path))
+    (tmp_path / 'config.json').write_text('{"model_type": "gemma3_text"}')
+    rebase.check_parts(str(tmp_path))
+
+
 def test_a_folder_that_is_there_is_left_alone(toys, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/mine').write_text('x')

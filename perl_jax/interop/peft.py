@@ -46,8 +46,11 @@ _FOREIGN = {  # what a tensor that is no pair belongs to
 }
 
 
-def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: str | None) -> None:
+def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: str | None) -> str:
     """Write an adapter; `base` is the name or folder of the original model, for base_model_name_or_path.
+
+    Returns:
+      PEFT's task_type.
 
     Raises:
       UserError: full tuning, or a T5 reward, which PEFT has no form for.
@@ -98,6 +101,7 @@ def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / _WEIGHTS, {'format': 'pt'})
     (folder / peft_config.FILE).write_text(json.dumps(config, indent=2) + '\n')
+    return task
 
 
 def load(folder: str | os.PathLike, network: nn.Module, shapes: PyTree, base: PyTree = None) -> Adapter:
