@@ -1,7 +1,8 @@
 # For the scripts beside this one, which source it: the variables of --env NAME[=VALUE] and --env_file=FILE.
 #
-# The value of a NAME alone is this shell's. A file has a NAME or NAME=VALUE a line; # begins a comment. No value is
-# ever printed, nor made a word of a command, where another user of the machine could read it.
+# The value of a NAME alone is that of the exported variable. A file has a NAME or NAME=VALUE a line; # begins a comment.
+# No value is ever printed, nor made a word of a command, where another user of the machine could read it; nor is what
+# stands in a value's place, as a name that is none may be.
 
 env_names=()
 env_values=()
@@ -12,10 +13,13 @@ add_env() {
   [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "$said: give NAME or NAME=VALUE, NAME of letters, digits and _"
   if [[ $1 == *=* ]]; then
     value=${1#*=}
-  elif [[ -n ${!name+set} ]]; then
+  elif [[ $name != *[A-Z]* ]]; then # the scripts' own variables have such names
+    die "$said: of a name in small letters give the value too, NAME=VALUE"
+  elif [[ $(declare -p "$name" 2> /dev/null) =~ ^declare\ -[a-zA-Z]*x ]]; then
     value=${!name}
   else
-    die "$said $name: there is no variable of that name here; export it, or give $name=VALUE"
+    [[ ! $name =~ ^[A-Z][A-Z0-9_]*$ ]] || said+=" $name" # else it may be a value that lacks its name
+    die "$said: there is no variable of that name here; export it, or give NAME=VALUE"
   fi
   [[ $value != *[$'\n\r']* ]] || die "$said $name: its value has a line break, which no file of variables can hold"
   for i in "${!env_names[@]}"; do

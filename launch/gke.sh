@@ -20,7 +20,7 @@
 set -euo pipefail
 
 die() { echo "launch/gke.sh: $1" >&2; exit 2; }
-usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d' >&2; exit 2; }
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
 [[ $# -ge 2 ]] || usage
 command=$1
@@ -44,7 +44,8 @@ while [[ $# -gt 0 ]]; do
     --xpk) xpk=yes ;;
     --dry_run) dry_run=yes ;;
     --) shift; break ;;
-    *) die "unknown argument '$1'" ;;
+    -*) die "unknown flag '${1%%=*}'; flags for kubectl or xpk stand behind --" ;;
+    *) die 'an argument that is no flag; what perl_jax is to do stands behind --' ;;
   esac
   shift
 done
@@ -66,6 +67,12 @@ done
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#name} -le 40 ]] || die "'$name': a name has at most 40 of a-z, 0-9 and -"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices: give a number"
 [[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts: give a number"
+[[ $image =~ ^[A-Za-z0-9._/:@-]*$ ]] || die '--image=...: the name of an image has letters, digits and . _ / : @ - alone'
+for one in "${secrets[@]}"; do
+  [[ $one =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || die "--secret=...: the name of a secret has a-z, 0-9, - and . alone"
+done
+[[ -n $xpk || -z $cluster$zone ]] || die '--cluster and --zone go with --xpk; kubectl takes the cluster of its context'
+[[ -z $xpk || -n $cluster && -n $zone ]] || die '--xpk needs --cluster=... and --zone=...'
 [[ $((${#env_names[@]} + ${#secrets[@]})) -eq 0 || $command == run ]] || die "$command: variables are for run"
 
 do_it() {
@@ -73,9 +80,12 @@ do_it() {
     printf '%q ' "$@" | sed 's/ $//'
     echo
   else
+    need "$1"
     "$@"
   fi
 }
+
+need() { type -P "$1" > /dev/null || die "there is no $1 on PATH; install it"; }
 
 preempted=75,76 # the exit codes of a job that shall go on (perl_jax/main.py)
 grace=300 # seconds that a preempted process has to save
@@ -122,10 +132,12 @@ shape() {
   esac
 }
 
-# The words of the command as a YAML list in one line.
+# The words of the command as a YAML list in one line. Kubernetes reads $$ as $, and $(NAME) as a variable's value.
 yaml_list() {
   local word out=''
   for word in "$@"; do
+    [[ $word != *[[:cntrl:]]* ]] || die 'an argument has a line break or another control character in it'
+    word=${word//'$'/'$$'}
     out+=", '${word//\'/\'\'}'"
   done
   echo "[${out#, }]"
@@ -143,8 +155,8 @@ data:
 YAML
   for i in "${!env_names[@]}"; do
     value="'not shown'"
-    [[ -n $dry_run ]] || value=$(printf %s "${env_values[i]}" | base64 | tr -d '\n')
-    echo "  ${env_names[i]}: $value"
+    [[ -n $dry_run ]] || value="'$(printf %s "${env_values[i]}" | base64 | tr -d '\n')'"
+    echo "  ${env_names[i]}: $value" # between quotes: nothing at all would be null
   done
   echo ---
 }
@@ -163,8 +175,10 @@ env_from() {
 # Of a failed pod the first rule of podFailurePolicy that fits fails its job and says why; failurePolicy's rules then
 # look at that reason. What fits no rule is a fault of the program, and counted.
 jobset() {
-  local row accelerator topology hosts chips variables
-  row=$(shape "$type") # on a line of its own, so that its failure ends the script
+  local row accelerator topology hosts chips variables args
+  # What fails in $(..) ends the script by || alone: set -e does not reach into it.
+  row=$(shape "$type") || exit 2
+  args=$(yaml_list "$@" --distributed) || exit 2
   read -r accelerator topology hosts chips <<< "$row"
   [[ $slices -eq 1 || $hosts -gt 1 ]] || die "--slices=$slices: $type is one host, and GKE joins slices of several hosts"
   [[ ${#env_names[@]} -eq 0 ]] || secret
@@ -213,7 +227,7 @@ spec:
             - name: perl-jax
               image: $image
               command: [perl_jax]
-              args: $(yaml_list "$@" --distributed)$variables
+              args: $args$variables
               ports:
               - containerPort: 8471
               - containerPort: 8476
@@ -225,7 +239,6 @@ YAML
 
 xpk_create() {
   local i flags=()
-  [[ -n $cluster && -n $zone ]] || die '--xpk needs --cluster=... and --zone=...'
   [[ ${#secrets[@]} -eq 0 ]] || die '--secret: XPK knows no secrets; give the variables with --env'
   if [[ ${#env_names[@]} -gt 0 ]]; then
     for i in "${!env_names[@]}"; do # XPK puts a value into YAML between double quotes, as it is
@@ -263,7 +276,8 @@ case $command in
       printf '# to be applied by: '
       do_it kubectl apply -f - "${more[@]}"
     else
-      spec=$(jobset "${words[@]}")
+      spec=$(jobset "${words[@]}") || exit 2
+      need kubectl
       kubectl apply -f - "${more[@]}" <<< "$spec"
     fi
     ;;

@@ -22,7 +22,7 @@
 set -euo pipefail
 
 die() { echo "launch/tpu.sh: $1" >&2; exit 2; }
-usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d' >&2; exit 2; }
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
 [[ $# -ge 2 ]] || usage
 command=$1
@@ -49,8 +49,8 @@ while [[ $# -gt 0 ]]; do
     --queued) queued=yes ;;
     --dry_run) dry_run=yes ;;
     --) shift; break ;;
-    --*) die "unknown flag '$1'; flags for gcloud stand behind --" ;;
-    *) [[ $command == collect && -z $target ]] || die "unexpected '$1'; what perl_jax is to do stands behind --"
+    --*) die "unknown flag '${1%%=*}' (values stand behind =); flags for gcloud stand behind --" ;;
+    *) [[ $command == collect && -z $target ]] || die 'an argument that is no flag; what perl_jax is to do stands behind --'
        target=$1 ;;
   esac
   shift
@@ -79,6 +79,7 @@ do_it() {
     printf '%q ' "$@" | sed 's/ $//'
     echo
   else
+    type -P "$1" > /dev/null || die "there is no $1 on PATH; install it"
     "$@"
   fi
 }

@@ -18,8 +18,8 @@ while [[ $# -gt 0 ]]; do
     --env=*) add_env "${1#*=}" ;;
     --env) [[ $# -ge 2 ]] || die '--env: give NAME or NAME=VALUE'; shift; add_env "$1" ;;
     --env_file=*)
+      if [[ ${1#*=} -ef ~/perl_jax.env ]]; then trap 'rm -f ~/perl_jax.env' EXIT; fi # whatever is in it
       add_env_file "${1#*=}"
-      if [[ ${1#*=} -ef ~/perl_jax.env ]]; then rm -f ~/perl_jax.env; fi
       ;;
     --*) die "unknown flag '$1'" ;;
     *) break ;;
@@ -27,14 +27,19 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 [[ $# -gt 0 ]] || die 'give what perl_jax is to do, such as policy --gin_file=...'
-for i in "${!env_names[@]}"; do
-  export "${env_names[i]}=${env_values[i]}"
-done
+# In a shell of its own, so that no variable of the job is one of this script's.
+perl_jax() (
+  for _place in "${!env_names[@]}"; do
+    export "${env_names[_place]}=${env_values[_place]}" || die "--env ${env_names[_place]}: a shell cannot set it"
+  done
+  exec .venv/bin/perl_jax "$@" --distributed
+)
 
 cd "$checkout" || exit 2
-rm -f ~/perl_jax.stop
+[[ -x .venv/bin/perl_jax ]] || die "there is no $checkout/.venv/bin/perl_jax; install it first (launch/tpu.sh install)"
+rm -f ~/perl_jax.stop ~/perl_jax.env
 while :; do
-  .venv/bin/perl_jax "$@" --distributed
+  perl_jax "$@"
   code=$?
   echo "launch/worker.sh: exit code $code"
   if [[ $code -ne 75 || -e ~/perl_jax.stop ]]; then

@@ -150,6 +150,7 @@ def operative(vocabulary: str | None = None) -> str:
         key = 'value' if macro else 'vocabulary' if selector == 'perl_jax.data.DatasetConfig' else None
         if key in values and isinstance(values[key], str | None):  # a path may hang on the folder it was typed in
             values[key] = vocabulary
+    _note_uncalled()
     text = gin.operative_config_str()
     scopes: dict[str, set[str]] = {}
     for scope, name in re.findall(rf'^(?:({"|".join(_MACRO.findall(text))})/)?([\w.]+)\.\w+ = ', text, re.MULTILINE):
@@ -159,6 +160,20 @@ def operative(vocabulary: str | None = None) -> str:
             scoped = rf'^(# Parameters for )?{scope}/{re.escape(name)}(?=[.:])'
             text = re.sub(scoped, rf'\g<1>{name}', text, flags=re.MULTILINE)
     return text
+
+
+def _note_uncalled() -> None:
+    """Have gin name what is bound of functions that are handed over, as shapings are: it notes them once called."""
+    import gin
+
+    text, used = gin.operative_config_str(), gin.config._OPERATIVE_CONFIG
+    functions = [ref.rpartition('/')[::2] for ref in re.findall(r'@([\w./]+)(?![\w./(])', text)]
+    for (scope, selector), values in gin.config._CONFIG.items():
+        if any(scope == s and f'.{selector}'.endswith(f'.{name}') for s, name in functions):
+            used.setdefault((scope, selector), dict(values))
+    text = gin.operative_config_str()
+    for macro in set(re.findall(r'%(\w+)', text)) - set(_MACRO.findall(text)):  # that they are bound to
+        used.setdefault((macro, 'gin.macro'), dict(gin.config._CONFIG.get((macro, 'gin.macro'), {})))
 
 
 def settings(text: str) -> dict[str, Any]:
@@ -276,7 +291,9 @@ def _register() -> None:
     ]  # fmt: skip
     theirs = [
         optax.adafactor, optax.adam, optax.adamw, optax.sgd, optax.chain, optax.clip_by_global_norm,
-        optax.linear_schedule, optax.warmup_constant_schedule, optax.warmup_cosine_decay_schedule,
+        optax.constant_schedule, optax.linear_schedule, optax.polynomial_schedule, optax.exponential_decay,
+        optax.cosine_decay_schedule, optax.warmup_constant_schedule, optax.warmup_cosine_decay_schedule,
+        optax.warmup_exponential_decay_schedule,
     ]  # fmt: skip
     for thing in ours:
         gin.external_configurable(thing, module=thing.__module__)

@@ -14,12 +14,12 @@ from typing import Any
 from perl_jax.errors import UserError
 
 FIXED = {
-    'BaseConfig.network': 'the adapters are of that network',
-    'BaseConfig.dtype': 'the adapters were trained on the base in it',
-    'DecoderConfig.*': 'the adapters are of that network',
-    'T5Config.*': 'the adapters are of that network',
-    'RopeScaling.*': 'the adapters are of that network',
-    'T5XNetwork.*': 'the adapters are of that network',
+    '*BaseConfig.network': 'the adapters are of that network',
+    '*BaseConfig.dtype': 'the adapters were trained on the base in it',
+    '*DecoderConfig.*': 'the adapters are of that network',
+    '*T5Config.*': 'the adapters are of that network',
+    '*RopeScaling.*': 'the adapters are of that network',
+    '*T5XNetwork.*': 'the adapters are of that network',
     'train_*.train.spec': 'the adapters are of that kind',
     '*LoraSpec.rank': 'the adapters are of that rank',
     '*LoraSpec.targets': 'the adapters are of those layers',
@@ -34,21 +34,22 @@ FIXED = {
     '*GRPO.minibatches': 'updates are counted by it',
 }
 DATA = {
-    'train/DatasetConfig.mixture_or_task_name': 'the task',
-    'train/DatasetConfig.task_feature_lengths': 'what is cut or dropped',
-    'train/DatasetConfig.batch_size': 'which rows a step takes',
-    'train/DatasetConfig.split': 'the rows',
-    'train/DatasetConfig.limit': 'the rows',
-    'train/DatasetConfig.use_cached': 'how rows were prepared',
-    'train/DatasetConfig.length_buckets': 'which rows come together',
-    'RunConfig.random_seed': 'the order of the rows, and every draw',
+    'train_*.train.dataset': 'the data set',
+    '*DatasetConfig.mixture_or_task_name': 'the task',
+    '*DatasetConfig.task_feature_lengths': 'what is cut or dropped',
+    '*DatasetConfig.batch_size': 'which rows a step takes',
+    '*DatasetConfig.split': 'the rows',
+    '*DatasetConfig.limit': 'the rows',
+    '*DatasetConfig.use_cached': 'how rows were prepared',
+    '*DatasetConfig.length_buckets': 'which rows come together',
+    '*RunConfig.random_seed': 'the order of the rows, and every draw',
 }
 SAMPLED = {  # in a policy run, whose batches are its own answers
     '*SamplingConfig.num_samples': 'how many answers a prompt gets',
     '*SamplingConfig.max_decode_length': 'where answers are cut',
 }
 # How a network is computed, not what.
-HOW = ('DecoderConfig.dtype', 'T5Config.dtype', '*Config.flash', '*Config.remat', '*Config.scan_layers')
+HOW = ('*DecoderConfig.dtype', '*T5Config.dtype', '*Config.flash', '*Config.remat', '*Config.scan_layers')
 TAKEN = (
     'BaseConfig.path',  # where the same weights lie now: their fingerprint is compared
     '*DatasetConfig.vocabulary',  # likewise its tokens, by whatever name: vocabulary.py
@@ -80,13 +81,13 @@ def check(before: Settings, after: Settings) -> list[str]:
       UserError: one that is not, by the name that its user gives it.
     """
     lines = []
-    for name, value in after.items():
-        if '.' not in name or name not in before or name in ('RunConfig.model_dir', _ACCEPT):
+    for name in sorted(before.keys() | after.keys()):
+        if '.' not in name or name in ('RunConfig.model_dir', _ACCEPT):
             continue
-        was, now = resolve(before, before[name]), resolve(after, value)
-        if was == now:
+        was, now = (resolve(settings, settings.get(name)) for settings in (before, after))
+        if was == now or not (name in before and name in after or _may_be_left_out(name, before, after)):
             continue
-        said = f'{written(after, name)} = {now!r}, and was {was!r} so far'
+        said = f'{written(before, after, name)} = {now!r}, and was {was!r} so far'
         if why := refused(name, before, after):
             raise UserError(f'{said}: {why}; put it back, or name another MODEL_DIR')
         if (why := _of_data(name, after)) and not resolve(after, after.get(_ACCEPT, False)):
@@ -98,11 +99,24 @@ def check(before: Settings, after: Settings) -> list[str]:
     return sorted(set(lines))
 
 
+def _may_be_left_out(name: str, before: Settings, after: Settings) -> bool:
+    """Whether a setting that stands in one of two texts is one that gin writes only where it is not the default.
+
+    That is so of functions. Anything else is left out by a version that did not know it, or with all of what it is of,
+    because of another setting.
+    """
+    value = before.get(name, after.get(name))
+    others = [any(key.startswith(f'{name.rpartition(".")[0]}.') for key in settings) for settings in (before, after)]
+    return isinstance(value, str) and value.startswith('@') and all(others)
+
+
 def refused(name: str, before: Settings, after: Settings) -> str | None:
     """Why a setting cannot change while a run goes on; None if it can."""
     is_on = lambda settings, key: bool(resolve(settings, settings.get(key)))  # noqa: E731
     if name == 'KLConfig.beta' and is_on(after, 'KLConfig.target'):
-        return 'with KL_TARGET it has been steered since, and goes on from where it is'
+        if is_on(before, 'KLConfig.target'):
+            return 'with KL_TARGET it has been steered since, and goes on from where it is'
+        return 'KL_TARGET begins to steer it from where it is'
     anchor = 'train_policy.train.anchor_ema'
     if name == anchor and is_on(before, anchor) != is_on(after, anchor):
         return 'an anchor of its own is saved or is not'
@@ -111,6 +125,8 @@ def refused(name: str, before: Settings, after: Settings) -> str | None:
 
 
 def _of_data(name: str, settings: Settings) -> str | None:
+    if name.startswith(('eval/', 'prompts/')):  # all others are of training, whatever scope they are given
+        return None
     table = DATA | (SAMPLED if any(key.startswith('train_policy.') for key in settings) else {})
     key = _first(name, table)
     return None if key is None else table[key]
@@ -131,8 +147,8 @@ def resolve(settings: Settings, value: Any) -> Any:
     return value
 
 
-def written(settings: Settings, name: str) -> str:
-    """The name that a user gives a setting: its macro's, where it has one."""
-    while isinstance(value := settings[name], Macro) and value in settings:
+def written(before: Settings, after: Settings, name: str) -> str:
+    """The name that a user gives a setting: that of the macro that has changed, where it has one."""
+    while isinstance(value := after.get(name), Macro) and value in after and before.get(name) == value:
         name = value
     return name

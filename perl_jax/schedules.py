@@ -66,6 +66,8 @@ def scheduled(
             f"{name} is {type(tx).__module__}.{type(tx).__name__}, no optimizer of optax: a T5X model file, which sets "
             f'its own, comes before the recipe; or add --gin.{name}=@optax.adafactor()'
         )
+    if not callable(schedule):
+        raise UserError(f'{name}: its schedule is {schedule!r}; give a function of the step, as @schedules.linear() is')
     tx = optax.with_extra_args_support(tx)
     if updates > 1 and _has_schedule(tx):
         raise UserError(

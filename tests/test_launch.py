@@ -88,7 +88,7 @@ WRONG = {
     'no zone': (['create', 'me', '--type=v4-8'], '--zone=... is missing'),
     'no type': (['create', 'me', ZONE], '--type=... is missing'),
     'type': (['create', 'me', ZONE, '--type=v3-8'], '--type=v3-8: give v4-N'),
-    'flag': (['status', 'me', '--zonee=a'], "unknown flag '--zonee=a'"),
+    'flag': (['status', 'me', '--zonee=a'], "unknown flag '--zonee'"),
     'no run': (['run', 'me', ZONE], 'stands behind --'),
     'command': (['launch', 'me', ZONE], "no command is called 'launch'"),
     'bucket': (['collect', 'run', 'out'], 'collect gs://BUCKET/run DIR'),
@@ -256,6 +256,20 @@ def test_a_worker_reads_variables_and_removes_their_file(worker, tmp_path):
     (tmp_path / 'mine.env').write_text('HF_TOKEN=a\n')
     worker('--env_file=mine.env', *RUN)
     assert (tmp_path / 'mine.env').exists()
+
+
+def test_a_file_of_variables_is_removed_whatever_is_in_it(worker, tmp_path):
+    (tmp_path / 'perl_jax.env').write_text('A=s3cret\n1B=x\n')
+    result, calls = worker('--env_file=perl_jax.env', *RUN)
+    assert result.returncode == 2 and calls == [] and 's3cret' not in result.stderr
+    assert not (tmp_path / 'perl_jax.env').exists()
+
+
+def test_a_jobs_variables_are_not_the_scripts_own(worker):
+    result, calls = worker('--env', 'checkout=/nowhere', '--env', 'code=75', '--env', 'HF_TOKEN=t', *RUN)
+    assert result.returncode == 0 and calls == [' '.join([*RUN, '--distributed', 't'])]
+    result, calls = worker('--env', 'UID=5', *RUN)
+    assert result.returncode == 2 and len(calls) == 1  # only the first
 
 
 @pytest.mark.parametrize(('words', 'said'), [

@@ -149,6 +149,15 @@ def test_logs_and_delete(call):
     (['run', 'me', '--image=i', '--type=v3-8', '--dry_run', '--', 'sft'], '--type=v3-8: give v4-'),
     (['run', 'me', '--type=v4-8', '--', 'sft'], '--image=... is missing'),
     (['run', 'me', '--image=i', '--type=v4-8'], 'stands behind --'),
+    (['run', 'me', '--image=i', '--type=v3-8', '--', 'sft'], '--type=v3-8: give v4-'),  # and nothing is applied
+    (['run', 'me', '--image=i', '--type=v4-8', '--', 'sft', '--gin.X=a\nb'], 'an argument has a line break'),
+    (['run', 'me', '--image=a: b', '--type=v4-8', '--', 'sft'], '--image=...: the name of an image'),
+    (['run', 'me', '--image=i', '--type=v4-8', '--secret=', '--', 'sft'], '--secret=...: the name of a secret'),
+    (['run', 'me', '--image=i', '--type=v4-8', '--secret=a}', '--', 'sft'], '--secret=...: the name of a secret'),
+    (['run', 'me', '--image=i', '--type=v4-8', '--cluster=c', '--', 'sft'], '--cluster and --zone go with --xpk'),
+    (['delete', 'me', '--xpk'], '--xpk needs --cluster'),
+    (['run', 'me', '--image=i', '--type=v4-8', '--env', 'type', '--', 'sft'], '--env: of a name in small letters give'),
+    (['run', 'me', '--image=i', '--type=v4-8', '--env', 'RANDOM', '--', 'sft'], '--env RANDOM: there is no variable'),
     (['run', 'me', '--image=i', '--type=v4-8', '--xpk', '--', 'sft'], '--xpk needs --cluster'),
     (['run', 'me', '--image=i', '--type=v4-8', '--slices=2', '--', 'sft'], '--slices=2: v4-8 is one host'),
     (['run', 'me', '--image=i', '--type=v4-8', '--restarts=many', '--', 'sft'], '--restarts=many: give a number'),
@@ -162,3 +171,31 @@ def test_errors_of_gke_are_one_line(call, words, said):
     result, calls = call('gke.sh', *words)
     assert result.returncode == 2 and calls == [] and said in result.stderr and result.stderr.count('\n') == 1
     assert not result.stdout
+
+
+@pytest.mark.parametrize('words', [('--env', 'hf_aBcDeF'), ('--env', 'A=1', 'HF=hf_aBcDeF'), ('--HF=hf_aBcDeF',)])
+def test_what_may_be_a_secret_in_a_wrong_place_is_not_printed(call, tmp_path, words):
+    (tmp_path / 'bare').write_text('hf_aBcDeF\n')
+    for flags in words, (f'--env_file={tmp_path / "bare"}',):
+        result, calls = call('gke.sh', 'run', 'me', '--image=i', '--type=v4-8', *flags, '--', *RUN)
+        assert result.returncode == 2 and calls == [] and 'aBcDeF' not in result.stderr
+
+
+def test_words_reach_the_pod_as_they_are(call):
+    """Kubernetes would put the value of a variable in the place of $(NAME); an empty value is no null."""
+    yaml = pytest.importorskip('yaml')
+    words = ['sft', "--gin.X='$(HF_TOKEN) $$ $HOME'"]
+    result, _ = call('gke.sh', 'run', 'me', '--image=i', '--type=v4-8', '--env', 'EMPTY=', '--', *words)
+    assert result.returncode == 0, result.stderr
+    secret, spec = yaml.safe_load_all(call.stdin.read_text())
+    assert secret['data'] == {'EMPTY': ''}
+    job = spec['spec']['replicatedJobs'][0]['template']['spec']
+    args = job['template']['spec']['containers'][0]['args']
+    assert [re.sub(r'\$\$', '$', word) for word in args] == [*words, '--distributed']
+    assert not re.search(r'(?<!\$)(\$\$)*\$\(', args[1])
+
+
+@pytest.mark.parametrize('script', ['gke.sh', 'tpu.sh'])
+def test_help_ends_with_a_sentence(call, script):
+    result, _ = call(script, 'run')
+    assert result.returncode == 2 and result.stderr.strip().endswith('.')

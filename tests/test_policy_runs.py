@@ -119,6 +119,19 @@ def test_warm_up_is_the_policys():
             assert [resume.resolve(settings, x) for x in given] == [warmup, steps]
 
 
+def test_config_gin_has_what_functions_that_are_not_called_yet_are_given():
+    sources = quoted('INITIAL_CHECKPOINT_PATH', 'x'), quoted('REWARD_MODEL_DIR', 'y')
+    flags = (
+        '--gin.SHAPING=[@shaping.clip, @shaping.length]', '--gin.shaping.clip.limit=%LIMIT', '--gin.LIMIT=2.0',
+        '--gin.rewards.LearnedReward.aggregate=@ensembles.lower_bound', '--gin.ensembles.lower_bound.penalty=0.25',
+    )  # fmt: skip
+    text = configured(*toy('policy', 'z', *sources, *flags))
+    settings = configure.settings(text)
+    assert settings['clip.limit'] == 'LIMIT' and settings['LIMIT'] == 2.0 and settings['lower_bound.penalty'] == 0.25
+    other = configure.settings(text.replace('LIMIT = 2.0', 'LIMIT = 3.0'))
+    assert resume.check(settings, other) == ['LIMIT = 3.0, and was 2.0 so far']
+
+
 def test_ppo_learns_to_the_last_step_under_decay(toys, tmp_path):
     """A step makes four updates; the rate falls by the step, the value's too."""
     flags = '--gin_file=algorithms/ppo.gin', DECAY, '--gin.TRAIN_STEPS=8', '--gin.EVAL_PERIOD=2'
