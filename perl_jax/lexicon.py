@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from typing import Any
@@ -27,7 +28,7 @@ def named(name: str) -> Any:
     found = vocabularies.vocabulary(path)
     if eos and not hasattr(found, 'eos'):
         raise UserError(f"'{name}': another EOS can be had of a tokenizer.json or a .gguf alone, not of '{path}'")
-    found = type(found)(found.path, eos) if eos else found
+    found = type(found)(found.path, eos) if eos else copy.copy(found)
     found.name = absolute(name)  # for `name_of`: of a folder, a vocabulary knows the file in it alone
     return found
 

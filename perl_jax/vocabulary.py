@@ -165,10 +165,7 @@ def of_run(
         return of_tasks(_names(configs))
     if (chosen := of_base(model_dir)) is None and configs:
         chosen = of_tasks(_names(configs), model_dir)
-    if chosen is None:
-        origin = lineage.origin(model_dir)
-        raise UserError(f"'{origin}' brings no tokenizer; set VOCABULARY (ByT5: VOCABULARY = 'byt5')")
-    return chosen
+    return chosen or _beside(lineage.origin(model_dir))
 
 
 def of_base(path: str) -> RunVocabulary | None:
@@ -207,6 +204,16 @@ def of_tasks(names: Sequence[str], base: str | None = None) -> RunVocabulary:
             "set VOCABULARY to the base model's tokenizer (ByT5: VOCABULARY = 'byt5')"
         )
     return chosen
+
+
+def _beside(weights: str) -> RunVocabulary:
+    """A tokenizer that somebody put to weights which bring none, as T5X's."""
+    try:
+        if not weights.startswith(_RANDOM):
+            return named(weights)
+    except UserError:
+        pass
+    raise UserError(f"'{weights}' brings no tokenizer; set VOCABULARY (ByT5: VOCABULARY = 'byt5')")
 
 
 def named(name: str) -> RunVocabulary:

@@ -64,7 +64,7 @@ class Result:
         """The one line that an error is said in, under the run's first line and progress bar if it had begun."""
         assert self.code == 2, self
         *bar, line = self.err.strip().splitlines()
-        assert all('it/s' in x or 'step' in x for x in bar if x), self.err
+        assert all('it/s' in x or 'step' in x or 'intervals over' in x for x in bar if x), self.err
         assert line.startswith('perl_jax: ') and 'Traceback' not in self.out, self
         return line
 
