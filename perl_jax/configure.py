@@ -172,8 +172,9 @@ def _note_uncalled() -> None:
         if any(scope == s and f'.{selector}'.endswith(f'.{name}') for s, name in functions):
             used.setdefault((scope, selector), dict(values))
     text = gin.operative_config_str()
-    for macro in set(re.findall(r'%(\w+)', text)) - set(_MACRO.findall(text)):  # that they are bound to
-        used.setdefault((macro, 'gin.macro'), dict(gin.config._CONFIG.get((macro, 'gin.macro'), {})))
+    for macro in set(re.findall(r'%(\w+)', text)):  # that they are bound to; others are constants
+        if (key := (macro, 'gin.macro')) in gin.config._CONFIG:
+            used.setdefault(key, dict(gin.config._CONFIG[key]))
 
 
 def settings(text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 from toy_runs import configured, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
 from perl_jax import checkpoints, configure, infer
+from perl_jax.tasks import toy as toy_task
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests/golden'
@@ -217,7 +218,8 @@ def test_a_run_leaves_what_the_documents_say(toys, phase):
     assert (folder / 'configs/0.gin').read_text() == (folder / 'config.gin').read_text()
     about = json.loads((folder / 'run.json').read_text())
     assert set(about) == {
-        'phase', 'tuning', 'trainable_parameters', 'base_parameters', 'base', 'vocabulary', 'devices', 'started',
+        'phase', 'tuning', 'trainable_parameters', 'base_parameters', 'base', 'vocabulary', 'vocabulary_fingerprint',
+        'devices', 'started',
         'finished', 'seconds', 'step_seconds', 'memory',
     }  # fmt: skip
     assert about['phase'] == phase and about['finished'] >= about['started'] and about['seconds'] > 0
@@ -356,9 +358,9 @@ def limited(load):
 def test_sample_answers_the_tasks_prompts(toys, name):
     folder = getattr(toys, name)
     out = ran('sample', f'--model_dir={folder}', '--num=2').out
-    prompts = list(dict.fromkeys(row['prompt'] for row in rows(folder, 'samples.jsonl')))
-    assert out.count('"truth"') == 2
-    assert all(prompt in out for prompt in prompts[:2]) and prompts[2] not in out
+    prompts = {example['inputs'] for example in toy_task.prompts('validation')}
+    asked = re.findall(r'^user: .*\n', out, re.MULTILINE)
+    assert out.count('"truth"') == len(set(asked)) == 2 and set(asked) <= prompts
 
 
 @pytest.mark.parametrize('name', ['sft', 'policy'])
