@@ -39,7 +39,7 @@ _REASON = (
     r"\s*(?:because|since|given|due|it|it's|this|i|i'd"
     r'|reasons?|reasoning|explanation|justification|rationale|why|note)\b'
 )
-_REVOKED = r'\b(?:wait[,.! ]|scratch that|on second thoughts?|correction:|i mean\b)'
+_REVOKED = rf'\b(?:wait[,.! ]|scratch that|on second thoughts?|correction:|i mean(?:t)?\b|no,? [{BARE}{NAMED}])'
 _REFUSED = r"\W*(?:(?:but )?i(?:'m| am) (?:sorry|unable|not able)|i (?:cannot|can't|won't|will not)|sorry)\b"
 
 _SAFE_ASKED = r'\b(?:safe|harmless|acceptable|appropriate|okay|fine)\b[^.!?\n]*\?'  # NO: it does harm
