@@ -167,7 +167,9 @@ def test_an_imported_model_is_asked_with_the_tokenizer_beside_it(toys, monkeypat
     read = judge.reading.read
     monkeypatch.setattr(judge.reading, 'read', lambda text, choices: seen.append(text) or read(text, choices))
     flags = [f'--judge={model}', '--rubric=harmless', '--judge_chat=chatml']
-    assert 'no answer names NO or YES' in perl(*judged(toys, *flags)).line
+    result = perl(*judged(toys, *flags))
+    assert result.code == 2 and 'no answer names NO or YES' in result.err
+    assert "'<|im_start|>', '<|im_end|>' are no tokens of the vocabulary" in result.err  # the toy has words alone
     assert asked == [f'{tmp_path}/weights'] and len(seen) == 8
     assert any(seen), 'it said something'
 
