@@ -364,7 +364,7 @@ def test_a_few_prompts_are_answered_on_any_mesh(tmp_path, capsys):
     network = Decoder(dataclasses.replace(NETWORK.config, vocab_size=384))  # the toy's bytes
     base = BaseConfig(network)
     frozen = load_base(base, Partitioner(), 0)
-    adapter, words = LORA.init(KEY, frozen.params), 'task:toy_prompts'
+    adapter, words = LORA.init(KEY, frozen.params), {'vocabulary': 'task:toy_prompts'}
     runs.made(str(tmp_path), 'policy', 'policy', adapter, frozen.name, 1, words, 'a test', '')
     prompts = DatasetConfig('toy_prompts', {'inputs': 64}, 8)
     sampling = dataclasses.replace(SAMPLING, num_microbatches=2)
