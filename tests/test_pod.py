@@ -78,7 +78,7 @@ def test_several_processes_train_as_one(toys, alone, phase, count, flags, same, 
     texts = lambda path: [(r['prompt'], r['response']) for r in rows(path, 'samples.jsonl')]  # noqa: E731
     assert texts(folder) == texts(alone(phase, *same))
     names = {path.name for path in folder.iterdir() if not path.name.startswith('events.')}
-    assert names == {'run.json', 'config.gin', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
+    assert names == {'run.json', 'config.gin', 'configs', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
 
 
 def wait_for(condition, process):
