@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from perl_jax.controls import MARKS
@@ -32,37 +32,23 @@ def steps(preprocessors: Sequence[Any], cached: bool) -> list[Any]:
     import seqio
 
     places = [i for i, step in enumerate(preprocessors) if isinstance(step, seqio.CacheDatasetPlaceholder)]
-    first = places[0] if places else 0
-    rest = first + len(places)
-    before, placeholder, behind = preprocessors[:first], preprocessors[first:rest], preprocessors[rest:]
-    seen = [True for step in before if cached and not getattr(step, '__module__', '').startswith('seqio.')]
-    # SeqIO lets no preprocessor in front of its cache ask for lengths.
-    early = [functools.partial(_early, step, seen) for step in before]
-    return [*early, *placeholder, *(functools.partial(_cleaned, step, seen) for step in behind)]
+    before = preprocessors[: places[0]] if cached and places else []
+    seen = [True for step in before if not getattr(step, '__module__', '').startswith('seqio.')]
+    return [
+        step if isinstance(step, seqio.CacheDatasetPlaceholder) else _cleaned(step, seen) for step in preprocessors
+    ]
 
 
-def _early(
-    step: Callable[..., Any], seen: list[bool], dataset: Any, output_features: Mapping[str, Any] | None = None
-) -> Any:
-    return _cleaned(step, seen, dataset, None, output_features)
+def _cleaned(step: Callable[..., Any], seen: list[bool]) -> Callable[..., Any]:
+    @functools.wraps(step)  # SeqIO looks at its arguments: which it takes, and where those may stand
+    def call(dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _FORMATTED.set(seen)
+        try:
+            return step(dataset if seen else clean(dataset), *args, **kwargs)
+        finally:
+            _FORMATTED.reset(token)
 
-
-def _cleaned(
-    step: Callable[..., Any],
-    seen: list[bool],
-    dataset: Any,
-    sequence_length: Mapping[str, int] | None = None,
-    output_features: Mapping[str, Any] | None = None,
-) -> Any:
-    import seqio
-
-    given = {'sequence_length': sequence_length, 'output_features': output_features}
-    step = seqio.utils.add_kwargs_to_transform(step, **given)
-    token = _FORMATTED.set(seen)
-    try:
-        return step(dataset if seen else clean(dataset))
-    finally:
-        _FORMATTED.reset(token)
+    return call
 
 
 def clean(dataset: Any) -> Any:

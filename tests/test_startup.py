@@ -92,7 +92,7 @@ def test_a_missing_tpu_is_not_asked_for(tmp_path, devices, plugins, env, said):
 def test_no_word_of_libtpu_without_a_tpu():
     """libtpu, where it is installed, writes errors as soon as JAX loads it."""
     if startup.has_tpu() or startup.has_plugins():
-        pytest.skip('this machine has a TPU, or a plugin')
+        pytest.skip('this machine has a TPU, or a plugin')  # JAX is to load libtpu there, and may say what it likes
     program = 'from perl_jax import startup; startup.begin(); import jax; print(jax.devices()[0].platform)'
     names = ('TPU_SKIP_MDS_QUERY', 'JAX_PLATFORMS')
     env = {name: value for name, value in os.environ.items() if name not in names}

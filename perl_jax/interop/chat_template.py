@@ -77,16 +77,6 @@ def _of_run(path: str) -> str:
     return path
 
 
-def _of_run(path: str) -> str:
-    """Of a MODEL_DIR the path of its vocabulary, or of its base; other paths as they are."""
-    asked = path
-    while not path.startswith((hf.HUB, paths.PREFIX)) and path and (about := rundir.read(path)) is not None:
-        path = (about.get('vocabulary') or about['base']['path']).partition(paths.EOS)[0]
-    if path in ('', 'byt5') or path.startswith(('task:', 'random:')):
-        raise UserError(f"'{asked}': '{path}' brings no chat template; name the folder of a tokenizer that does")
-    return path
-
-
 @functools.lru_cache(maxsize=8)
 def _loaded(path: str) -> tuple[tokenizer_files.Beside, tuple[str, ...]]:
     """What lies with the tokenizer, and its control tokens."""
