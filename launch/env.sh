@@ -1,4 +1,5 @@
-# For the scripts beside this one, which source it: the variables of --env NAME[=VALUE] and --env_file=FILE.
+# For the scripts beside this one, which source it: the variables of --env NAME[=VALUE] and --env_file=FILE, and what
+# stands behind --.
 #
 # The value of a NAME alone is that of the exported variable. A file has a NAME or NAME=VALUE a line; # begins a comment.
 # No value is ever printed, nor made a word of a command, where another user of the machine could read it; nor is what
@@ -47,5 +48,25 @@ env_lines() {
   local i
   for i in "${!env_names[@]}"; do
     printf '%s=%s\n' "${env_names[i]}" "${env_values[i]}"
+  done
+}
+
+# What is left of a call: perl_jax's `words`, with the flags of another tool, `more`, before a second -- (where `command`
+# is not run, all of it is those). The first argument is what the tool is called.
+split_words() {
+  local tool=$1 word
+  shift
+  words=()
+  for word in "$@"; do
+    if [[ $command == run && $word == -- && ${#more[@]} -eq 0 ]]; then
+      more=("${words[@]}")
+      words=()
+    else
+      words+=("$word")
+    fi
+  done
+  [[ $command == run ]] || more=("${words[@]}")
+  for word in "${more[@]}"; do
+    [[ $word == -* ]] || die "'$word' is no flag; flags for $tool, behind --, have their values behind ="
   done
 }

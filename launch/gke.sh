@@ -50,20 +50,7 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 
-# What is left: perl_jax's words, with kubectl's or xpk's flags before a second -- (all of them, of logs and delete).
-words=()
-for word in "$@"; do
-  if [[ $command == run && $word == -- && ${#more[@]} -eq 0 ]]; then
-    more=("${words[@]}")
-    words=()
-  else
-    words+=("$word")
-  fi
-done
-[[ $command == run ]] || more=("${words[@]}")
-for word in "${more[@]}"; do
-  [[ $word == -* ]] || die "'$word' is no flag; flags for kubectl or xpk, behind --, have their values behind ="
-done
+split_words 'kubectl or xpk' "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#name} -le 40 ]] || die "'$name': a name has at most 40 of a-z, 0-9 and -"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices: give a number"
 [[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts: give a number"

@@ -56,20 +56,7 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 
-# What is left: gcloud's flags; of run, perl_jax's words, with gcloud's before a second --.
-words=()
-for word in "$@"; do
-  if [[ $command == run && $word == -- && ${#more[@]} -eq 0 ]]; then
-    more=("${words[@]}")
-    words=()
-  else
-    words+=("$word")
-  fi
-done
-[[ $command == run ]] || more=("${words[@]}")
-for word in "${more[@]}"; do
-  [[ $word == -* ]] || die "'$word' is no flag; flags for gcloud, behind --, have their values behind ="
-done
+split_words gcloud "$@"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices: give a number"
 [[ ${#env_names[@]} -eq 0 || $command == run ]] || die "$command: --env and --env_file are for run"
 
