@@ -230,7 +230,9 @@ def named(name: str) -> RunVocabulary:
 def check_rewards(model_dirs: Iterable[str | Sequence[str]], policy: RunVocabulary) -> None:
     """Rewards score the policy's tokens, so those have to be theirs; without a tokenizer none is named."""
     for folder in itertools.chain.from_iterable([x] if isinstance(x, str) else x for x in model_dirs):
-        name, fingerprint = ((rundir.read(folder) or {}).get(key) for key in NAMED)
+        if (about := rundir.read(folder)) is None:
+            continue  # no run: rewards.py says so
+        name, fingerprint = (about.get(key) for key in NAMED)
         if name is None:
             logging.getLogger('perl_jax').warning(
                 f"LearnedReward.model_dir: '{folder}' names no vocabulary; it is given the tokens of '{policy.name}'"

@@ -17,7 +17,8 @@ SMALL = {
     'model_type': 'llama', 'vocab_size': 500, 'num_hidden_layers': 2, 'hidden_size': 64, 'num_attention_heads': 4,
     'num_key_value_heads': 2, 'intermediate_size': 96, 'tie_word_embeddings': True,
 }  # fmt: skip
-LARGE = SMALL | {'vocab_size': 30_000, 'num_hidden_layers': 4, 'hidden_size': 1024, 'intermediate_size': 3072}
+# Large beside what an allocator keeps back, about 15 MB.
+LARGE = SMALL | {'vocab_size': 30_000, 'num_hidden_layers': 8, 'hidden_size': 1024, 'intermediate_size': 3072}
 CODE = """
 import re, sys
 from perl_jax import base
