@@ -29,7 +29,7 @@ setup(
     package_data={'perl_jax': ['gin/**/*.gin']},
     include_package_data=False,
     zip_safe=False,
-    entry_points={'console_scripts': ['perl_jax = perl_jax.main:cli']},
+    entry_points={'console_scripts': ['perl_jax = perl_jax.cli.main:cli']},
     install_requires=[
         'absl-py>=2.1',
         'clu>=0.0.12',

@@ -16,7 +16,7 @@ import json
 import time
 from typing import Any
 
-from perl_jax import startup
+from perl_jax.parallel import startup
 
 if __name__ == '__main__':  # before JAX
     startup.begin()
@@ -26,8 +26,10 @@ import measure
 import numpy as np
 import policy_step
 
-from perl_jax import memory, streams, train_reward
-from perl_jax.partitioning import Partitioner
+from perl_jax.data import streams
+from perl_jax.parallel import memory
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.train import reward as train_reward
 
 
 def main() -> None:

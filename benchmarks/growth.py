@@ -3,7 +3,7 @@
     python benchmarks/growth.py        what is not in docs/results/growth.json yet, then docs/growth.png
 
 A quarter of an hour on two cores, which should have nothing else to do. Memory is what the largest program adds to
-what lies on the device between programs (perl_jax/memory.py).
+what lies on the device between programs (perl_jax/parallel/memory.py).
 """
 
 from __future__ import annotations

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from perl_jax import lora, memory, partitioning, topology, types
-from perl_jax.networks.decoder import Decoder, DecoderConfig
+from perl_jax import types
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder, DecoderConfig
+from perl_jax.parallel import memory, partitioning, topology
 
 # bf16 FLOPs a second (vendors' data sheets, dense); a CPU has no such figure.
 PEAKS = {chip.device_kind: chip.peak_flops for chip in topology.CHIPS.values()}

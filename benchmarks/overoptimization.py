@@ -21,11 +21,14 @@ import numpy as np
 from scipy.special import gammaln
 
 import perl_jax.tasks.toy  # noqa: F401 (registers the tasks)
-from perl_jax import averaging, configure, data, ensembles, lora
-from perl_jax import base as bases
-from perl_jax.partitioning import Partitioner
-from perl_jax.rewards import member_scores
-from perl_jax.sampling import SamplingConfig, sample
+from perl_jax.cli import configure
+from perl_jax.data import datasets
+from perl_jax.models import averaging, lora
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards import ensembles
+from perl_jax.rewards.scoring import member_scores
+from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.runs import base as bases
 from perl_jax.tasks import toy_grammar
 
 BATCH = 8
@@ -75,8 +78,8 @@ def read(folder: str) -> list[lora.Adapter]:
 
 def pool(network, frozen: bases.Base, members: Mapping[str, list[lora.Adapter]], prompts: int, samples: int):
     """Answers of the SFT policy to test prompts: gold [N, K], and {run: {reward: proxy [N, K]}}."""
-    config = data.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts)
-    heldout = data.load(config, 'prompts')
+    config = datasets.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts)
+    heldout = datasets.load(config, 'prompts')
     sampling = SamplingConfig(num_samples=samples, max_decode_length=24, temperature=1.0)
     ends = heldout.eos_ids
     draw = jax.jit(lambda params, batch, key: sample(network, {'params': params}, batch, key, ends, sampling))
@@ -84,7 +87,7 @@ def pool(network, frozen: bases.Base, members: Mapping[str, list[lora.Adapter]],
     gold, found = [], {folder: [] for folder in members}
     for i, (batch, examples, n) in enumerate(heldout.batches(BATCH)):
         rollout = draw(frozen.params, batch, jax.random.fold_in(jax.random.key(0), i))
-        texts = data.decode(heldout.vocabulary, rollout)
+        texts = datasets.decode(heldout.vocabulary, rollout)
         gold += [[toy_grammar.truth('', text, e) for text in row] for row, e in zip(texts[:n], examples)]
         for folder, adapters in members.items():
             found[folder].append(np.asarray(judge(frozen.params, adapters, rollout))[:, :n])

@@ -5,7 +5,7 @@
     python benchmarks/policy_step.py --tuning=full           a copy each for policy, value, anchor and reward
     python benchmarks/policy_step.py --ends                  answers end after a third of --response on average
 
-The programs are those that a run compiles (rl_programs.compiled). Without --ends no answer ends early. With --buckets
+The programs are those that a run compiles (learner.compiled). Without --ends no answer ends early. With --buckets
 ten more steps go before those that are timed, to compile for each fill, and FLOPs are of the padded step.
 """
 
@@ -15,7 +15,7 @@ import argparse
 import json
 from typing import Any
 
-from perl_jax import startup
+from perl_jax.parallel import startup
 
 if __name__ == '__main__':  # before JAX
     startup.begin()
@@ -25,16 +25,19 @@ import measure
 from jaxtyping import PyTree
 from measure import Passed
 
-from perl_jax import lora, memory, rewards, rl, rl_programs
-from perl_jax.algorithms.grpo import GRPO
-from perl_jax.algorithms.ppo import PPO
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.algorithms.rloo import RLOO
-from perl_jax.kl import KLConfig
-from perl_jax.networks.decoder import Decoder
-from perl_jax.partitioning import Partitioner
-from perl_jax.plan import flops
-from perl_jax.sampling import SamplingConfig
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder
+from perl_jax.parallel import memory
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards import scoring
+from perl_jax.rl import learner, steps
+from perl_jax.rl.algorithms.grpo import GRPO
+from perl_jax.rl.algorithms.ppo import PPO
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.algorithms.rloo import RLOO
+from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.sampling import SamplingConfig
+from perl_jax.tools.plan import flops
 from perl_jax.types import PolicyState, Prompts
 
 ALGORITHMS = {'reinforce': Reinforce(), 'rloo': RLOO(), 'grpo': GRPO(), 'ppo': PPO()}
@@ -52,21 +55,21 @@ def step_of(
     algorithm, txs = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer())
     sampling = SamplingConfig(num_samples=args.responses, max_decode_length=args.response)
     eos = EOS if args.ends else args.vocab  # which is no token
-    programs = rl_programs.compiled(
+    programs = learner.compiled(
         model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, eos, shardings, on,
         args.buckets,
     )  # fmt: skip
-    score, of = rewards.compiled(model, lambda scores: scores[0], on), dict.fromkeys(rl_programs.ROLES, held)
+    score, of = scoring.compiled(model, lambda scores: scores[0], on), dict.fromkeys(learner.ROLES, held)
 
     def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
         policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], None)
-        turns = rl.turns(args.seed, 0, len(prompts.inputs), algorithm.epochs, algorithm.minibatches)
+        turns = steps.turns(args.seed, 0, len(prompts.inputs), algorithm.epochs, algorithm.minibatches)
         rollout = programs.fit(programs.sample(*policy, prompts, rng, sampling), turns)
         passed('generation', rollout)
         scores, _ = score(of['reward'], [judge], rollout)
         experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)
         passed('scoring', experience)
-        state, more = rl_programs.learn(programs, algorithm, of, state, anchor, experience, turns, KEY)
+        state, more = learner.learn(programs, algorithm, of, state, anchor, experience, turns, KEY)
         passed('learning', state)
         return state, metrics | more
 
@@ -85,7 +88,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def initial(args: argparse.Namespace, params: PyTree) -> tuple[PolicyState, lora.Adapter]:
     """The state at step 0, and the reward."""
     algorithm, txs, spec = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer()), measure.spec(args)
-    state = rl_programs.initial(spec, txs, algorithm, KL[args.algorithm], 0.0, args.d_model, KEY, params)
+    state = learner.initial(spec, txs, algorithm, KL[args.algorithm], 0.0, args.d_model, KEY, params)
     return state, lora.with_head(spec.init(KEY, params), KEY, args.d_model, 1.0)
 
 

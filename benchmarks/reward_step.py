@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 
-from perl_jax import startup
+from perl_jax.parallel import startup
 
 if __name__ == '__main__':  # before JAX
     startup.begin()
@@ -20,9 +20,10 @@ if __name__ == '__main__':  # before JAX
 import jax
 import measure
 
-from perl_jax import memory, train_reward
-from perl_jax.partitioning import Partitioner
-from perl_jax.plan import flops
+from perl_jax.parallel import memory
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.tools.plan import flops
+from perl_jax.train import reward as train_reward
 
 
 def main() -> None:

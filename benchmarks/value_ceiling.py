@@ -17,12 +17,14 @@ import functools
 import jax
 import numpy as np
 
-from perl_jax import base as bases
-from perl_jax import configure, data, rl
-from perl_jax.kl import KLConfig
-from perl_jax.partitioning import Partitioner
-from perl_jax.rewards import score
-from perl_jax.sampling import SamplingConfig, sample
+from perl_jax.cli import configure
+from perl_jax.data import datasets
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards.scoring import score
+from perl_jax.rl import steps
+from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.runs import base as bases
 
 BATCH = 16
 COLUMNS = ('value', 'prompt', 'prefix')
@@ -50,18 +52,20 @@ def main() -> None:
 
 def pool(network, base, roles, judge, prompts: int, samples: int):
     """Returns, values, tokens and mask [N, K, R] of answers to test prompts, judged as recipes/toy_policy.gin does."""
-    heldout = data.load(data.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts), 'prompts')
+    heldout = datasets.load(
+        datasets.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts), 'prompts'
+    )
     sampling = SamplingConfig(num_samples=samples, max_decode_length=24, temperature=0.7)
     base, ends, parts = network.unstack(base), heldout.eos_ids, []
 
     @jax.jit
     def answer(batch, key):
-        policy, bound = (base, roles['policy']), functools.partial(rl.lora.bind, base)
+        policy, bound = (base, roles['policy']), functools.partial(steps.lora.bind, base)
         rollout = sample(network, bound(policy[1]), batch, key, ends, sampling)
         scores = score(network, bound(judge), rollout)
-        exp, _ = rl.experience(network, KLConfig(), (), ends, sampling, policy, (base, None), rollout, scores, 0.1)
-        returns = rl.advantages.returns(exp.rewards)
-        return returns, rl.values(network, base, roles['value'], exp), exp.targets, exp.targets_mask
+        exp, _ = steps.experience(network, KLConfig(), (), ends, sampling, policy, (base, None), rollout, scores, 0.1)
+        returns = steps.advantages.returns(exp.rewards)
+        return returns, steps.values(network, base, roles['value'], exp), exp.targets, exp.targets_mask
 
     for i, (batch, _, n) in enumerate(heldout.batches(BATCH)):
         parts.append([np.asarray(x)[:n] for x in answer(batch, jax.random.fold_in(jax.random.key(0), i))])

@@ -74,7 +74,7 @@ do_it() {
 
 need() { type -P "$1" > /dev/null || die "there is no $1 on PATH; install it"; }
 
-preempted=75,76 # the exit codes of a job that shall go on (perl_jax/main.py)
+preempted=75,76 # the exit codes of a job that shall go on (perl_jax/cli/main.py)
 grace=300 # seconds that a preempted process has to save
 
 # Of a type: GKE's name of the accelerator, the slice's shape, hosts, chips of a host.

@@ -2,7 +2,7 @@
 
 import sys
 
-from perl_jax.main import cli
+from perl_jax.cli.main import cli
 
 if __name__ == '__main__':
     sys.exit(cli())

@@ -19,8 +19,8 @@ perl_jax.interop.chat_template.Template. Some models' own templates put in a sys
 
 from collections.abc import Mapping, Sequence
 
-from perl_jax.controls import Formatted, mark, unmark
 from perl_jax.errors import UserError
+from perl_jax.tokenizers.chat.controls import Formatted, mark, unmark
 
 Conversation = str | Sequence[Mapping[str, str]]
 ROLES = ('system', 'user', 'assistant')

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import seqio
 import tensorflow as tf
 
-from perl_jax import controls, rows, unmarked
+from perl_jax.data import rows
 from perl_jax.tasks.chat import Conversation
+from perl_jax.tokenizers.chat import controls, unmarked
 
 
 def chat(

@@ -24,9 +24,9 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from perl_jax.controls import marked
 from perl_jax.errors import UserError
 from perl_jax.tasks.preprocessors import without_marks
+from perl_jax.tokenizers.chat.controls import marked
 
 Examples = Callable[[str], Iterable[Mapping[str, Any]]]
 

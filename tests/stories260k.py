@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from perl_jax.interop.gguf import split_halves
-from perl_jax.networks.decoder import DecoderConfig
+from perl_jax.models.decoder import DecoderConfig
 
 DATA = pathlib.Path(os.environ.get('PERL_JAX_DATA', pathlib.Path(__file__).parents[2] / 'shared/data')) / 'stories260k'
 needs_stories = pytest.mark.skipif(

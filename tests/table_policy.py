@@ -7,7 +7,7 @@ import tiny
 from tiny import EOS
 
 from perl_jax import types
-from perl_jax.lora import Adapter
+from perl_jax.models.lora import Adapter
 
 VOCAB = 4
 TABLE = tiny.table(VOCAB)

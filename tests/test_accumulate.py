@@ -11,17 +11,18 @@ import pytest
 import tiny
 from tiny import NETWORK
 
-from perl_jax import accumulate, rl
-from perl_jax.algorithms.grpo import GRPO
-from perl_jax.algorithms.ppo import PPO
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.algorithms.rloo import RLOO
 from perl_jax.errors import UserError
-from perl_jax.kl import KLConfig
-from perl_jax.lora import LoraSpec
-from perl_jax.partitioning import Partitioner
-from perl_jax.train_reward import reward_step
-from perl_jax.train_sft import sft_step
+from perl_jax.models.lora import LoraSpec
+from perl_jax.optim import accumulate
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rl import steps
+from perl_jax.rl.algorithms.grpo import GRPO
+from perl_jax.rl.algorithms.ppo import PPO
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.algorithms.rloo import RLOO
+from perl_jax.rl.kl import KLConfig
+from perl_jax.train.reward import reward_step
+from perl_jax.train.sft import sft_step
 from perl_jax.types import Thumbs
 
 B, K, KEY = 8, 2, jax.random.key(0)
@@ -94,7 +95,7 @@ def test_policy(algorithm, kl):
     values = 0.3 * batch.rewards[:, ::-1] if algorithm.has_value else None
 
     def step(base, state, **kw):
-        return rl.policy_step(
+        return steps.policy_step(
             NETWORK, algorithm, kl, 0.01, 0.7, SGD, base, (base, None), state, batch, values, BETA, KEY, **kw
         )
 
@@ -108,7 +109,7 @@ def test_value(algorithm, known):
         batch = batch.replace(values=0.3 * batch.rewards[:, ::-1])
 
     def step(base, state, **kw):
-        after, old, metrics = rl.value_step(NETWORK, algorithm, SGD, base, state, batch, KEY, **kw)
+        after, old, metrics = steps.value_step(NETWORK, algorithm, SGD, base, state, batch, KEY, **kw)
         return after, metrics | {'old': jnp.where(batch.targets_mask, old, 0)}
 
     assert_same_step(step, 'reward', 4)

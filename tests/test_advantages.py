@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perl_jax import advantages
+from perl_jax.rl import advantages
 
 B, K, R = 4, 3, 6
 RNG = np.random.default_rng(0)

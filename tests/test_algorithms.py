@@ -5,12 +5,12 @@ import functools
 import numpy as np
 import pytest
 
-from perl_jax import advantages as adv
 from perl_jax import masked
-from perl_jax.algorithms.grpo import GRPO
-from perl_jax.algorithms.ppo import PPO
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.algorithms.rloo import RLOO
+from perl_jax.rl import advantages as adv
+from perl_jax.rl.algorithms.grpo import GRPO
+from perl_jax.rl.algorithms.ppo import PPO
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.algorithms.rloo import RLOO
 
 B, K, R = 3, 4, 5
 RNG = np.random.default_rng(0)

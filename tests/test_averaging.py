@@ -4,8 +4,9 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from perl_jax import anchors, averaging, lora
-from perl_jax.lora import FullSpec, LoraSpec
+from perl_jax.models import averaging, lora
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.rl import anchors
 
 SPECS = [LoraSpec(rank=4, alpha=12.0), LoraSpec(rank=2, alpha=1.0), LoraSpec(rank=1, targets=lora.ALL_LINEAR)]
 WEIGHTS = (0.5, 0.3, 0.2)

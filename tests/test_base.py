@@ -11,14 +11,15 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from perl_jax import base as bases
-from perl_jax import lora, types
-from perl_jax.base import BaseConfig
-from perl_jax.checkpoints import Checkpoints, fingerprint
+from perl_jax import types
 from perl_jax.errors import UserError
-from perl_jax.networks.decoder import Decoder
-from perl_jax.networks.description import describe
-from perl_jax.partitioning import Partitioner
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder
+from perl_jax.models.description import describe
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.runs import base as bases
+from perl_jax.runs.base import BaseConfig
+from perl_jax.runs.checkpoints import Checkpoints, fingerprint
 
 NETWORK, ONE = tiny.NETWORK, Partitioner()
 

@@ -10,13 +10,14 @@ import optax
 import pytest
 import tiny
 
-from perl_jax import bucketing, masked, streams
-from perl_jax.algorithms.grpo import GRPO
-from perl_jax.algorithms.ppo import PPO
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.algorithms.rloo import RLOO
-from perl_jax.lora import FullSpec
-from perl_jax.train_sft import sft_step
+from perl_jax import masked
+from perl_jax.data import bucketing, streams
+from perl_jax.models.lora import FullSpec
+from perl_jax.rl.algorithms.grpo import GRPO
+from perl_jax.rl.algorithms.ppo import PPO
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.algorithms.rloo import RLOO
+from perl_jax.train.sft import sft_step
 
 WINDOW = bucketing.WINDOW
 

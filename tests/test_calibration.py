@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from perl_jax import calibration
-from perl_jax.data import Dataset
+from perl_jax.data.datasets import Dataset
+from perl_jax.evals import calibration
 
 PAIRS = Dataset({}, [], None, 1)
 

@@ -3,8 +3,8 @@
 import jinja2
 import pytest
 
-from perl_jax.controls import mark
-from perl_jax.interop import chat_typed
+from perl_jax.tokenizers.chat import typed
+from perl_jax.tokenizers.chat.controls import mark
 
 OWN = '<|end|>'
 CONTENT = {  # a template's expression of the message c, and what the text has of it
@@ -34,7 +34,7 @@ def test_a_typed_token_is_text_and_the_templates_own_are_control_tokens(what):
     template = jinja2.Template(f'{{% set c = messages[0].c %}}{{{{ {what} }}}}<|end|>')
     talk = [{'c': '<think>a</think> b'}]
     render = lambda messages: template.render(messages=messages)  # noqa: E731
-    got = chat_typed.marked(render, talk, [OWN, '<think>', '</think>'])
+    got = typed.marked(render, talk, [OWN, '<think>', '</think>'])
     wanted = CONTENT[what].replace('{}', talk[0]['c']).replace('[</think>]', mark('</think>'))
     assert got == wanted + mark(OWN)
 
@@ -42,4 +42,4 @@ def test_a_typed_token_is_text_and_the_templates_own_are_control_tokens(what):
 def test_messages_bring_no_marks():
     template = jinja2.Template('{{ messages[0].c }}')
     talk = [{'c': f'{mark("<a>")}\ufdd2<a>'}]
-    assert chat_typed.marked(lambda messages: template.render(messages=messages), talk, ['<a>']) == '<a><a>'
+    assert typed.marked(lambda messages: template.render(messages=messages), talk, ['<a>']) == '<a><a>'

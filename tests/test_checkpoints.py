@@ -12,11 +12,11 @@ import pytest
 import tiny
 from tiny import D, specs
 
-from perl_jax import train_state
-from perl_jax.base import read_adapter
-from perl_jax.checkpoints import Checkpoints, fingerprint
 from perl_jax.errors import UserError
-from perl_jax.lora import LoraSpec
+from perl_jax.models.lora import LoraSpec
+from perl_jax.optim import train_state
+from perl_jax.runs.base import read_adapter
+from perl_jax.runs.checkpoints import Checkpoints, fingerprint
 
 # Orbax abandons its other reads where one fails; Python tells of that as it throws them away.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')

@@ -17,7 +17,7 @@ import gin
 import pytest
 from toy_runs import ENVIRONMENT, configured, contents, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
-from perl_jax import main
+from perl_jax.cli import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 FULL, LORA = '--gin_file=tuning/full.gin', '--gin_file=tuning/lora.gin'
@@ -553,7 +553,7 @@ def test_what_a_chat_template_refuses_is_one_line_of_the_command(tmp_path, monke
     refuse = "{% if 'b' in messages[0].content %}{{ raise_exception('No b') }}{% endif %}x"
     (tmp_path / 'chat_template.jinja').write_text(refuse)
     (tmp_path / 'refusing.py').write_text(
-        'from perl_jax.interop.chat_template import Template\n'
+        'from perl_jax.tokenizers.chat.template import Template\n'
         'from perl_jax.tasks import preprocessors, registration\n'
         f'wrap = preprocessors.chat(Template({str(tmp_path)!r}))\n'
         "registration.add('refusing_prompts', 'prompts', lambda split: [{'inputs': 'b'}], preprocessors=[wrap])\n"

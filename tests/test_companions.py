@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 
-from perl_jax.interop import companions
+from perl_jax.tools import companions
 
 pytest.importorskip('gguf')
 import tiny_gguf  # noqa: E402

@@ -11,8 +11,9 @@ import pytest
 import seqio
 import tiny
 
-from perl_jax import data, providers, streams, types
-from perl_jax.data import DatasetConfig
+from perl_jax import types
+from perl_jax.data import datasets, providers, streams
+from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.tasks import registration, toy
 
@@ -33,7 +34,7 @@ def task(kind, rows, **options):
 
 def load(kind, rows, vocabulary=None, **options):
     config = DatasetConfig(task(kind, rows), LENGTHS, 2, vocabulary=vocabulary, **options)
-    return data.load(config, kind)
+    return datasets.load(config, kind)
 
 
 def ids(text):
@@ -95,7 +96,7 @@ def test_bos_stands_in_front_of_every_prompt():
 
 def test_prompts_of_one_token_with_bos():
     config = DatasetConfig(task('prompts', ['abc']), {'inputs': 1, 'targets': 4}, 1, vocabulary=WithBos())
-    row = data.load(config, 'prompts').arrays
+    row = datasets.load(config, 'prompts').arrays
     assert row['inputs'].shape == (1, 1)
     assert row['inputs'].tolist() == [[2]]
 
@@ -161,7 +162,7 @@ def test_more_than_the_share_that_may_be_dropped_stops_a_run():
 def test_limit_is_of_a_mixture_and_its_tasks_alike(limit, read):
     members = [task('prompts', [name] * 9) for name in 'ab']
     seqio.MixtureRegistry.add(name := f'data_{next(_numbers)}_prompts', members, default_rate=1.0)
-    dataset = data.load(DatasetConfig(name, LENGTHS, 2, limit=limit), 'prompts')
+    dataset = datasets.load(DatasetConfig(name, LENGTHS, 2, limit=limit), 'prompts')
     assert ''.join(e['inputs_pretokenized'] for e in dataset.examples) == read
 
 
@@ -191,7 +192,7 @@ def test_processes_read_their_own_rows_of_the_same_batches():
 def test_decode_leaves_out_eos_and_padding():
     (batch, *_), *_ = load('pairs', [{'inputs': 'ab', 'chosen': 'c', 'rejected': 'def'}]).batches(1)
     batch.targets[0, 0, 2:] = ids('xy')  # padding may be anything
-    assert data.decode(BYTES, batch) == [['c', 'def']]
+    assert datasets.decode(BYTES, batch) == [['c', 'def']]
 
 
 # Names.
@@ -204,18 +205,18 @@ def test_unknown_task_is_answered_with_the_nearest():
 
 def test_unknown_split():
     with pytest.raises(UserError, match="no split 'tset'; it has test, train, validation"):
-        data.load(DatasetConfig('toy_sft', LENGTHS, 2, split='tset'), 'sft')
+        datasets.load(DatasetConfig('toy_sft', LENGTHS, 2, split='tset'), 'sft')
 
 
 def test_features_that_do_not_fit_the_kind():
     with pytest.raises(UserError, match="task 'toy_sft' has no feature chosen, rejected, which pairs needs"):
-        data.load(DatasetConfig('toy_sft', LENGTHS, 2), 'pairs')
+        datasets.load(DatasetConfig('toy_sft', LENGTHS, 2), 'pairs')
 
 
 def test_kinds_of_reward():
-    assert (data.reward_kind('toy_pairs'), data.reward_kind('toy_thumbs')) == ('pairs', 'thumbs')
+    assert (datasets.reward_kind('toy_pairs'), datasets.reward_kind('toy_thumbs')) == ('pairs', 'thumbs')
     with pytest.raises(UserError, match="'toy_sft' is for no reward"):
-        data.reward_kind('toy_sft')
+        datasets.reward_kind('toy_sft')
 
 
 def test_several_names():
@@ -229,7 +230,7 @@ def test_several_names():
 
 def stream(rows, batch_size=5, seed=0):
     dataset = load('sft', sft(rows) if isinstance(rows, int) else rows)
-    return data.Stream([dataset], [1.0], batch_size, seed, np.arange(batch_size))
+    return datasets.Stream([dataset], [1.0], batch_size, seed, np.arange(batch_size))
 
 
 def names(stream, steps):
@@ -330,14 +331,14 @@ def test_batches_say_what_share_of_them_is_real(groups, parts):
 def test_a_batch_is_a_function_of_seed_and_step():
     config = DatasetConfig('toy_pairs', {'inputs': 26, 'targets': 22}, 8)
     config = dataclasses.replace(config, limit=100)
-    one, two = (data.stream(config, 'pairs', 3) for _ in range(2))
+    one, two = (datasets.stream(config, 'pairs', 3) for _ in range(2))
     ahead = [one(step) for step in range(20)]  # one has gone all the way, the other asks for 7 at once
     streams._permutation.cache_clear()
     streams._cycle.cache_clear()
     (batch, examples), (again, same) = ahead[7], two(7)
     assert all(np.array_equal(getattr(batch, f.name), getattr(again, f.name)) for f in dataclasses.fields(batch))
     assert examples == same
-    other, _ = data.stream(config, 'pairs', 4)(7)
+    other, _ = datasets.stream(config, 'pairs', 4)(7)
     assert not np.array_equal(other.inputs, batch.inputs)
     assert not np.array_equal(ahead[8][0].inputs, batch.inputs)
     assert one.eos_id == toy.vocabulary().eos_id and one.eos_ids == (one.eos_id,)
@@ -347,7 +348,7 @@ def test_batches_do_not_depend_on_the_process():
     """Nor on the seed of Python's hashes, which a restart changes."""
     code = """
 import numpy as np
-from perl_jax import streams
+from perl_jax.data import streams
 print([streams._permutation(3, 0, 2, 9).tolist(), streams._cycle((3.0, 1.0), 5)[0].tolist()])
 """
     here = [streams._permutation(3, 0, 2, 9).tolist(), streams._cycle((3.0, 1.0), 5)[0].tolist()]
@@ -366,7 +367,7 @@ def test_rates_of_a_mixture_hold(rates):
     members = [task('sft', rows) for rows in parts]
     name = f'data_{next(_numbers)}_mixture'
     seqio.MixtureRegistry.add(name, list(zip(members, rates)))
-    mixed = data.stream(DatasetConfig(name, LENGTHS, 50), 'sft', 0)
+    mixed = datasets.stream(DatasetConfig(name, LENGTHS, 50), 'sft', 0)
     seen = names(mixed, range(40))
     counts = collections.Counter(x[0] for x in seen)
     for member, rate in zip('ab', rates):
@@ -377,7 +378,7 @@ def test_rates_of_a_mixture_hold(rates):
             assert len(set(own[start : start + size])) == size
     first = collections.Counter(x[0] for x in seen[:200])['a']
     assert first == pytest.approx(200 * rates[0] / sum(rates), abs=25)  # mixed throughout
-    assert names(data.stream(DatasetConfig(name, LENGTHS, 50), 'sft', 0), [7]) == seen[350:400]
+    assert names(datasets.stream(DatasetConfig(name, LENGTHS, 50), 'sft', 0), [7]) == seen[350:400]
 
 
 @pytest.mark.parametrize('vocabulary', [None, BYTES], ids=['own', 'swapped'])
@@ -386,7 +387,7 @@ def test_a_mixture_can_be_read_whole(vocabulary):
     members = [task('sft', sft(4)), task('sft', sft(4))]
     name = f'data_{next(_numbers)}_mixture'
     seqio.MixtureRegistry.add(name, members, default_rate=1.0)
-    dataset = data.load(DatasetConfig(name, LENGTHS, 2, vocabulary=vocabulary), 'sft')
+    dataset = datasets.load(DatasetConfig(name, LENGTHS, 2, vocabulary=vocabulary), 'sft')
     assert collections.Counter(e['inputs_pretokenized'] for e in dataset.examples) == dict.fromkeys(
         ['000', '001', '002', '003'], 2
     )
@@ -408,5 +409,5 @@ def test_several_eos_ids_come_with_the_vocabulary_and_the_first_ends_targets():
 def test_the_text_of_a_response_ends_before_any_of_its_eos_ids():
     targets = np.array([[[*ids('a'), 13, *ids('b')], [*ids('ab'), 1], [*ids('abc')]]])
     batch = types.Responses(targets[0], targets[0] > 0, targets, targets > 0)
-    assert data.decode(TwoEnds(), batch) == [['a', 'ab', 'abc']]
-    assert data.decode(BYTES, batch) == [['a\nb', 'ab', 'abc']]
+    assert datasets.decode(TwoEnds(), batch) == [['a', 'ab', 'abc']]
+    assert datasets.decode(BYTES, batch) == [['a\nb', 'ab', 'abc']]

@@ -10,8 +10,9 @@ import tiny
 from flax import traverse_util
 from tiny import CONFIG, NETWORK, UNTIED, D, L, P, R, V
 
-from perl_jax import lora, partitioning
-from perl_jax.networks.decoder import Decoder
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder
+from perl_jax.parallel import partitioning
 
 BATCH = tiny.responses(B=3, K=3)
 SPEC = tiny.SPECS['lora']

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from perl_jax.errors import UserError
-from perl_jax.judging.endpoint import Endpoint
+from perl_jax.evals.judging.endpoint import Endpoint
 
 
 class Server:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_runs import perl, quoted, ran, rows, state, toy, toys  # noqa: F401
 
-from perl_jax import base as bases
+from perl_jax.runs import base as bases
 
 # ruff: noqa: F811 (a fixture is shared by importing it)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perl_jax import ensembles
+from perl_jax.rewards import ensembles
 
 M, B, K = 4, 3, 5
 SCORES = np.random.default_rng(0).standard_normal((M, B, K)).astype(np.float32)

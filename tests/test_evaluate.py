@@ -3,10 +3,11 @@ import itertools
 import numpy as np
 import pytest
 
-from perl_jax import evaluate, types
-from perl_jax.data import Dataset
+from perl_jax import types
+from perl_jax.data.datasets import Dataset
 from perl_jax.errors import UserError
-from perl_jax.partitioning import Partitioner
+from perl_jax.evals import evaluate
+from perl_jax.parallel.partitioning import Partitioner
 
 
 def slow_auc(logits, labels):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from toy_runs import contents, perl, quoted, ran, rows, settings, toy, toys  # noqa: F401
 
-from perl_jax import base as bases
-from perl_jax import lora, partitioning
-from perl_jax.base import BaseConfig
 from perl_jax.interop import hf
-from perl_jax.networks.decoder import Decoder
-from perl_jax.partitioning import Partitioner
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder
+from perl_jax.parallel import partitioning
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.runs import base as bases
+from perl_jax.runs.base import BaseConfig
 
 MODEL = '--gin_file=models/toy.gin'
 
@@ -41,7 +42,7 @@ def merged(folder, role):
 def toy_network():
     import gin
 
-    from perl_jax import configure
+    from perl_jax.cli import configure
 
     configure.configured('infer.eval_policy', ['models/toy.gin'], [], [])
     return gin.get_configurable('decoder.Decoder')()
@@ -150,8 +151,8 @@ def test_an_sft_run_with_full_tuning_is_in_no_adapter_of_the_weights_behind_it(t
 
 def test_an_adapter_is_for_no_model_of_several_parts(tmp_path):
     """peft loaded it onto Gemma 3 with images without a word, and all of it was left out."""
-    from perl_jax import rebase
     from perl_jax.errors import UserError
+    from perl_jax.runs import rebase
 
     (tmp_path / 'config.json').write_text('{"model_type": "gemma3", "text_config": {}}')
     with pytest.raises(UserError, match='several parts .model_type gemma3.*--base=FOLDER'):

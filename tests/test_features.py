@@ -5,7 +5,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from perl_jax import features
+from perl_jax.data import features
 
 PROMPT = {'inputs': [7, 8, 0, 0], 'inputs_mask': [1, 1, 0, 0]}
 CASES = {

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from tiny import CONFIG, D, P, R
 
-from perl_jax import flash
-from perl_jax.networks.decoder import Decoder
+from perl_jax.kernels import flash
+from perl_jax.models.decoder import Decoder
 
 GEMMA = dataclasses.replace(
     CONFIG, query_scale=0.3, attention_softcap=2.0, sliding_window=P + R, global_every=2, qk_norm=True

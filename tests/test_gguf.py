@@ -12,10 +12,10 @@ pytest.importorskip('gguf')
 import tiny_gguf
 from gguf import GGMLQuantizationType
 
-from perl_jax import leaves
 from perl_jax.errors import UserError
 from perl_jax.interop import gguf, paths
-from perl_jax.layers import RopeScaling
+from perl_jax.models.layers import RopeScaling
+from perl_jax.parallel import leaves
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_config_and_every_value(path, tied):
 
 
 def test_tree_is_the_networks_own(path):
-    from perl_jax.networks.decoder import Decoder
+    from perl_jax.models.decoder import Decoder
 
     params, tokens = gguf.load(tiny_gguf.write(path)), np.ones((1, 2), int)
     net = Decoder(gguf.config(path))

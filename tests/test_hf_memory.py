@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from perl_jax import partitioning
 from perl_jax.interop import hf
+from perl_jax.parallel import partitioning
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -21,9 +21,9 @@ SMALL = {
 LARGE = SMALL | {'vocab_size': 30_000, 'num_hidden_layers': 8, 'hidden_size': 1024, 'intermediate_size': 3072}
 CODE = """
 import re, sys
-from perl_jax import base
+from perl_jax.runs import base
 from perl_jax.interop import hf
-from perl_jax.partitioning import Partitioner
+from perl_jax.parallel.partitioning import Partitioner
 
 kept = []
 for folder in sys.argv[1:3]:  # the small one first: what is loaded and compiled once does not count

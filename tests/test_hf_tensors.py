@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from perl_jax import base, leaves, partitioning
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, safetensors
-from perl_jax.networks.decoder import Decoder, DecoderConfig
-from perl_jax.networks.t5 import T5, T5Config
-from perl_jax.partitioning import Partitioner
+from perl_jax.models.decoder import Decoder, DecoderConfig
+from perl_jax.models.t5 import T5, T5Config
+from perl_jax.parallel import leaves, partitioning
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.runs import base
 
 DECODER = DecoderConfig(
     vocab_size=40, num_layers=3, emb_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12, norm_epsilon=1e-6

@@ -8,7 +8,7 @@ from test_layout import MODULES
 
 HEAVY = ('tensorflow', 'seqio', 'clu')
 # What is about SeqIO itself may import it at once. Whoever needs these imports them where they are used.
-MAY = ('features', 'interop.sentencepieces', 'interop.tokenizers', 'tasks', 'tasks.*')
+MAY = ('data.features', 'tokenizers.sentencepieces', 'tokenizers.tokenizers', 'tasks', 'tasks.*')
 
 CODE = """
 import importlib, sys

@@ -11,10 +11,10 @@ import tiny
 from flax import linen as nn
 from flax import traverse_util
 
-from perl_jax import lora
 from perl_jax.errors import UserError
-from perl_jax.intercept import intercept
-from perl_jax.lora import LoraSpec
+from perl_jax.models import lora
+from perl_jax.models.intercept import intercept
+from perl_jax.models.lora import LoraSpec
 
 D, H, E, L, T = 12, 3, 2, 4, 5
 KEY = jax.random.key(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from perl_jax import intervals
+from perl_jax.evals import intervals
 
 G, DRAWS, TIMES = 40, 600, 500
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from perl_jax.errors import UserError
-from perl_jax.judging import cautions, judge
+from perl_jax.evals.judging import cautions, judge
 
 ROWS = [{'prompt': f'question {i}\n', 'response': f'answer {i}', 'reference': f'{i}' * i, 'group': str(i // 2)}
         for i in range(6)]  # fmt: skip

@@ -8,12 +8,15 @@ import pytest
 from test_endpoint import said, serve  # noqa: F401
 from toy_runs import perl, ran, rows, settings, toy, toys  # noqa: F401
 
-from perl_jax import base, configure, data, rewards, texts
-from perl_jax.data import DatasetConfig
-from perl_jax.interop import vocabularies
-from perl_jax.judging import cautions, judge
-from perl_jax.partitioning import Partitioner
+from perl_jax.cli import configure
+from perl_jax.data import datasets, texts
+from perl_jax.data.datasets import DatasetConfig
+from perl_jax.evals.judging import cautions, judge
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards import scoring
+from perl_jax.runs import base
 from perl_jax.tasks import toy as toy_tasks
+from perl_jax.tokenizers import vocabularies
 from perl_jax.types import Rollout
 
 LENGTHS = {'inputs': 26, 'targets': 24}
@@ -32,7 +35,7 @@ def of_run(folder, phase, name, *args, **kwargs):
 
 def test_texts_are_read_as_a_tasks_are():
     """Pairs of the toy task, and the prompts as they are cut to their end."""
-    pairs = data.load(DatasetConfig('toy_pairs', LENGTHS, 4, 'test', limit=16), 'pairs')
+    pairs = datasets.load(DatasetConfig('toy_pairs', LENGTHS, 4, 'test', limit=16), 'pairs')
     prompts = [example['inputs_pretokenized'] for example in pairs.examples]
     answers = [(e['chosen_pretokenized'], e['rejected_pretokenized']) for e in pairs.examples]
     got = texts.dataset(pairs.vocabulary, prompts, 26, answers)
@@ -66,7 +69,7 @@ def test_a_reward_judges_a_policy_against_what_it_started_from(toys):
 
 
 def test_a_reward_gives_texts_the_scores_that_eval_gives_the_task(toys):
-    pairs = data.load(DatasetConfig('toy_pairs', LENGTHS, 4, 'test'), 'pairs')
+    pairs = datasets.load(DatasetConfig('toy_pairs', LENGTHS, 4, 'test'), 'pairs')
     prompts = [e['inputs_pretokenized'] for e in pairs.examples]
     answers = [(e['chosen_pretokenized'], e['rejected_pretokenized']) for e in pairs.examples]
     (scores,) = of_run(toys.reward, 'reward', 'judging.models.score', prompts, answers, [(None, None)] * len(prompts))
@@ -111,7 +114,7 @@ def in_training(toys, answers):
         partitioner = Partitioner()
         with partitioner.scope():
             frozen = base.load(config, partitioner, 0)
-            score = rewards.LearnedReward(str(toys.reward)).scorer(config.network, frozen, partitioner, None)
+            score = scoring.LearnedReward(str(toys.reward)).scorer(config.network, frozen, partitioner, None)
             (inputs, inputs_mask), (targets, targets_mask) = padded('prompt'), padded('response')
             rollout = Rollout(inputs, inputs_mask, targets[:, None], targets_mask[:, None], 0.0 * targets[:, None])
             return np.asarray(score(rollout, [])[0])[:, 0]

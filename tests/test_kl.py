@@ -10,10 +10,10 @@ import table_policy as table
 import tiny
 from table_policy import BASE, EVERY, POLICY, TABLE, N, logprobs, responses, total
 
-from perl_jax import kl, rl
 from perl_jax.errors import UserError
-from perl_jax.kl import KLConfig
-from perl_jax.sampling import SamplingConfig
+from perl_jax.rl import kl, steps
+from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.sampling import SamplingConfig
 
 BATCH = responses(EVERY)
 MASK = BATCH.targets_mask
@@ -92,9 +92,9 @@ class Descend:
 def gradient(config):
     """What policy_step descends by when there is only a KL to descend: beta 1, no score."""
     zero, roles = np.zeros((1, N), np.float32), ((BASE, POLICY), (BASE, None))
-    exp, _ = rl.experience(TABLE, config, (), tiny.EOS, SamplingConfig(), *roles, table.rollout(BATCH), zero, 1.0)
+    exp, _ = steps.experience(TABLE, config, (), tiny.EOS, SamplingConfig(), *roles, table.rollout(BATCH), zero, 1.0)
     state = table.state(Descend, np.zeros(4)).policy
-    step = functools.partial(rl.policy_step, TABLE, Weighted(), config, 0.0, 1.0, Descend)
+    step = functools.partial(steps.policy_step, TABLE, Weighted(), config, 0.0, 1.0, Descend)
     after, _ = step(BASE, (BASE, None), state, exp, None, 1.0, jax.random.key(0))
     return after.adapter.params['table'] - POLICY.params['table']
 
@@ -127,12 +127,12 @@ def test_k1_in_the_loss_has_no_gradient_and_is_refused():
 
 def test_a_bonus_for_entropy_descends_by_minus_its_gradient():
     config = KLConfig(estimator='k2', place='loss')
-    exp, _ = rl.experience(
+    exp, _ = steps.experience(
         TABLE, config, (), tiny.EOS, SamplingConfig(), (BASE, POLICY), (BASE, None), table.rollout(BATCH),
         np.zeros((1, N), np.float32), 0.0,
     )  # fmt: skip
     state = table.state(Descend, np.zeros(4)).policy
-    step = functools.partial(rl.policy_step, TABLE, Weighted(), config, 0.3, 1.0, Descend)
+    step = functools.partial(steps.policy_step, TABLE, Weighted(), config, 0.3, 1.0, Descend)
     after, metrics = step(BASE, (BASE, None), state, exp, None, 0.0, jax.random.key(0))
     before = jnp.concatenate([jnp.full((1, N, 1), 2), BATCH.targets[..., :1]], -1)
 

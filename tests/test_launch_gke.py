@@ -8,7 +8,8 @@ import shlex
 import pytest
 from stand_ins import LAUNCH, RUN, SECRET, ZONE, call  # noqa: F401
 
-from perl_jax import main, survivor, topology
+from perl_jax.cli import main
+from perl_jax.parallel import survivor, topology
 
 # ruff: noqa: F811 (a fixture is shared by importing it)
 

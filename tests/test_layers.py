@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tiny
 
-from perl_jax import layers, sharded
+from perl_jax import sharded
+from perl_jax.models import layers
 
 RNG = np.random.default_rng(0)
 

@@ -10,11 +10,12 @@ import pytest
 import tiny
 from safetensors.numpy import save_file
 
-from perl_jax import leaves, lora
 from perl_jax.errors import UserError
 from perl_jax.interop import safetensors
-from perl_jax.leaves import InMemory, Merged, Stacked, Transposed
-from perl_jax.partitioning import Partitioner, place
+from perl_jax.models import lora
+from perl_jax.parallel import leaves
+from perl_jax.parallel.leaves import InMemory, Merged, Stacked, Transposed
+from perl_jax.parallel.partitioning import Partitioner, place
 
 X = np.random.default_rng(0).normal(size=(7, 12)).astype(np.float32)
 

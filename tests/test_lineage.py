@@ -2,7 +2,7 @@
 
 import json
 
-from perl_jax import lineage
+from perl_jax.runs import lineage
 
 
 def run(folder, phase, base):

@@ -5,7 +5,7 @@ import pytest
 import tiny
 from tiny import NETWORK, UNTIED, D, R, V
 
-from perl_jax import logprobs, lora
+from perl_jax.models import logprobs, lora
 
 B, K = 3, 2
 BATCH = tiny.responses(B, K)

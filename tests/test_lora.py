@@ -9,9 +9,9 @@ import tiny
 from flax import traverse_util
 from tiny import D, L, specs
 
-from perl_jax import lora
 from perl_jax.errors import UserError
-from perl_jax.lora import FullSpec, LoraSpec
+from perl_jax.models import lora
+from perl_jax.models.lora import FullSpec, LoraSpec
 
 KEY = jax.random.key(0)
 BATCH = tiny.responses()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perl_jax import losses
+from perl_jax.rl import losses
 
 RNG = np.random.default_rng(0)
 MASK = np.arange(4) < np.array([[4, 2], [0, 1], [3, 4]])[..., None]

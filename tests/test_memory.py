@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from toy_runs import toys  # noqa: F401
 
-from perl_jax import memory
+from perl_jax.parallel import memory
 
 # ruff: noqa: F811 (a fixture is shared by importing it)
 

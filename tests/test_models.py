@@ -13,7 +13,9 @@ import gin
 import jax
 import pytest
 
-from perl_jax import configure, layers, partitioning
+from perl_jax.cli import configure
+from perl_jax.models import layers
+from perl_jax.parallel import partitioning
 
 MODELS = pathlib.Path(__file__).parents[1] / 'gin/models'
 FILES = {path.stem: path.read_text() for path in sorted(MODELS.glob('*.gin'))}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perl_jax.oddities import Notes
+from perl_jax.data.oddities import Notes
 
 
 def ids(text):

@@ -10,10 +10,12 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from perl_jax import lora, partitioning, topology, train_state
 from perl_jax.errors import UserError
-from perl_jax.lora import FullSpec, LoraSpec
-from perl_jax.partitioning import Partitioner
+from perl_jax.models import lora
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.optim import train_state
+from perl_jax.parallel import partitioning, topology
+from perl_jax.parallel.partitioning import Partitioner
 
 KEY = jax.random.key(0)
 ATTENTION, MLP = 'decoder/layers/self_attention', 'decoder/layers/mlp'

@@ -9,10 +9,11 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from perl_jax import averaging, leaves, lora, partitioning
 from perl_jax.errors import UserError
 from perl_jax.interop import peft, peft_config
-from perl_jax.networks.decoder import Decoder, DecoderConfig
+from perl_jax.models import averaging, lora
+from perl_jax.models.decoder import Decoder, DecoderConfig
+from perl_jax.parallel import leaves, partitioning
 
 CONFIG = DecoderConfig(vocab_size=40, num_layers=2, emb_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 NETWORK = Decoder(CONFIG)

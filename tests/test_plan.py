@@ -10,13 +10,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from toy_runs import perl
 
-from perl_jax import flash, topology
-from perl_jax import plan as planning
 from perl_jax.errors import UserError
-from perl_jax.partitioning import Partitioner
-from perl_jax.plan import flops, hlo
-from perl_jax.plan.compile import KERNELS, report, size
-from perl_jax.plan.programs import Program
+from perl_jax.kernels import flash
+from perl_jax.parallel import topology
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.tools import plan as planning
+from perl_jax.tools.plan import flops, hlo
+from perl_jax.tools.plan.compile import KERNELS, report, size
+from perl_jax.tools.plan.programs import Program
 
 MESH = [('replica', 1), ('data', 2), ('model', 4)]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from toy_runs import ENVIRONMENT
 
-from perl_jax import partitioning
-from perl_jax.checkpoints import fingerprint
 from perl_jax.interop import gguf, hf, t5x
-from perl_jax.networks.t5 import T5, T5Config
+from perl_jax.models.t5 import T5, T5Config
+from perl_jax.parallel import partitioning
+from perl_jax.runs.checkpoints import fingerprint
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROOM = 300e6
@@ -30,15 +30,16 @@ ENCODER_DECODER = T5Config(
 CODE = """
 import json, re, sys, threading, time
 import jax
-from perl_jax import base, partitioning
+from perl_jax.runs import base
+from perl_jax.parallel import partitioning
 from perl_jax.interop import gguf, hf
-from perl_jax.networks.t5 import T5, T5Config
+from perl_jax.models.t5 import T5, T5Config
 
 small, path, config, address, count, index = *sys.argv[1:5], *map(int, sys.argv[5:])
 if count > 1:
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(address, count, index)
-from perl_jax.networks.decoder import Decoder
+from perl_jax.models.decoder import Decoder
 
 def anonymous():
     return int(re.search(r'RssAnon:\\s*(\\d+)', open('/proc/self/status').read())[1]) * 1024

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from toy_runs import configured, perl, quoted, ran, rows, state, toy, toys  # noqa: F401
 
-from perl_jax import configure, resume
+from perl_jax.cli import configure
+from perl_jax.runs import resume
 
 # ruff: noqa: F811 (a fixture is shared by importing it)
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from toy_runs import perl, quoted, toy
 
-from perl_jax import data
-from perl_jax.data import DatasetConfig
+from perl_jax.data import datasets
+from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.tasks import registration
 
@@ -56,7 +56,7 @@ def add(texts, *preprocessors, splits=('train',), features=('inputs', 'targets')
 
 
 def load(name, kind='sft', lengths=LENGTHS, **options):
-    return data.load(DatasetConfig(name, lengths, 2, **options), kind)
+    return datasets.load(DatasetConfig(name, lengths, 2, **options), kind)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_inspect_tells_preprocessors_that_there_is_room(capsys):
     def crop(dataset, sequence_length):
         return dataset.map(lambda row: row | {'targets': row['targets'][: sequence_length['targets']]})
 
-    from perl_jax import inspect_task
+    from perl_jax.tools import inspect_task
 
     inspect_task.show(add(rows(targets='t' * 300), TOKENIZE, crop), [], 'train', 1, None)
     assert 'targets: tokens p50 300' in capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_a_mixture_skips_members_that_lack_the_split(said):
     held_out = load(name, split='validation')
     assert [row['targets_pretokenized'] for row in held_out.examples] == ['yes'] * 3
     assert f"skipped, having no split 'validation': {other}" in said.text
-    stream = data.stream(DatasetConfig(name, LENGTHS, 2, split='validation'), 'sft', 0)
+    stream = datasets.stream(DatasetConfig(name, LENGTHS, 2, split='validation'), 'sft', 0)
     assert len(stream.datasets) == 1
     with pytest.raises(UserError, match="no split 'test'; it has train"):
         load(name, split='test')
@@ -220,7 +220,7 @@ def test_rates_are_those_that_seqio_computes():
     inner, outer = (f'providers_{next(_numbers)}' for _ in range(2))
     seqio.MixtureRegistry.add(inner, [(names[0], 1.0), (names[1], 3.0)])
     seqio.MixtureRegistry.add(outer, [(inner, 2.0), (names[0], 1.0), (names[2], 1.0)])
-    stream = data.stream(DatasetConfig(outer, LENGTHS, 100), 'sft', 0)
+    stream = datasets.stream(DatasetConfig(outer, LENGTHS, 100), 'sft', 0)
     texts = [row['targets_pretokenized'] for step in range(10) for row in stream(step)[1]]
     assert [texts.count(x) for x in 'abc'] == [375, 375, 250]  # a: 2 * 1/4 + 1, b: 2 * 3/4, c: 1; of 4
 
@@ -230,7 +230,7 @@ def test_small_rates_are_kept(rate, counts):
     names = [add(rows(4, targets)) for targets in ('a', 'b')]
     mixture = f'providers_{next(_numbers)}'
     seqio.MixtureRegistry.add(mixture, [(names[0], 1.0), (names[1], rate)])
-    stream = data.stream(DatasetConfig(mixture, LENGTHS, 15_000), 'sft', 0)
+    stream = datasets.stream(DatasetConfig(mixture, LENGTHS, 15_000), 'sft', 0)
     assert [row['targets_pretokenized'] for row in stream(0)[1]].count('b') in counts
 
 

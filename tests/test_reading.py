@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from perl_jax.judging import reading, replies
-from perl_jax.judging.mentions import HARM, ORDER, TIE
+from perl_jax.evals.judging import reading, replies
+from perl_jax.evals.judging.mentions import HARM, ORDER, TIE
 
 # 1 and 2: that answer. TIE: called equal. None: it cannot be told, and is counted as unread.
 WHICH = [

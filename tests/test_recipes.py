@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from toy_runs import configured, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
-from perl_jax import checkpoints, configure, infer
+from perl_jax.cli import configure
+from perl_jax.evals import infer
+from perl_jax.runs import checkpoints
 from perl_jax.tasks import toy as toy_task
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,8 +66,8 @@ def test_a_recipe_parses(recipe):
     """Others need weights, or data, that are not here; whether their vocabulary can be read is not asked."""
     phase, *flags = line(recipe)
     files, bindings, paths, _ = configure.flags(phase, flags)
-    configure.configured(f'{configure.RUNS[phase]}.train', files, bindings, paths)
-    assert gin.query_parameter(f'{configure.RUNS[phase]}.train.run')
+    configure.configured(f'train_{phase}.train', files, bindings, paths)
+    assert gin.query_parameter(f'train_{phase}.train.run')
 
 
 @pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from perl_jax import report
 from perl_jax.errors import UserError
-from perl_jax.report import answers, formats, metrics, plots, reader, setup
+from perl_jax.tools import report
+from perl_jax.tools.report import answers, formats, metrics, plots, reader, setup
 
 INLINE = {'wbr', 'del', 'ins'}
 VOID = {'meta', 'link', 'br', 'wbr', 'img', 'input', 'hr'}

@@ -5,9 +5,10 @@ import re
 import pytest
 from test_recipes import GOLDEN, ROOT
 
-from perl_jax import configure, resume
+from perl_jax.cli import configure
 from perl_jax.errors import UserError
-from perl_jax.resume import Macro
+from perl_jax.runs import resume
+from perl_jax.runs.resume import Macro
 
 POLICY = configure.settings((GOLDEN / 'toy_policy.gin').read_text())
 REWARD = configure.settings((GOLDEN / 'toy_reward.gin').read_text())
@@ -48,7 +49,7 @@ def test_a_config_is_read_as_gin_reads_it():
 def test_each_setting_is_known_and_taken_or_refused_by_its_users_name(phase, name):
     settings = {'policy': POLICY, 'reward': REWARD, 'sft': SFT}[phase]
     tables = [*resume.FIXED, *resume.DATA, *resume.SAMPLED, *resume.TAKEN]
-    assert resume._first(name, tables), f'perl_jax/resume.py says nothing of {name}'
+    assert resume._first(name, tables), f'perl_jax/runs/resume.py says nothing of {name}'
     if name in NOT_COMPARED:
         assert changed(settings, name) == []
         return

@@ -7,13 +7,16 @@ import pytest
 import tiny
 from tiny import R
 
-from perl_jax import checkpoints, ensembles, lora, rewards, types
-from perl_jax.base import BaseConfig
-from perl_jax.base import load as load_base
+from perl_jax import types
 from perl_jax.errors import UserError
-from perl_jax.lora import FullSpec, LoraSpec
-from perl_jax.partitioning import Partitioner
-from perl_jax.rewards import LearnedReward, TextReward
+from perl_jax.models import lora
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards import ensembles, scoring
+from perl_jax.rewards.scoring import LearnedReward, TextReward
+from perl_jax.runs import checkpoints
+from perl_jax.runs.base import BaseConfig
+from perl_jax.runs.base import load as load_base
 
 BATCH = tiny.responses(B=3, K=2)
 EXAMPLES = [{'inputs_pretokenized': f'question {b}', 'reference': f'{b}'} for b in range(3)]
@@ -21,7 +24,7 @@ EXAMPLES = [{'inputs_pretokenized': f'question {b}', 'reference': f'{b}'} for b 
 
 @jax.jit
 def score(base, adapter, batch):
-    return rewards.score(tiny.NETWORK, lora.bind(base, adapter), batch)
+    return scoring.score(tiny.NETWORK, lora.bind(base, adapter), batch)
 
 
 @pytest.mark.parametrize('name', ['lora', 'full'])
@@ -83,7 +86,7 @@ def total(sources, base=None, network=tiny.NETWORK):
 
 
 def judged(sources, base=None, network=tiny.NETWORK):
-    judge = rewards.scorer(sources, network, base, Partitioner(), Digits())
+    judge = scoring.scorer(sources, network, base, Partitioner(), Digits())
     return judge(Partitioner().batch(BATCH), EXAMPLES)
 
 
@@ -106,7 +109,7 @@ def test_sources_add_up_by_their_weights():
 @pytest.mark.parametrize('name', ['test_rewards.nothing', 'no_such_module.f', 'not a name', 'tiny', 'tiny.V'])
 def test_what_is_no_function_is_named(name):
     with pytest.raises(UserError, match=name):
-        rewards.function(name)
+        scoring.function(name)
 
 
 # A reward that a run has learned.

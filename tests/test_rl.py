@@ -11,22 +11,23 @@ import tiny
 from table_policy import ANCHOR, BASE, EVERY, POLICY, SCORES, TABLE, VOCAB, N, logprobs, responses, rollout, total
 from tiny import EOS
 
-from perl_jax import advantages as adv
-from perl_jax import losses, rl, shaping, types
-from perl_jax.algorithms.grpo import GRPO
-from perl_jax.algorithms.ppo import PPO
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.algorithms.rloo import RLOO
-from perl_jax.kl import KLConfig
-from perl_jax.logprobs import token_logprobs
-from perl_jax.lora import FullSpec
-from perl_jax.sampling import SamplingConfig, sample
+from perl_jax import types
+from perl_jax.models.logprobs import token_logprobs
+from perl_jax.models.lora import FullSpec
+from perl_jax.rl import advantages as adv
+from perl_jax.rl import losses, shaping, steps
+from perl_jax.rl.algorithms.grpo import GRPO
+from perl_jax.rl.algorithms.ppo import PPO
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.algorithms.rloo import RLOO
+from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.sampling import SamplingConfig, sample
 
 BETA = 0.25
 
 
 def judge(batch, scores, beta=BETA, sampling=SamplingConfig(), kl=KLConfig(), shaping=(), given=None):  # noqa: B008
-    run = functools.partial(rl.experience, TABLE, kl, shaping, EOS, sampling, (BASE, POLICY), (BASE, None))
+    run = functools.partial(steps.experience, TABLE, kl, shaping, EOS, sampling, (BASE, POLICY), (BASE, None))
     return jax.jit(run)(rollout(batch, sampling.temperature) if given is None else given, scores, beta)
 
 
@@ -64,7 +65,7 @@ def test_the_anchor_of_a_fresh_policy_is_the_policy():
     batch = responses(EVERY)
     given = types.Rollout(**vars(batch), logprobs=logprobs(None, batch))
     roles = (BASE, fresh), (BASE, None)
-    _, metrics = rl.experience(TABLE, KLConfig(), (), EOS, SamplingConfig(), *roles, given, SCORES, BETA)
+    _, metrics = steps.experience(TABLE, KLConfig(), (), EOS, SamplingConfig(), *roles, given, SCORES, BETA)
     assert float(metrics['kl/anchor']) == pytest.approx(0, abs=1e-6)
 
 
@@ -214,16 +215,16 @@ def test_every_algorithm_learns_the_best_response(algorithm):
         drawn = sample(TABLE, {'params': state.policy.adapter.params}, prompts, key, EOS, sampling)
         scores = ((drawn.targets[..., 0] == 3) & (drawn.targets[..., 1] == EOS)).astype(jnp.float32)
         roles = (BASE, state.policy.adapter), (BASE, None)
-        exp, metrics = rl.experience(TABLE, KLConfig(), (), EOS, sampling, *roles, drawn, scores, 0.01)
+        exp, metrics = steps.experience(TABLE, KLConfig(), (), EOS, sampling, *roles, drawn, scores, 0.01)
         if algorithm.epochs * algorithm.minibatches > 1 and algorithm.has_value:
-            exp = exp.replace(values=rl.values(TABLE, BASE, state.value.adapter, exp))
+            exp = exp.replace(values=steps.values(TABLE, BASE, state.value.adapter, exp))
         return exp, metrics['reward/score']
 
     first = None
     for step in range(60 // algorithm.epochs):
         key = jax.random.fold_in(jax.random.key(0), step)
         exp, score = roll(state, key)
-        for batch in rl.updates(exp, rl.turns(0, step, 4, algorithm.epochs, algorithm.minibatches)):
+        for batch in steps.updates(exp, steps.turns(0, step, 4, algorithm.epochs, algorithm.minibatches)):
             state, _ = step_fn(BASE, state, batch, key)
         first = float(score) if first is None else first
     assert first < 0.5
@@ -232,27 +233,27 @@ def test_every_algorithm_learns_the_best_response(algorithm):
 
 def test_updates_go_over_every_prompt_once_an_epoch():
     exp = tiny.experience(6, 2)
-    parts = list(rl.updates(exp, rl.turns(0, 0, 6, 2, 3)))
+    parts = list(steps.updates(exp, steps.turns(0, 0, 6, 2, 3)))
     assert [part.targets.shape[:2] for part in parts] == [(2, 2)] * 6
     for epoch in (parts[:3], parts[3:]):
         rows = np.concatenate([part.inputs for part in epoch])
         np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(exp.inputs, axis=0))
-    assert [part is exp for part in rl.updates(exp, rl.turns(0, 0, 6, 2, 1))] == [True, True]
+    assert [part is exp for part in steps.updates(exp, steps.turns(0, 0, 6, 2, 1))] == [True, True]
 
 
 def test_each_epochs_minibatches_are_shuffled_by_seed_step_and_epoch():
-    turns = rl.turns(3, 7, 12, 4, 3)
+    turns = steps.turns(3, 7, 12, 4, 3)
     assert turns.shape == (12, 4)
     epochs = turns.reshape(4, 12)
     assert (np.sort(epochs) == np.arange(12)).all() and len(set(map(tuple, epochs.tolist()))) == 4
-    np.testing.assert_array_equal(rl.turns(3, 7, 12, 4, 3), turns)
-    np.testing.assert_array_equal(rl.turns(3, 7, 12, 2, 3), turns[:6])  # an epoch hangs on no other
-    others = [rl.turns(seed, step, 12, 4, 3) for seed, step in ((4, 7), (3, 8))]
+    np.testing.assert_array_equal(steps.turns(3, 7, 12, 4, 3), turns)
+    np.testing.assert_array_equal(steps.turns(3, 7, 12, 2, 3), turns[:6])  # an epoch hangs on no other
+    others = [steps.turns(seed, step, 12, 4, 3) for seed, step in ((4, 7), (3, 8))]
     assert all((other[:3] != turns[:3]).any() for other in others)
-    np.testing.assert_array_equal(rl.turns(3, 7, 12, 2, 1), np.tile(np.arange(12), (2, 1)))  # nothing to shuffle
+    np.testing.assert_array_equal(steps.turns(3, 7, 12, 2, 1), np.tile(np.arange(12), (2, 1)))  # nothing to shuffle
 
 
 def test_a_minibatch_keeps_the_rows_of_each_prompt_together():
-    exp, turns = tiny.experience(6, 2), rl.turns(0, 5, 6, 1, 2)
-    for part, prompts in zip(rl.updates(exp, turns), turns, strict=True):
+    exp, turns = tiny.experience(6, 2), steps.turns(0, 5, 6, 1, 2)
+    for part, prompts in zip(steps.updates(exp, turns), turns, strict=True):
         assert tiny.same(part, jax.tree.map(lambda x, prompts=prompts: x[prompts], exp))

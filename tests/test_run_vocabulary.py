@@ -17,11 +17,11 @@ import tiny_gguf
 from test_tokenizers import write_json
 from toy_runs import contents, perl, quoted, ran, toys  # noqa: F401
 
-from perl_jax import data, lexicon, texts, vocabulary
-from perl_jax.data import DatasetConfig
+from perl_jax.data import datasets, lexicon, texts, vocabulary
+from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.interop import hf
-from perl_jax.networks.decoder import Decoder
+from perl_jax.models.decoder import Decoder
 from perl_jax.tasks import registration
 from perl_jax.tasks import toy as toy_tasks
 
@@ -133,9 +133,9 @@ def test_config_gin_names_what_was_used(chain, phase, tmp_path):
 
 def test_finished_runs_are_asked_and_measured_with_it(chain, monkeypatch):
     folder, _ = chain
-    seen, load = [], data._load
+    seen, load = [], datasets._load
     note = lambda task, config, kind: seen.append(config.vocabulary) or load(task, config, kind)  # noqa: E731
-    monkeypatch.setattr(data, '_load', note)
+    monkeypatch.setattr(datasets, '_load', note)
     for name in ('sft', 'reward', 'policy'):
         ran('eval', f'--model_dir={folder / name}', '--split=test')
     ran('sample', f'--model_dir={folder}/policy', '--num=2')
@@ -373,7 +373,7 @@ def test_choose_without_a_command_line(chain, tmp_path):
     for base in ('weights', 'sft', 'policy'):
         words, (read, none) = vocabulary.choose([config, None], str(folder / base), str(tmp_path / 'new'))
         assert words.name == str(folder / 'weights') and read.vocabulary is words.vocabulary and none is None
-        assert data.load(read, 'sft').eos_ids[0] == 2
+        assert datasets.load(read, 'sft').eos_ids[0] == 2
     with pytest.raises(UserError, match="one data set and 'byt5' for another"):
         two = [dataclasses.replace(config, vocabulary=v) for v in (str(folder / 'weights'), seqio.ByteVocabulary())]
         vocabulary.choose(two, None, str(tmp_path / 'new'))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from perl_jax import rundir
 from perl_jax.errors import UserError
-from perl_jax.rundir import RunDir
+from perl_jax.runs import rundir
+from perl_jax.runs.rundir import RunDir
 
 ABOUT = {
     'phase': 'reward',

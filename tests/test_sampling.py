@@ -9,11 +9,12 @@ import tiny
 from scipy import stats
 from tiny import EOS, NETWORK, R
 
-from perl_jax import lora, types
+from perl_jax import types
 from perl_jax.errors import UserError
-from perl_jax.logprobs import response_logprobs
-from perl_jax.networks.decoder import Decoder
-from perl_jax.sampling import SamplingConfig, categorical, sample, truncate
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder
+from perl_jax.models.logprobs import response_logprobs
+from perl_jax.rl.sampling import SamplingConfig, categorical, sample, truncate
 
 K = 3
 BATCH = tiny.responses(B=3, K=K)

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from perl_jax import schedules, train_state
 from perl_jax.errors import UserError
+from perl_jax.optim import schedules, train_state
 from perl_jax.types import TrainState
 
 TEN = jnp.arange(10)

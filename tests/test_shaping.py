@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tiny
 
-from perl_jax import shaping, types
+from perl_jax import types
+from perl_jax.rl import shaping
 
 B, K, R, EOS = 3, 2, 5, 1
 RNG = np.random.default_rng(0)

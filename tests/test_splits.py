@@ -2,7 +2,7 @@ import collections
 
 import numpy as np
 
-from perl_jax import rows
+from perl_jax.data import rows
 from perl_jax.tasks import splits
 
 

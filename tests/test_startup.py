@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from perl_jax import startup
+from perl_jax.parallel import startup
 
 PROGRAM = """
 import os, pathlib, sys
-from perl_jax import startup
+from perl_jax.parallel import startup
 startup.ENABLED = pathlib.Path(sys.argv[1])
 startup.has_tpu = lambda: True
 print('starts', flush=True)
@@ -60,7 +60,7 @@ def test_nothing_where_there_is_nothing_to_ask(tmp_path, setting):
 
 WITHOUT = """
 import os, pathlib, sys
-from perl_jax import startup
+from perl_jax.parallel import startup
 startup.ENABLED, startup.PCI = pathlib.Path('/nowhere'), pathlib.Path(sys.argv[1])
 startup.has_plugins = lambda: sys.argv[2] == 'plugins'
 startup.begin()
@@ -93,7 +93,7 @@ def test_no_word_of_libtpu_without_a_tpu():
     """libtpu, where it is installed, writes errors as soon as JAX loads it."""
     if startup.has_tpu() or startup.has_plugins():
         pytest.skip('this machine has a TPU, or a plugin')  # JAX is to load libtpu there, and may say what it likes
-    program = 'from perl_jax import startup; startup.begin(); import jax; print(jax.devices()[0].platform)'
+    program = 'from perl_jax.parallel import startup; startup.begin(); import jax; print(jax.devices()[0].platform)'
     names = ('TPU_SKIP_MDS_QUERY', 'JAX_PLATFORMS')
     env = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True, check=True)
@@ -106,7 +106,7 @@ def test_no_word_of_libtpu_without_a_tpu():
 )
 def test_memory_is_in_large_pages():
     program = (
-        'from perl_jax import startup; startup.begin(); import numpy, re; x = numpy.ones(2**24);'
+        'from perl_jax.parallel import startup; startup.begin(); import numpy, re; x = numpy.ones(2**24);'
         "print(re.search(r'AnonHugePages: *([0-9]+)', open('/proc/self/smaps_rollup').read())[1])"
     )
     (printed,) = run([program], NUMPY_MADVISE_HUGEPAGE='0')  # of which NumPy would ask itself
@@ -115,7 +115,7 @@ def test_memory_is_in_large_pages():
 
 def test_xla_knows_the_level():
     """A flag that XLA does not know ends a program."""
-    program = 'from perl_jax import startup; startup.begin(); import jax; print(jax.jit(lambda x: x + 1)(1.0))'
+    program = 'from perl_jax.parallel import startup; startup.begin(); import jax; print(jax.jit(lambda x: x + 1)(1.0))'
     assert run([program], JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1') == ['2.0']
 
 
@@ -123,7 +123,7 @@ def test_xla_knows_the_level():
 def test_devices_that_are_not_there_are_one_line(named):
     program = """
 import sys
-from perl_jax import main
+from perl_jax.cli import main
 def compute(argv):
     import jax.numpy as jnp
     jnp.ones(2) + 1

@@ -11,9 +11,12 @@ import pytest
 import tiny
 from tiny import NETWORK, D, R, V
 
-from perl_jax import logprobs, lora, losses, train_state, types
-from perl_jax.lora import FullSpec, LoraSpec
-from perl_jax.rewards import score
+from perl_jax import types
+from perl_jax.models import logprobs, lora
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.optim import train_state
+from perl_jax.rewards.scoring import score
+from perl_jax.rl import losses
 
 KEY = jax.random.key(0)
 TX = optax.adafactor(1e-2, multiply_by_parameter_scale=False)  # as gin/runs/common.gin has it

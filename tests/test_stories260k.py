@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import stories260k
 
-from perl_jax.networks.decoder import Decoder
+from perl_jax.models.decoder import Decoder
 
 pytestmark = stories260k.needs_stories
 OPENING = 'Once upon a time, there was a little girl named Lily. She loved to play outside in the park.'

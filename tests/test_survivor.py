@@ -9,11 +9,12 @@ import sys
 import jax
 import pytest
 
-from perl_jax import distributed, main, survivor
+from perl_jax.cli import main
+from perl_jax.parallel import distributed, survivor
 
 JOIN = """
 import sys
-from perl_jax import survivor
+from perl_jax.parallel import survivor
 survivor.begin(['--distributed'])
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=int(sys.argv[3]),
@@ -63,7 +64,7 @@ def test_any_other_end_is_passed_on(then, code):
     """An abort too: it is a fault of the program unless JAX said that another one's was."""
     program = f"""
 import os, sys
-from perl_jax import survivor
+from perl_jax.parallel import survivor
 survivor.begin(['--process_index=0'])
 print('out', flush=True)
 print('err', file=sys.stderr, flush=True)
@@ -77,7 +78,7 @@ print('err', file=sys.stderr, flush=True)
 def test_sigterm_reaches_the_child():
     program = """
 import os, signal, sys
-from perl_jax import survivor
+from perl_jax.parallel import survivor
 survivor.begin(['--distributed'])
 signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
 print(os.getpid(), flush=True)

@@ -15,7 +15,7 @@ import pytest
 from toy_runs import ENVIRONMENT, SMALL, perl, ran
 
 from perl_jax.errors import UserError
-from perl_jax.sweep import Stage, grid, plots, queue, results
+from perl_jax.tools.sweep import Stage, grid, plots, queue, results
 
 ROOT = pathlib.Path(__file__).parents[1]
 SEEDS = {'0': ['RANDOM_SEED = 0'], '1': ['RANDOM_SEED = 1']}
@@ -130,7 +130,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     """Killed with its third cell, which would take a minute; nothing here depends on who is how fast."""
     program = (
         f'import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]}\n'
-        'import test_sweep as t; from perl_jax.sweep import queue\n'
+        'import test_sweep as t; from perl_jax.tools.sweep import queue\n'
         f'cells = t.stubs({str(tmp_path)!r})[:2] + t.stubs({str(tmp_path)!r}, 60)[2:]\n'
         'queue.check(cells); queue.run(cells, 1, lambda: None)\n'
     )

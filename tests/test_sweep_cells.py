@@ -14,8 +14,8 @@ import pytest
 from toy_runs import ran
 
 from perl_jax.errors import UserError
-from perl_jax.sweep import grid, plots, queue, results
-from perl_jax.sweep.grid import Stage
+from perl_jax.tools.sweep import grid, plots, queue, results
+from perl_jax.tools.sweep.grid import Stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 SEEDS = {str(seed): [f'RANDOM_SEED = {seed}'] for seed in (0, 1)}

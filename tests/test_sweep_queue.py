@@ -13,8 +13,8 @@ import pytest
 from toy_runs import perl
 
 from perl_jax.errors import UserError
-from perl_jax.sweep import grid, queue
-from perl_jax.sweep.grid import Stage
+from perl_jax.tools.sweep import grid, queue
+from perl_jax.tools.sweep.grid import Stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRUE = '/bin/true'

@@ -12,11 +12,13 @@ import tiny
 from flax import traverse_util
 from tiny import EOS, D, P, R, V
 
-from perl_jax import lora, partitioning, types
-from perl_jax.logprobs import response_logprobs
-from perl_jax.networks.t5 import T5, T5Config
-from perl_jax.rewards import score
-from perl_jax.sampling import SamplingConfig, sample
+from perl_jax import types
+from perl_jax.models import lora
+from perl_jax.models.logprobs import response_logprobs
+from perl_jax.models.t5 import T5, T5Config
+from perl_jax.parallel import partitioning
+from perl_jax.rewards.scoring import score
+from perl_jax.rl.sampling import SamplingConfig, sample
 
 # No two axes are equally long, and no distance that is shorter than max_distance has the last bucket.
 CONFIG = T5Config(

@@ -13,14 +13,14 @@ import tiny
 from flax import serialization, traverse_util
 from test_t5 import NETWORK
 
-from perl_jax import base as bases
-from perl_jax import leaves
-from perl_jax.base import BaseConfig
 from perl_jax.errors import UserError
 from perl_jax.interop import t5x
-from perl_jax.networks.decoder import Decoder
-from perl_jax.networks.t5 import T5, T5Config
-from perl_jax.partitioning import Partitioner
+from perl_jax.models.decoder import Decoder
+from perl_jax.models.t5 import T5, T5Config
+from perl_jax.parallel import leaves
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.runs import base as bases
+from perl_jax.runs.base import BaseConfig
 
 DATA = pathlib.Path(os.environ.get('PERL_JAX_DATA', pathlib.Path(__file__).parents[2] / 'shared/data')) / 't5x_tiny'
 needs_data = pytest.mark.skipif(

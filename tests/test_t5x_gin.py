@@ -11,8 +11,8 @@ from toy_runs import Configured, perl, quoted, ran, toy
 
 from perl_jax.errors import UserError
 from perl_jax.interop import t5x
-from perl_jax.networks.t5 import T5, T5Config
-from perl_jax.partitioning import Partitioner
+from perl_jax.models.t5 import T5, T5Config
+from perl_jax.parallel.partitioning import Partitioner
 
 NETWORK = '''
 import dataclasses

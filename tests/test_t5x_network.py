@@ -11,9 +11,12 @@ from flax import traverse_util
 from toy_runs import perl, quoted, ran, toy
 from toy_runs import rows as logged
 
-from perl_jax import lora, partitioning, sampling, types
+from perl_jax import types
 from perl_jax.interop import t5x, t5x_network
-from perl_jax.logprobs import response_logprobs
+from perl_jax.models import lora
+from perl_jax.models.logprobs import response_logprobs
+from perl_jax.parallel import partitioning
+from perl_jax.rl import sampling
 
 theirs = pytest.importorskip('t5x.examples.t5.network')
 B, K, P, R, V = 2, 3, 5, 4, 60

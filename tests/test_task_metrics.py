@@ -10,8 +10,8 @@ import seqio
 from test_providers import BYTES, TOKENIZE, add, rows, said  # noqa: F401
 from toy_runs import perl, quoted, ran, toy, toys  # noqa: F401
 
-from perl_jax import task_metrics
 from perl_jax.errors import UserError
+from perl_jax.evals import task_metrics
 
 
 def exact(targets, predictions):

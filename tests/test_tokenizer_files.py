@@ -9,10 +9,10 @@ pytest.importorskip('gguf')
 import tiny_gguf
 from test_tokenizers import refused, write_json
 
-from perl_jax.controls import mark
 from perl_jax.errors import UserError
-from perl_jax.interop.chat_template import Template
-from perl_jax.interop.tokenizers import TokenizersVocabulary
+from perl_jax.tokenizers.chat.controls import mark
+from perl_jax.tokenizers.chat.template import Template
+from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
 
 @pytest.mark.parametrize(('name', 'config', 'said'), [

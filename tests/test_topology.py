@@ -5,9 +5,9 @@ import types
 
 import pytest
 
-from perl_jax import topology
 from perl_jax.errors import UserError
-from perl_jax.partitioning import Partitioner
+from perl_jax.parallel import topology
+from perl_jax.parallel.partitioning import Partitioner
 
 
 @pytest.mark.parametrize(('name', 'count'), [

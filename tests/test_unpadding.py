@@ -12,18 +12,19 @@ import pytest
 import tiny
 from tiny import CONFIG, NETWORK, UNTIED, P, R
 
-from perl_jax import logprobs, lora, rl, rl_programs, unpadding
-from perl_jax.algorithms.grpo import GRPO
-from perl_jax.algorithms.ppo import PPO
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.kl import KLConfig
-from perl_jax.networks.decoder import Decoder
-from perl_jax.partitioning import Partitioner
-from perl_jax.plan import flops
-from perl_jax.rewards import score
-from perl_jax.sampling import SamplingConfig
-from perl_jax.train_reward import reward_step
-from perl_jax.train_sft import sft_step
+from perl_jax.models import logprobs, lora, unpadding
+from perl_jax.models.decoder import Decoder
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards.scoring import score
+from perl_jax.rl import learner, steps
+from perl_jax.rl.algorithms.grpo import GRPO
+from perl_jax.rl.algorithms.ppo import PPO
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.sampling import SamplingConfig
+from perl_jax.tools.plan import flops
+from perl_jax.train.reward import reward_step
+from perl_jax.train.sft import sft_step
 from perl_jax.types import PolicyState, Rollout
 
 BATCH = tiny.responses(B=4, K=3, lengths=np.array([[0, 5, 1], [1, 2, 1], [3, 0, 0], [1, 1, 4]]))
@@ -75,13 +76,13 @@ def test_what_is_needed_holds_the_fullest_part(groups, parts):
 def test_a_rollouts_fill_holds_every_minibatch_to_come():
     """Shuffled ones too, of the longest answers together, and the whole rollout, which is judged at once."""
     on, ppo = Partitioner(), PPO(epochs=3, minibatches=2)
-    programs = rl_programs.compiled(
+    programs = learner.compiled(
         NETWORK, (None, None), SamplingConfig(), ppo, KLConfig(), (), 0.0, 2, (1,), PolicyState(None, None), on, 8
     )
     fills = set()
     with on.scope():
         for step in range(12):
-            exp, turns = tiny.experience(8, 2, seed=step), rl.turns(0, step, 8, 3, 2)
+            exp, turns = tiny.experience(8, 2, seed=step), steps.turns(0, step, 8, 3, 2)
             rollout = Rollout(exp.inputs, exp.inputs_mask, exp.targets, exp.targets_mask, exp.logprobs)
             whole = programs.fit(rollout, turns).fill or (1, 1)
             each = [tiny.without_padding(rollout, buckets=8).fill or (1, 1)]
@@ -141,10 +142,10 @@ def test_logprobs_and_scores_equal_values_and_gradients(network):
 def policy_step(state, batch, parts, kl=KLConfig(), entropy_bonus=0.0, algorithm=Reinforce()):  # noqa: B008
     base, values, metrics = tiny.base(), None, {}
     if algorithm.has_value:
-        value, values, metrics = rl.value_step(NETWORK, algorithm, TX, base, state.value, batch, KEY, parts)
+        value, values, metrics = steps.value_step(NETWORK, algorithm, TX, base, state.value, batch, KEY, parts)
         state = state.replace(value=value)
     anchor = base, None
-    policy, more = rl.policy_step(
+    policy, more = steps.policy_step(
         NETWORK, algorithm, kl, entropy_bonus, 0.7, TX, base, anchor, state.policy, batch, values, 0.1, KEY, parts
     )
     return state.replace(policy=policy), metrics | more
@@ -177,15 +178,15 @@ def test_learning_steps_equal(kind, step, batch, parts):
 
 
 def test_judging_a_rollout_equals():
-    base, sampling = tiny.base(), rl.SamplingConfig(num_samples=2, max_decode_length=R, temperature=0.7, top_k=5)
+    base, sampling = tiny.base(), steps.SamplingConfig(num_samples=2, max_decode_length=R, temperature=0.7, top_k=5)
     roles = (base, tiny.adapter(tiny.SPECS['lora'], base, head=False)), (base, None)
 
     def judge(rollout):
         kl, scores = KLConfig(estimator='full'), jnp.ones((4, 2))
-        return rl.experience(NETWORK, kl, (), tiny.EOS, sampling, *roles, rollout, scores, 0.1)
+        return steps.experience(NETWORK, kl, (), tiny.EOS, sampling, *roles, rollout, scores, 0.1)
 
     names = ('inputs', 'inputs_mask', 'targets', 'targets_mask', 'logprobs')
-    rollout = rl.Rollout(**{name: getattr(EXPERIENCE, name) for name in names})
+    rollout = steps.Rollout(**{name: getattr(EXPERIENCE, name) for name in names})
     want, (judged, metrics) = (jax.jit(judge)(x) for x in (rollout, tiny.without_padding(rollout)))
     assert judged.fill is not None  # the learning steps go on without padding
     tiny.assert_close((judged.replace(fill=None), metrics), want, atol=1e-4)

@@ -12,11 +12,12 @@ import sentencepiece
 import tiny_gguf
 from test_tokenizers import write_json
 
-from perl_jax import configure, data, lexicon
+from perl_jax.cli import configure
+from perl_jax.data import datasets, lexicon
 from perl_jax.errors import UserError
-from perl_jax.interop.tokenizers import TokenizersVocabulary
-from perl_jax.interop.vocabularies import of_base, vocabulary
 from perl_jax.tasks import toy  # noqa: F401
+from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
+from perl_jax.tokenizers.vocabularies import of_base, vocabulary
 
 TEXT = ['the quick brown fox jumps over the lazy dog', 'Pack my box with five dozen liquor jugs?', 'one 2 three, 45!']
 T5 = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1}
@@ -86,12 +87,12 @@ def test_of_several_models_in_a_folder_the_tokenizers_own_name_counts(tmp_path):
 def test_a_task_is_read_by_the_vocabulary_its_run_names(tmp_path):
     path = write_model(tmp_path / 'spiece.model', **T5, byte_fallback=True, vocab_size=300)
     lengths = {'inputs': 100, 'targets': 100}
-    dataset = data.load(data.DatasetConfig('toy_sft', lengths, 2, vocabulary=path, limit=3), 'sft')
+    dataset = datasets.load(datasets.DatasetConfig('toy_sft', lengths, 2, vocabulary=path, limit=3), 'sft')
     (batch, examples, _), *_ = dataset.batches(3)
     assert dataset.eos_id == 1
     for row, mask, example in zip(batch.inputs, batch.inputs_mask, examples):
         assert row[mask].tolist() == vocabulary(path).encode(example['inputs_pretokenized'])
-    assert data.decode(dataset.vocabulary, batch) == [[example['targets_pretokenized']] for example in examples]
+    assert datasets.decode(dataset.vocabulary, batch) == [[example['targets_pretokenized']] for example in examples]
 
 
 def test_a_gin_file_may_choose_the_end(tmp_path):

@@ -13,13 +13,14 @@ import tensorflow as tf
 from test_tokenizers import write_json
 from test_vocabularies import LLAMA, write_model
 
-from perl_jax import average, data, lexicon, providers, rows, texts, vocabulary
-from perl_jax.base import BaseConfig
-from perl_jax.controls import mark
-from perl_jax.data import DatasetConfig
+from perl_jax.data import datasets, lexicon, providers, rows, texts, vocabulary
+from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.interop.chat_template import Template
+from perl_jax.runs.base import BaseConfig
 from perl_jax.tasks import chat, preprocessors, registration
+from perl_jax.tokenizers.chat.controls import mark
+from perl_jax.tokenizers.chat.template import Template
+from perl_jax.tools import average
 
 END = 2  # <|im_end|>
 LENGTHS = {'inputs': 200, 'targets': 200}
@@ -57,7 +58,7 @@ def end_also_with(folder):
 
 def forget():
     """The files that this process has read; another would read them anew."""
-    from perl_jax.interop import loaded_tokenizer, tokenizer_files
+    from perl_jax.tokenizers import loaded_tokenizer, tokenizer_files
 
     for module in (loaded_tokenizer, tokenizer_files):
         for value in vars(module).values():
@@ -158,7 +159,7 @@ def seqio_task(name, rows, steps=(), source=None):
 def ends(name, folder):
     """How often the end of a turn stands in prompts and in answers."""
     config = DatasetConfig(name, LENGTHS, 2, vocabulary=lexicon.named(str(folder)))
-    arrays = data.load(config, 'sft').arrays
+    arrays = datasets.load(config, 'sft').arrays
     return (arrays['inputs'] == END).sum(), (arrays['targets'] == END).sum()
 
 
@@ -210,7 +211,7 @@ def test_a_format_whose_tokens_the_vocabulary_has_not_is_refused(folder, tmp_pat
         preprocessors=[preprocessors.chat(chat.llama3)],
     )  # fmt: skip
     with pytest.raises(UserError, match=said):
-        data.load(DatasetConfig('lacks_sft', LENGTHS, 2, vocabulary=words.vocabulary), 'sft')
+        datasets.load(DatasetConfig('lacks_sft', LENGTHS, 2, vocabulary=words.vocabulary), 'sft')
     with pytest.raises(UserError, match=said):
         texts.dataset(words.vocabulary, [chat.llama3('hello')], 99)
     assert words.format('chatml') is chat.chatml
@@ -226,7 +227,7 @@ def test_a_vocabulary_that_knows_no_marks_reads_a_formats_tokens_as_letters_and_
         registration.add(f'{by}_{name}_sft', 'sft', lambda split, rows=rows: rows, preprocessors=steps)
         caplog.clear()
         with caplog.at_level(logging.WARNING, 'perl_jax'):
-            data.load(DatasetConfig(f'{by}_{name}_sft', LENGTHS, 2, vocabulary=model), 'sft')
+            datasets.load(DatasetConfig(f'{by}_{name}_sft', LENGTHS, 2, vocabulary=model), 'sft')
         letters = f"'<|im_start|>', '<|im_end|>' are no tokens of the vocabulary {model}"
         assert (letters in caplog.text) == (name == 'chatml')
 
@@ -235,7 +236,7 @@ def warned(caplog, words, name, **fields):
     registration.add(name, 'sft', lambda split: [{'inputs': 'hello', 'targets': 'wo'} | fields] * 4)
     caplog.clear()
     with caplog.at_level(logging.WARNING, 'perl_jax'):
-        ds = data.load(DatasetConfig(name, LENGTHS, 2, vocabulary=words), 'sft')
+        ds = datasets.load(DatasetConfig(name, LENGTHS, 2, vocabulary=words), 'sft')
     return ds, caplog.text
 
 
@@ -275,7 +276,7 @@ def test_messages_call_a_vocabulary_as_it_was_named(folder):
     for given in (str(folder), words.vocabulary):
         config = DatasetConfig('long_sft', {'inputs': 9, 'targets': 3}, 2, vocabulary=given)
         with pytest.raises(UserError, match=f"these are tokens of '{folder}'"):
-            data.load(config, 'sft')
+            datasets.load(config, 'sft')
     assert lexicon.name_of(lexicon.named(f'{folder} eos=<|im_start|>')) == f'{folder} eos=<|im_start|>'
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from perl_jax.judging import mentions, reading, rubrics, winrate
+from perl_jax.evals.judging import mentions, reading, rubrics, winrate
 
 
 def test_only_what_is_preferred_in_both_orders_wins():

@@ -11,13 +11,17 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from perl_jax import lora, masked, partitioning, rl, train_state, types, unpadding
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.kl import KLConfig
-from perl_jax.lora import FullSpec, LoraSpec
-from perl_jax.networks.decoder import Decoder, DecoderConfig
-from perl_jax.train_reward import reward_step
-from perl_jax.train_sft import sft_step
+from perl_jax import masked, types
+from perl_jax.models import lora, unpadding
+from perl_jax.models.decoder import Decoder, DecoderConfig
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.optim import train_state
+from perl_jax.parallel import partitioning
+from perl_jax.rl import steps
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.kl import KLConfig
+from perl_jax.train.reward import reward_step
+from perl_jax.train.sft import sft_step
 
 jax.config.update('jax_disable_most_optimizations', True)  # tests wait for the compiler, not for what it compiles
 
@@ -127,15 +131,15 @@ def stepper(kind, tx, network=NETWORK):
 
 
 def policy_stepper(txs, network=NETWORK, temperature=1.0, algorithm=REINFORCE, kl=KL, entropy_bonus=0.0):
-    """One update of value and policy, as train_policy.py makes it."""
+    """One update of value and policy, as train/policy.py makes it."""
 
     def step(base, state, batch, rng):
         values, metrics = None, {}
         if algorithm.has_value:
-            value, values, metrics = rl.value_step(network, algorithm, txs[1], base, state.value, batch, rng)
+            value, values, metrics = steps.value_step(network, algorithm, txs[1], base, state.value, batch, rng)
             state = state.replace(value=value)
         anchor = (base, state.anchor)
-        policy, more = rl.policy_step(
+        policy, more = steps.policy_step(
             network, algorithm, kl, entropy_bonus, temperature, txs[0], base, anchor, state.policy, batch, values,
             state.beta, rng,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 import gguf
 import numpy as np
 
-from perl_jax.networks.decoder import DecoderConfig
+from perl_jax.models.decoder import DecoderConfig
 
 CONFIG = DecoderConfig(
     vocab_size=280, num_layers=2, emb_dim=32, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=64, rope_theta=1e5

@@ -20,9 +20,11 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from perl_jax import base, checkpoints, configure, main, runs
-from perl_jax.partitioning import Partitioner
+from perl_jax.cli import configure, main
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.runs import base, checkpoints
 from perl_jax.tasks import toy as grammar_tasks
+from perl_jax.train import loop
 
 # What is compiled once serves every later run of this process and its children; little is gained by compiling well.
 CACHE = tempfile.mkdtemp(prefix='perl_jax_compiled_')
@@ -129,7 +131,7 @@ def settings():
 @contextlib.contextmanager
 def watched():
     """Notes what a run starts from: its bases, as they lie on the devices and as they were, and its states."""
-    seen, load, start = types.SimpleNamespace(bases=[], states=None), base.load, runs.start
+    seen, load, start = types.SimpleNamespace(bases=[], states=None), base.load, loop.start
 
     def noted_load(*args):
         loaded = load(*args)
@@ -142,7 +144,7 @@ def watched():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, 'load', noted_load)
-        patch.setattr(runs, 'start', noted_start)
+        patch.setattr(loop, 'start', noted_start)
         yield seen
 
 

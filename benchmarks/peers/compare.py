@@ -41,7 +41,7 @@ COFFEE = {  # with --arrays
 WORKS |= COFFEE
 CASES = {f'{size} {name}': (WORKS[name][0], f'{SIZES[size]} {WORKS[name][1]}') for size in SIZES for name in WORKS}
 OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
-OURS_COFFEE, BUCKETS = ['data.py', '--algorithm=grpo'], ['--buckets=8']  # where lengths vary
+OURS_COFFEE, BUCKETS = ['data/datasets.py', '--algorithm=grpo'], ['--buckets=8']  # where lengths vary
 METRICS = {
     'seconds': ('s a step', 1),
     'command_seconds': ("s from the command to the first step's end", 1),

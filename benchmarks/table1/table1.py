@@ -16,8 +16,11 @@ import pathlib
 import re
 from unittest import mock
 
-from perl_jax import configure, logprobs, plan, rundir
-from perl_jax.plan import table
+from perl_jax.cli import configure
+from perl_jax.models import logprobs
+from perl_jax.runs import rundir
+from perl_jax.tools import plan
+from perl_jax.tools.plan import table
 
 HERE = pathlib.Path(__file__).parent
 DOCS = HERE.parents[1] / 'docs'

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 import perl_jax.tasks.taskmaster  # noqa: F401 (registers the tasks)
-from perl_jax import data
+from perl_jax.data import datasets
 
 LENGTHS = {
     'sft': {'inputs': 256, 'targets': 64},
@@ -34,8 +34,8 @@ def main() -> None:
             if (domain, kind) in NEITHER:
                 continue
             for split in ('train', 'validation'):
-                config = data.DatasetConfig(f'taskmaster_{domain}_{kind}', lengths, 1, split, args.vocabulary)
-                found = data.load(config, kind)
+                config = datasets.DatasetConfig(f'taskmaster_{domain}_{kind}', lengths, 1, split, args.vocabulary)
+                found = datasets.load(config, kind)
                 group = np.array([str(e.get('group', i)) for i, e in enumerate(found.examples)])
                 np.savez_compressed(args.output / f'{domain}_{kind}_{split}.npz', group=group, **found.arrays)
                 (args.output / 'eos.txt').write_text(json.dumps(found.eos_ids))

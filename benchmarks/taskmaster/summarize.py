@@ -13,9 +13,9 @@ import pathlib
 
 import numpy as np
 
-from perl_jax import evaluate
-from perl_jax.interop import vocabularies
+from perl_jax.evals import evaluate
 from perl_jax.tasks import taskmaster
+from perl_jax.tokenizers import vocabularies
 
 KINDS = ('thumbs', 'pairs')
 

@@ -22,16 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from perl_jax import data, evaluate, lora, memory, rl, train_state
-from perl_jax.algorithms.reinforce import Reinforce
+from perl_jax.data import datasets
+from perl_jax.evals import evaluate
 from perl_jax.interop import gguf
-from perl_jax.kl import KLConfig
-from perl_jax.lora import FullSpec, LoraSpec
-from perl_jax.networks.decoder import Decoder
-from perl_jax.rewards import score
-from perl_jax.sampling import SamplingConfig, sample
-from perl_jax.train_reward import reward_step
-from perl_jax.train_sft import sft_step
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.optim import train_state
+from perl_jax.parallel import memory
+from perl_jax.rewards.scoring import score
+from perl_jax.rl import steps as rl
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.train.reward import reward_step
+from perl_jax.train.sft import sft_step
 
 TUNINGS = {f'r{rank}': LoraSpec(rank=rank) for rank in (1, 4, 8, 16)} | {'full': FullSpec()}
 RATES = {'r8': (3e-4, 1e-3, 3e-3), 'full': (1e-5, 3e-5, 1e-4)}
@@ -77,19 +82,19 @@ class Bench:
         with open(self.out / 'cells.jsonl', 'a') as file:
             file.write(line + '\n')
 
-    def dataset(self, domain: str, kind: str, split: str) -> data.Dataset:
+    def dataset(self, domain: str, kind: str, split: str) -> datasets.Dataset:
         """A split's arrays."""
         with np.load(self.args.arrays / f'{domain}_{kind}_{split}.npz') as file:
             arrays = {name: file[name] for name in file.files if name != 'group'}
         rows = len(next(iter(arrays.values())))
         if self.args.smoke:
             arrays, rows = {name: x[:8] for name, x in arrays.items()}, 8
-        return data.Dataset(arrays, [{}] * rows, None, self.eos)
+        return datasets.Dataset(arrays, [{}] * rows, None, self.eos)
 
     def stream(self, domain: str, kind: str, seed: int, batch: int):
         """Endless training batches, as `perl_jax` draws them."""
         batch = 2 if self.args.smoke else batch
-        return data.Stream([self.dataset(domain, kind, 'train')], [1.0], batch, seed, np.arange(batch))
+        return datasets.Stream([self.dataset(domain, kind, 'train')], [1.0], batch, seed, np.arange(batch))
 
     def jitted(self, name: str, fn, **kwargs):
         """One jit a name, so that cells share what is compiled."""

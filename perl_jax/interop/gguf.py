@@ -29,10 +29,10 @@ from flax import traverse_util
 from perl_jax.errors import UserError
 from perl_jax.interop import gguf_keys
 from perl_jax.interop.paths import resolve
-from perl_jax.leaves import Index, Leaf, Stacked, Transposed, rows_at_once, to_host
+from perl_jax.parallel.leaves import Index, Leaf, Stacked, Transposed, rows_at_once, to_host
 
 if TYPE_CHECKING:
-    from perl_jax.networks.decoder import DecoderConfig
+    from perl_jax.models.decoder import DecoderConfig
 
 _LAYER = {
     'attn_norm': ('pre_self_attention_layer_norm', 'scale'),
@@ -70,7 +70,7 @@ def config(path: str | os.PathLike) -> DecoderConfig:
     Raises:
       UserError: not a GGUF file, a truncated one, or a model that is not a plain Llama.
     """
-    from perl_jax.networks.decoder import DecoderConfig
+    from perl_jax.models.decoder import DecoderConfig
 
     fields, tensors = _open(path)
     get = functools.partial(_get, path, fields)

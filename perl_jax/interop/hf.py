@@ -15,9 +15,9 @@ from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config, hf_names, safetensors
-from perl_jax.leaves import InMemory, Leaf, Stacked, Transposed
-from perl_jax.networks.description import describe, difference
-from perl_jax.networks.t5 import T5
+from perl_jax.models.description import describe, difference
+from perl_jax.models.t5 import T5
+from perl_jax.parallel.leaves import InMemory, Leaf, Stacked, Transposed
 
 HUB = 'hf://'
 _SCORE, _OUTPUT = 'score.weight', 'decoder/logits_dense/kernel'

@@ -26,9 +26,9 @@ from perl_jax.interop.hf_families import (
     refuse,
     size,
 )
-from perl_jax.layers import RopeScaling
-from perl_jax.networks.decoder import Decoder, DecoderConfig
-from perl_jax.networks.t5 import T5, T5Config
+from perl_jax.models.decoder import Decoder, DecoderConfig
+from perl_jax.models.layers import RopeScaling
+from perl_jax.models.t5 import T5, T5Config
 
 _DECODERS = {kind: family.settings for kind, family in FAMILIES.items() if kind not in ('t5', 'mt5')}
 _WINDOWED = ('gemma2', 'gemma3_text')

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 
-from perl_jax.networks.t5 import T5
+from perl_jax.models.t5 import T5
 
 _TOP = {
     'token_embedder/embedding': 'model.embed_tokens.weight',

@@ -26,8 +26,8 @@ from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_names, peft_config, safetensors
-from perl_jax.lora import Adapter, Scale, scale_of
-from perl_jax.networks.t5 import T5
+from perl_jax.models.lora import Adapter, Scale, scale_of
+from perl_jax.models.t5 import T5
 
 _WEIGHTS = 'adapter_model.safetensors'
 _ROOT, _SCORE = 'base_model.model.', 'base_model.model.score.weight'

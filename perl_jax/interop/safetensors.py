@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from perl_jax import leaves
 from perl_jax.errors import UserError
+from perl_jax.parallel import leaves
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'

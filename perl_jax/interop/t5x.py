@@ -3,7 +3,7 @@
     checkpoint_N/checkpoint               legacy: an index (msgpack); beside it a zarr array `target.PATH` for each leaf
     checkpoint_N/state/manifest.ocdbt     Orbax: one OCDBT database that holds those same arrays
 
-The `target` of T5X's `t5` example is the tree of networks/t5.py, name for name, but for its layers (`layers_0`, ...),
+The `target` of T5X's `t5` example is the tree of models/t5.py, name for name, but for its layers (`layers_0`, ...),
 which are stacked here. The rest, above all the optimizer's state, is not even opened. gs:// is read by TensorStore's
 own driver; that was never tried out.
 """
@@ -24,8 +24,8 @@ from flax import serialization, traverse_util
 from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
-from perl_jax.leaves import Index, InMemory, Leaf, Stacked, to_host
-from perl_jax.networks.t5 import T5, T5Config
+from perl_jax.models.t5 import T5, T5Config
+from perl_jax.parallel.leaves import Index, InMemory, Leaf, Stacked, to_host
 
 _ACTIVATIONS = {('relu',): ('relu', False), ('gelu', 'linear'): ('gelu', True), ('silu', 'linear'): ('silu', True)}
 _SIZES = (

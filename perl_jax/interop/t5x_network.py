@@ -1,9 +1,9 @@
-"""T5X's own network as NETWORK, not a line of it edited: behind the calls of networks/t5.py, with LoRA by intercept.py.
+"""T5X's own network as NETWORK, not a line of it edited: behind the calls of models/t5.py, with LoRA by intercept.py.
 
     --gin_file=t5x/examples/t5/t5_1_1/base.gin --gin_file=RECIPE --gin_file=models/t5x_network.gin
 
 Parameters and their paths are T5X's own, `layers_0`, `layers_1`, ... Its cache is not used: each token that is drawn
-reads all tokens before it again, so that sampling is slower than with networks/t5.py, which computes the same.
+reads all tokens before it again, so that sampling is slower than with models/t5.py, which computes the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from flax import linen as nn
 from flax.linen import partitioning
 from jaxtyping import PyTree
 
-from perl_jax import intercept, unpadding
 from perl_jax.interop import t5x
+from perl_jax.models import intercept, unpadding
 from perl_jax.types import Variables
 
 

@@ -12,19 +12,25 @@ import pytest
 import tiny
 from tiny import EOS, NETWORK, D
 
-from perl_jax import flash, infer, lora, partitioning, rl_programs, runs, types
-from perl_jax.algorithms.reinforce import Reinforce
-from perl_jax.base import BaseConfig
-from perl_jax.base import load as load_base
-from perl_jax.checkpoints import Checkpoints, fingerprint
-from perl_jax.data import DatasetConfig
+from perl_jax import types
+from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.kl import KLConfig
-from perl_jax.lora import FullSpec, LoraSpec
-from perl_jax.networks.decoder import Decoder
-from perl_jax.partitioning import Partitioner
-from perl_jax.rl import experience
-from perl_jax.sampling import SamplingConfig, sample
+from perl_jax.evals import infer
+from perl_jax.kernels import flash
+from perl_jax.models import lora
+from perl_jax.models.decoder import Decoder
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.parallel import partitioning
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rl import learner
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.rl.steps import experience
+from perl_jax.runs.base import BaseConfig
+from perl_jax.runs.base import load as load_base
+from perl_jax.runs.checkpoints import Checkpoints, fingerprint
+from perl_jax.train import loop
 
 B, K, KEY = 8, 2, jax.random.key(0)
 LORA, FULL = LoraSpec(rank=4, targets='.*attention/(query|out)'), FullSpec()  # kernels split by columns and by rows
@@ -235,11 +241,9 @@ def test_rollouts_and_the_samplers_cache_lie_split(mesh):
     with on.scope():
         base, adapter, prompts, scores = placed_rollout_inputs(on, K)
         _, axes = partitioning.abstract(NETWORK)
-        state = rl_programs.initial(LORA, (TX, TX), Reinforce(), KLConfig(), 0.0, D, KEY, base)
-        layout = rl_programs.layout(state, (TX, TX), axes, on)
-        programs = rl_programs.compiled(
-            NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, EOS, layout, on
-        )
+        state = learner.initial(LORA, (TX, TX), Reinforce(), KLConfig(), 0.0, D, KEY, base)
+        layout = learner.layout(state, (TX, TX), axes, on)
+        programs = learner.compiled(NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, EOS, layout, on)
         drawn = programs.sample(base, adapter, prompts, KEY, SAMPLING)
         judged, _ = programs.experience((base, adapter), (base, None), drawn, scores, 0.1)
         read = lambda *x: NETWORK.apply(lora.bind(base, adapter), *x, K, 5, method='prefill')[1]  # noqa: E731
@@ -365,7 +369,7 @@ def test_a_few_prompts_are_answered_on_any_mesh(tmp_path, capsys):
     base = BaseConfig(network)
     frozen = load_base(base, Partitioner(), 0)
     adapter, words = LORA.init(KEY, frozen.params), {'vocabulary': 'task:toy_prompts'}
-    runs.made(str(tmp_path), 'policy', 'policy', adapter, frozen.name, 1, words, 'a test', '')
+    loop.made(str(tmp_path), 'policy', 'policy', adapter, frozen.name, 1, words, 'a test', '')
     prompts = DatasetConfig('toy_prompts', {'inputs': 64}, 8)
     sampling = dataclasses.replace(SAMPLING, num_microbatches=2)
     infer.sample_policy(str(tmp_path), base, prompts, sampling, num=3, partitioner=MESHES['all'])

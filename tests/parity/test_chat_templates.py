@@ -10,10 +10,11 @@ pytest.importorskip('transformers', reason='needs transformers, which the tests 
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from perl_jax import controls, data
+from perl_jax.data import datasets
 from perl_jax.interop import gguf
-from perl_jax.interop.tokenizers import TokenizersVocabulary
 from perl_jax.tasks import chat, preprocessors, registration
+from perl_jax.tokenizers.chat import controls
+from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
 # Of SmolLM2-Instruct; its system message where there is none, of which ours knows nothing, is in SMOLLM2_SYSTEM.
 SMOLLM2_SYSTEM = 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
@@ -112,8 +113,8 @@ def test_a_batch_is_what_the_model_was_trained_on(both):
     examples = [{'inputs': ASK['content'], 'targets': 'Yes'}]
     wrap = preprocessors.chat(ours, SYSTEM['content'])
     registration.add(name, 'sft', lambda split: examples, preprocessors=[wrap])
-    config = data.DatasetConfig(name, {'inputs': 200, 'targets': 20}, 1, vocabulary=vocabulary)
-    (batch, *_), *_ = data.load(config, 'sft').batches(1)
+    config = datasets.DatasetConfig(name, {'inputs': 200, 'targets': 20}, 1, vocabulary=vocabulary)
+    (batch, *_), *_ = datasets.load(config, 'sft').batches(1)
     messages = [SYSTEM, {'role': 'user', 'content': ASK['content'].strip()}]
     prompt = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert batch.inputs[batch.inputs_mask].tolist() == prompt

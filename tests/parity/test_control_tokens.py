@@ -9,8 +9,8 @@ import transformers
 from test_tokenizer_kinds import CORPUS, TURNS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from perl_jax.interop.chat_template import Template
-from perl_jax.interop.vocabularies import vocabulary
+from perl_jax.tokenizers.chat.template import Template
+from perl_jax.tokenizers.vocabularies import vocabulary
 
 CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
 {%- if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}

@@ -102,7 +102,7 @@ def test_a_gguf_file_becomes_a_folder_once(runs):
     got = reads('causal', runs.weights, PROMPT)
     assert (got['len'], got['eos'], got['bos'], got['pad']) == (268, 2, 1, 2)
     assert got['template'] == TEMPLATE and (got['length'], got['positions']) == (128, 128)
-    from perl_jax.interop.tokenizers import TokenizersVocabulary
+    from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
     assert got['ids'] == [TokenizersVocabulary(str(runs.path / 'm.gguf')).encode(PROMPT)]
     assert 2 in np.ravel(got['ends'])
@@ -115,7 +115,7 @@ def merged(runs):
 
 def test_the_policys_answers_are_those_of_generate(runs, merged):
     got = reads('causal', merged, PROMPT)
-    from perl_jax.interop.tokenizers import TokenizersVocabulary
+    from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
     vocabulary = TokenizersVocabulary(str(runs.weights / 'tokenizer.json'))
     said = ran('sample', f'--model_dir={runs.policy}', f'--prompt={PROMPT}', '--gin.TEMPERATURE=0.0').out
@@ -146,11 +146,11 @@ def scores(runs):
     """What the reward run makes of tokens."""
     import jax
 
-    from perl_jax import base as bases
-    from perl_jax import lora
-    from perl_jax.base import BaseConfig
     from perl_jax.interop import hf
-    from perl_jax.partitioning import Partitioner
+    from perl_jax.models import lora
+    from perl_jax.parallel.partitioning import Partitioner
+    from perl_jax.runs import base as bases
+    from perl_jax.runs.base import BaseConfig
 
     network, partitioner = hf.network(str(runs.weights)), Partitioner()
     with partitioner.scope():

@@ -15,11 +15,12 @@ peft = pytest.importorskip('peft', reason='needs peft')
 
 import safetensors.numpy as safetensors_numpy  # noqa: E402
 
-from perl_jax import leaves, lora, partitioning  # noqa: E402
 from perl_jax.interop import hf, hf_config, safetensors  # noqa: E402
 from perl_jax.interop import peft as our_peft  # noqa: E402
-from perl_jax.logprobs import response_logprobs  # noqa: E402
-from perl_jax.sampling import SamplingConfig, sample  # noqa: E402
+from perl_jax.models import lora  # noqa: E402
+from perl_jax.models.logprobs import response_logprobs  # noqa: E402
+from perl_jax.parallel import leaves, partitioning  # noqa: E402
+from perl_jax.rl.sampling import SamplingConfig, sample  # noqa: E402
 from perl_jax.types import Prompts, Responses  # noqa: E402
 
 V, EOS = 61, 1

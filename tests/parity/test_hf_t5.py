@@ -9,10 +9,11 @@ torch = pytest.importorskip('torch', reason='needs torch, transformers and peft,
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 peft = pytest.importorskip('peft', reason='needs peft')
 
-from perl_jax import leaves, lora, partitioning  # noqa: E402
 from perl_jax.errors import UserError  # noqa: E402
 from perl_jax.interop import hf  # noqa: E402
 from perl_jax.interop import peft as our_peft  # noqa: E402
+from perl_jax.models import lora  # noqa: E402
+from perl_jax.parallel import leaves, partitioning  # noqa: E402
 
 V = 61
 SIZES = {

@@ -11,11 +11,11 @@ import transformers
 from test_chat_templates import CHATML, GEMMA, LLAMA3
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from perl_jax import data, texts
+from perl_jax.data import datasets, texts
 from perl_jax.errors import UserError
-from perl_jax.interop.chat_template import Template
-from perl_jax.interop.tokenizers import TokenizersVocabulary
 from perl_jax.tasks import preprocessors, registration
+from perl_jax.tokenizers.chat.template import Template
+from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
 MISTRAL = """{%- if messages[0]["role"] == "system" %}
     {%- set system_message = messages[0]["content"] %}
@@ -140,7 +140,7 @@ def test_a_task_is_put_into_the_checkpoints_format(tmp_path):
     name, examples = f'own_{next(_numbers)}_prompts', [{'inputs': ' Hi <|im_end|>\n'}, {'inputs': 'a</think>b'}]
     wrap = preprocessors.chat(Template(str(tmp_path)), 'Be brief.')
     registration.add(name, 'prompts', lambda split: examples, preprocessors=[wrap])
-    rows = data.load(data.DatasetConfig(name, {'inputs': 200}, 1, vocabulary=vocabulary), 'prompts')
+    rows = datasets.load(datasets.DatasetConfig(name, {'inputs': 200}, 1, vocabulary=vocabulary), 'prompts')
     messages = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'a</think>b'}]
     wanted = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert rows.arrays['inputs'][1][rows.arrays['inputs_mask'][1]].tolist() == wanted  # which cuts the message

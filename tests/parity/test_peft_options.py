@@ -8,13 +8,14 @@ torch = pytest.importorskip('torch', reason='needs torch, transformers and peft,
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 peft = pytest.importorskip('peft', reason='needs peft')
 
-from perl_jax import base as bases  # noqa: E402
-from perl_jax import lora, partitioning  # noqa: E402
-from perl_jax.base import BaseConfig  # noqa: E402
 from perl_jax.errors import UserError  # noqa: E402
 from perl_jax.interop import hf  # noqa: E402
 from perl_jax.interop import peft as our_peft  # noqa: E402
-from perl_jax.partitioning import Partitioner  # noqa: E402
+from perl_jax.models import lora  # noqa: E402
+from perl_jax.parallel import partitioning  # noqa: E402
+from perl_jax.parallel.partitioning import Partitioner  # noqa: E402
+from perl_jax.runs import base as bases  # noqa: E402
+from perl_jax.runs.base import BaseConfig  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')  # peft's, of what is asked of it here
 TOKENS = np.random.default_rng(0).integers(1, 60, (2, 7))

@@ -9,13 +9,13 @@ import tensorflow as tf
 import transformers
 from test_vocabularies import LLAMA, T5, write_model
 
-from perl_jax import lexicon, texts
-from perl_jax.controls import Formatted, mark
+from perl_jax.data import lexicon, texts
+from perl_jax.data.vocabulary import RunVocabulary
 from perl_jax.errors import UserError
-from perl_jax.interop.chat_template import Template
-from perl_jax.interop.vocabularies import vocabulary
 from perl_jax.tasks import chat
-from perl_jax.vocabulary import RunVocabulary
+from perl_jax.tokenizers.chat.controls import Formatted, mark
+from perl_jax.tokenizers.chat.template import Template
+from perl_jax.tokenizers.vocabularies import vocabulary
 
 INST = """{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}
 {%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"""

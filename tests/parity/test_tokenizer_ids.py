@@ -16,10 +16,10 @@ from test_tokenizers import SMOLLM2, TEXTS
 from test_vocabularies import LLAMA, T5, write_model
 from tokenizers import ByteLevelBPETokenizer
 
-from perl_jax import data, texts
-from perl_jax.controls import Formatted, mark
-from perl_jax.interop.vocabularies import vocabulary
+from perl_jax.data import datasets, texts
 from perl_jax.tasks import registration
+from perl_jax.tokenizers.chat.controls import Formatted, mark
+from perl_jax.tokenizers.vocabularies import vocabulary
 
 TURNS = ('<start_of_turn>', '<end_of_turn>')
 
@@ -143,8 +143,8 @@ def test_a_tasks_answers_go_on_and_its_prompts_do_not(tmp_path):
     path, theirs = llama2(tmp_path)
     registration.add('goes_on_pairs', 'pairs', lambda split: [{'inputs': 'one\n', 'chosen': 'fox', 'rejected': 'dog'}])
     for name in path, str(tmp_path / 'json'):
-        config = data.DatasetConfig('goes_on_pairs', {'inputs': 9, 'targets': 9}, 1, vocabulary=name)
-        arrays = data.load(config, 'pairs').arrays
+        config = datasets.DatasetConfig('goes_on_pairs', {'inputs': 9, 'targets': 9}, 1, vocabulary=name)
+        arrays = datasets.load(config, 'pairs').arrays
         prompt = arrays['inputs'][0][arrays['inputs_mask'][0]].tolist()
         answers = [row[mask].tolist() for row, mask in zip(arrays['targets'][0], arrays['targets_mask'][0])]
         for text, answer in zip(('fox', 'dog'), answers):

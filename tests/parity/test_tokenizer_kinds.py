@@ -10,9 +10,9 @@ pytest.importorskip('transformers', reason='needs transformers, which the tests 
 import transformers
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from perl_jax.controls import OPEN, Formatted, mark
-from perl_jax.interop.chat_template import Template
-from perl_jax.interop.vocabularies import vocabulary
+from perl_jax.tokenizers.chat.controls import OPEN, Formatted, mark
+from perl_jax.tokenizers.chat.template import Template
+from perl_jax.tokenizers.vocabularies import vocabulary
 
 CORPUS = 20 * ['the cat sat on the mat, and it was good', 'user: what is red? yes no maybe', 'assistant | a b c d']
 UNKNOWN = ['a {{b}} c', '日本語 cat', 'the zzqq cat', 'x ~~ y', '日本語', '  the  ']

@@ -9,9 +9,9 @@ import transformers
 from test_tokenizer_kinds import CORPUS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from perl_jax.controls import Formatted, mark
-from perl_jax.interop.chat_template import Template
-from perl_jax.interop.vocabularies import vocabulary
+from perl_jax.tokenizers.chat.controls import Formatted, mark
+from perl_jax.tokenizers.chat.template import Template
+from perl_jax.tokenizers.vocabularies import vocabulary
 
 
 def beside(folder, config=(), special=(), vocab=()):

@@ -1,0 +1,88 @@
+"""SeqIO feature converters: from a task's token features to the arrays of one row of a batch (types.py).
+
+Each turns ragged 1-D features into fixed shapes, padded on the right, with masks that say what is real. The worked
+examples use P = inputs 4 and R = targets 3; 1 is the EOS. This module imports seqio: only datasets.py imports it, late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+Spec = seqio.FeatureConverter.FeatureSpec
+Features = Mapping[str, tf.Tensor]
+
+
+_TOKENS = Spec(tf.int32)
+_PROMPT = {'inputs': _TOKENS, 'inputs_mask': Spec(tf.bool)}
+_RESPONSES = {
+    'targets': Spec(tf.int32, rank=2, sequence_dim=1),
+    'targets_mask': Spec(tf.bool, rank=2, sequence_dim=1),
+}
+
+
+def _pad(x: tf.Tensor, length: int) -> tf.Tensor:
+    return tf.ensure_shape(tf.pad(x, [[0, length - tf.size(x)]]), [length])
+
+
+class _Converter(seqio.FeatureConverter):
+    """`RESPONSES` names the features that become the K rows of `targets`, in this order."""
+
+    RESPONSES: tuple[str, ...] = ()
+    PACKING_FEATURE_DTYPES = None
+
+    def __init__(self) -> None:
+        super().__init__(pack=False)
+
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+        def convert(features: Features) -> Features:
+            mask = lambda name: _pad(tf.ones_like(features[name], tf.bool), task_feature_lengths[name])  # noqa: E731
+            pad = lambda name: _pad(features[name], task_feature_lengths[name])  # noqa: E731
+            row = {'inputs': pad('inputs'), 'inputs_mask': mask('inputs')}
+            if self.RESPONSES:
+                row['targets'] = tf.stack([pad(name) for name in self.RESPONSES])
+                row['targets_mask'] = tf.stack([mask(name) for name in self.RESPONSES])
+            if 'labels' in self.MODEL_FEATURES:
+                row['labels'] = features['label'][None]
+            return row
+
+        return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+        lengths = {name: task_feature_lengths['inputs'] for name in ('inputs', 'inputs_mask')}
+        if self.RESPONSES:
+            lengths |= {name: task_feature_lengths[self.RESPONSES[0]] for name in ('targets', 'targets_mask')}
+        return lengths | ({'labels': 1} if 'labels' in self.MODEL_FEATURES else {})
+
+
+class PromptsFeatureConverter(_Converter):
+    """inputs [7, 8]  ->  inputs [7, 8, 0, 0], inputs_mask [1, 1, 0, 0]"""
+
+    TASK_FEATURES = {'inputs': _TOKENS}
+    MODEL_FEATURES = _PROMPT
+
+
+class SftFeatureConverter(_Converter):
+    """inputs [7, 8], targets [5, 1]  ->  inputs, inputs_mask as above; targets [[5, 1, 0]], targets_mask [[1, 1, 0]]"""
+
+    RESPONSES = ('targets',)
+    TASK_FEATURES = {'inputs': _TOKENS, 'targets': _TOKENS}
+    MODEL_FEATURES = _PROMPT | _RESPONSES
+
+
+class PairsFeatureConverter(_Converter):
+    """inputs [7, 8], chosen [5, 1], rejected [6, 9, 1]  ->  targets [[5, 1, 0], [6, 9, 1]], the chosen one first"""
+
+    RESPONSES = ('chosen', 'rejected')
+    TASK_FEATURES = {'inputs': _TOKENS, 'chosen': _TOKENS, 'rejected': _TOKENS}
+    MODEL_FEATURES = _PROMPT | _RESPONSES
+
+
+class ThumbsFeatureConverter(_Converter):
+    """inputs [7, 8], targets [5, 1], label 1.0  ->  targets [[5, 1, 0]], labels [1.0]"""
+
+    RESPONSES = ('targets',)
+    TASK_FEATURES = {'inputs': _TOKENS, 'targets': _TOKENS, 'label': Spec(tf.float32, rank=0)}
+    MODEL_FEATURES = _PROMPT | _RESPONSES | {'labels': Spec(tf.float32)}

@@ -1,0 +1,1 @@
+"""What exists for the sake of a chip, each behind one call."""

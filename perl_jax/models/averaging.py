@@ -1,0 +1,57 @@
+"""Averages of adapters, of what they do to the weights (A B) and not of A and of B, kept as pairs of thin matrices.
+
+    w1 A1 B1 + w2 A2 B2 = [A1, A2] [w1 B1; w2 B2]       `concatenate`: exact, the ranks add up
+    Qa Ra = A,  Qb Rb = B^T,  U S V = svd(Ra Rb^T)      `truncate`: the nearest of a lower rank
+
+The mean of A times the mean of B would be another matrix: each member is free to turn its A against its B. No matrix of
+the kernel's size is ever made. Both work under jit, on stacked layers [L, in, r] too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from perl_jax.models.lora import Adapter, scale_of
+
+
+def concatenate(adapters: Sequence[Adapter], weights: Sequence[float | jax.Array]) -> Adapter:
+    """The weighted sum of adapters of one base, exactly; its rank is the sum of theirs and its scale is 1.
+
+    A layer that only some of them adapt is adapted by those. Heads and, with full tuning, parameters are summed alike.
+    """
+    pairs = list(zip(adapters, weights, strict=True))
+    mix = lambda *xs: sum(w * x for (_, w), x in zip(pairs, xs, strict=True))  # noqa: E731
+    head = params = lora = None
+    if adapters[0].head is not None:
+        head = jax.tree.map(mix, *(adapter.head for adapter in adapters))
+    if adapters[0].params is not None:
+        params = jax.tree.map(mix, *(adapter.params for adapter in adapters))
+    else:
+        sides: dict[str, list[jax.Array]] = {}
+        for adapter, weight in pairs:
+            for path, x in traverse_util.flatten_dict(adapter.lora, sep='/').items():
+                layer, _, side = path.rpartition('/')
+                sides.setdefault(path, []).append(x * (weight * scale_of(adapter.scale, layer)) if side == 'b' else x)
+        joined = {path: jnp.concatenate(xs, -1 if path.endswith('/a') else -2) for path, xs in sides.items()}
+        lora = traverse_util.unflatten_dict(joined, sep='/')
+    return Adapter(lora=lora, params=params, head=head)
+
+
+def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, Float[Array, '']]:
+    """The nearest LoRA of at most `rank` (Frobenius norm), at scale 1, and its relative error over all layers."""
+    flat, dropped, whole = traverse_util.flatten_dict(adapter.lora, sep='/'), 0.0, 0.0
+    for layer in [path.removesuffix('/a') for path in flat if path.endswith('/a')]:
+        qa, ra = jnp.linalg.qr(flat[f'{layer}/a'])
+        qb, rb = jnp.linalg.qr(jnp.swapaxes(scale_of(adapter.scale, layer) * flat[f'{layer}/b'], -1, -2))
+        u, s, v = jnp.linalg.svd(ra @ jnp.swapaxes(rb, -1, -2), full_matrices=False)
+        root = jnp.sqrt(s[..., :rank])
+        flat[f'{layer}/a'] = qa @ (u[..., :rank] * root[..., None, :])
+        flat[f'{layer}/b'] = (root[..., None] * v[..., :rank, :]) @ jnp.swapaxes(qb, -1, -2)
+        dropped, whole = dropped + (s[..., rank:] ** 2).sum(), whole + (s**2).sum()
+    lora = traverse_util.unflatten_dict(flat, sep='/')
+    return adapter.replace(lora=lora, scale=1.0), jnp.sqrt(dropped / jnp.maximum(whole, 1e-30))

@@ -1,0 +1,350 @@
+"""A decoder-only transformer of the Llama kind that reads one prompt once for all of its K responses.
+
+Prompt and branches go through every dense layer as one packed run of P + K R tokens, or as the real tokens of several
+runs at once (unpadding.py); only attention (branches.py) tells them apart.
+Names, shapes and axes of the parameters are T5X's; layers are stacked on axis 0 (nn.scan).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct, traverse_util
+from jaxtyping import PyTree
+
+from perl_jax import masked, sharded
+from perl_jax.errors import UserError, check_count
+from perl_jax.models import branches, layers, unpadding
+from perl_jax.models.branches import Packed
+from perl_jax.models.chosen import Chosen, choose, last_token
+from perl_jax.models.layers import Dense, Mlp, RMSNorm
+from perl_jax.models.unpadding import Unpadding
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes, numerics and what families differ in; field names are T5X's where T5X has one. The defaults are Llama's.
+
+    logits_via_embedding: the embedding is the output layer too (tied).     activation: 'silu' or 'gelu' (Gemma).
+    use_qkv_bias: on query, key and value (Qwen 2).     qk_norm: RMSNorm of each head (Qwen 3, Gemma 3).
+    scale_embedding: times sqrt(D) (Gemma).     norm_offset: see RMSNorm; 1 for Gemma.
+    post_norms: RMSNorm behind attention and MLP too (Gemma 2 and 3).     query_scale: of scores; None is E^-1/2.
+    attention_softcap, logits_softcap: c tanh(x / c) (Gemma 2).     rope_scaling: see RopeScaling (Llama 3.1).
+    sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
+    local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
+    flash: attention over whole prompts and responses in one kernel on TPUs (flash.py).
+    scan_layers: False, for small models: no loop over the layers. What the backward pass needs is not stacked then, and
+      the last layer computes only the tokens whose states are read. Parameters stay stacked (but see `unstack`).
+    remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
+    """
+    vocab_size: int
+    num_layers: int
+    emb_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float = 1e4
+    norm_epsilon: float = 1e-5
+    logits_via_embedding: bool = True
+    activation: str = 'silu'
+    use_qkv_bias: bool = False
+    qk_norm: bool = False
+    scale_embedding: bool = False
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    rope_scaling: layers.RopeScaling | None = None
+    sliding_window: int | None = None
+    global_every: int = 1
+    local_rope_theta: float | None = None
+    dtype: str = 'float32'
+    flash: bool = True
+    scan_layers: bool = True
+    remat: str = 'none'
+
+    def __post_init__(self) -> None:
+        for name in 'vocab_size', 'num_layers', 'emb_dim', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim':
+            check_count(name, getattr(self, name))
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f'num_kv_heads = {self.num_kv_heads}: it must divide num_heads = {self.num_heads}')
+        if self.head_dim % 2:
+            raise UserError(f'head_dim = {self.head_dim}: it must be even, as positions turn pairs of it')
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values [L, B, N, P, E] of the prompt, shared by its branches, and [L, B, K, N, R, E] of responses.
+
+    Where layers have no loop, lists of L without that axis.
+    """
+
+    prompt: tuple[Any, Any]
+    prompt_mask: jax.Array  # bool [B, P]
+    responses: tuple[Any, Any]
+
+
+@struct.dataclass
+class _Context:
+    """What every layer needs to know of the tokens [B, T]."""
+
+    run: Packed
+    real: Unpadding | None  # of the run [B, T]; with it x and rope are [G, N, ...]
+    rope: tuple[jax.Array, jax.Array]  # [B, T or G, N, E/2] each
+    local_rope: tuple[jax.Array, jax.Array] | None  # that of local layers, if there are any
+    keep: bool = struct.field(pytree_node=False)  # hand back keys and values
+
+
+class _Attention(nn.Module):
+    config: DecoderConfig
+    chosen: Chosen | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
+        c, run, every = self.config, context.run, Chosen()
+        if context.real is not None:
+            every = Chosen(pad=context.real.pad, unpad=context.real.unpad)
+        chosen = self.chosen or every
+        project = lambda name, heads, x: Dense(  # noqa: E731
+            heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
+        )(x).reshape(*x.shape[:2], heads, c.head_dim)
+        q = project('query', c.num_heads, chosen.tokens(x))
+        k, v = project('key', c.num_kv_heads, x), project('value', c.num_kv_heads, x)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='query_norm')(q)
+            k = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='key_norm')(k)
+        rope = context.rope
+        if local is not None:
+            rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
+        q, k = layers.rotate(q, jax.tree.map(chosen.tokens, rope)), layers.rotate(k, rope)
+        kept = None
+        if context.keep:
+            kept = jax.tree.map(_by_heads, (run.branches(k), run.branches(v)) if run.K else (k, v))
+        own = every.pad(k), every.pad(v)
+        if cache is not None and not c.scan_layers:
+            kept, own = _write(cache[1], kept, run.cached), None
+            cache = cache[0], kept
+        x = branches.attend(
+            chosen.pad(q), own, run, jax.tree.map(_by_heads, cache), chosen.rows, local=local,
+            window=c.sliding_window, use_flash=c.flash, scale=c.query_scale, softcap=c.attention_softcap,
+        )  # fmt: skip
+        return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(chosen.unpad(x)), kept
+
+
+class _Layer(nn.Module):
+    config: DecoderConfig
+    chosen: Chosen | None = None  # the tokens that go on; keys and values are of all
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
+        c = self.config
+        norm = lambda name: RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, name=name)  # noqa: E731
+        y, kept = _Attention(c, self.chosen, name='self_attention')(
+            norm('pre_self_attention_layer_norm')(x), context, cache, local
+        )
+        x = self.chosen.tokens(x) if self.chosen else x
+        x += norm('post_self_attention_layer_norm')(y) if c.post_norms else y
+        y = Mlp(c.mlp_dim, c.activation, dtype=c.dtype, name='mlp')(norm('pre_mlp_layer_norm')(x))
+        x += norm('post_mlp_layer_norm')(y) if c.post_norms else y
+        return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), kept
+
+
+_REMAT = {'full': 'nothing_saveable', 'minimal': 'dots_with_no_batch_dims_saveable'}
+
+
+class _Stack(nn.Module):
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.decoder_norm = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset)
+        if not c.logits_via_embedding:
+            self.logits_dense = Dense(c.vocab_size, ('embed', 'vocab'), c.dtype)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, chosen: Chosen) -> tuple[jax.Array, Any]:
+        c, local, layer = self.config, None, _Layer
+        looped = c.scan_layers or self.is_initializing()
+        if c.sliding_window is not None:
+            local = (jnp.arange(c.num_layers) + 1) % c.global_every != 0
+        if c.remat != 'none':
+            layer = nn.remat(layer, prevent_cse=not looped, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
+        if not looped:
+            x, kept = self._one_by_one(layer, x, context, cache, local, chosen)
+            return self.decoder_norm(x), kept
+        scanned = nn.scan(
+            layer,
+            length=c.num_layers,
+            variable_axes={'params': 0, 'lora': 0},
+            split_rngs={'params': True, 'dropout': True},
+            in_axes=(nn.broadcast, 0, 0),
+            metadata_params={nn.PARTITION_NAME: 'layers'},
+        )
+        x, kept = scanned(c, name='layers')(x, context, cache, local)
+        return self.decoder_norm(chosen.tokens(x)), kept
+
+    def _one_by_one(
+        self, layer: type[nn.Module], x: jax.Array, context: _Context, cache: Any, local: Any, chosen: Chosen
+    ) -> tuple[jax.Array, Any]:
+        """The scanned layers without the loop; the last only for the tokens that are chosen."""
+        c, kept = self.config, []
+        stacked = {name: tree['layers'] for name, tree in self.variables.items() if 'layers' in tree}
+        rng = self.make_rng('dropout') if self.has_rng('dropout') else None
+
+        @functools.partial(jax.jit, static_argnums=0)  # traced once for all layers but the last
+        def apply(chosen: Chosen | None, variables: Any, x: jax.Array, held: Any, rngs: Any) -> tuple[jax.Array, Any]:
+            return layer(c, chosen, parent=None).apply(variables, x, context, *held, rngs=rngs)
+
+        for i in range(c.num_layers):
+            variables, held = jax.tree.map(operator.itemgetter(i), (stacked, (cache, local)), is_leaf=_is_list)
+            rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, i)}
+            x, own = apply(chosen if i == c.num_layers - 1 else None, variables, x, held, rngs)
+            kept.append(own)
+        return x, jax.tree.map(lambda *y: list(y), *kept)
+
+
+class Decoder(nn.Module):
+    """Hidden states first; logits only where somebody asks for them."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        embed = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
+        self.token_embedder = layers.Embed(c.vocab_size, c.emb_dim, embedding_init=embed, dtype=c.dtype)
+        self.decoder = _Stack(c)
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        inputs_mask: jax.Array,
+        targets: jax.Array,
+        ends: jax.Array | None = None,
+        real: unpadding.Real | None = None,
+    ) -> jax.Array:
+        """Read prompts [B, P] (padded right) and all their responses [B, K, R] at once.
+
+        Returns:
+          hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
+          With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
+          With `real` and no `ends`, only those that predict real targets, [G, 1, N, D] (unpadding.py); with it dense
+          layers see real tokens alone.
+        """
+        (B, P), (_, K, R) = inputs.shape, targets.shape
+        length = masked.lengths(inputs_mask)
+        ahead = jnp.tile(length[:, None] + jnp.arange(R)[None], (1, K))
+        positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), ahead], axis=1)
+        tokens = jnp.concatenate([inputs, targets.reshape(B, K * R)], axis=1)
+
+        run = None if real is None else real.run
+        if ends is None and run is None:  # the prompt's last token, then all of the responses'
+            pick = lambda y: jnp.concatenate([last_token(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
+            chosen = Chosen(pick, pick)
+        else:
+            k, read = jnp.arange(K), ends
+            if ends is None:
+                k, read = jnp.repeat(k, R), jnp.tile(jnp.arange(R), K)[None]
+            at = jnp.where(read > 0, P + R * k[None] + read - 1, jnp.maximum(length - 1, 0)[:, None])
+            chosen = choose(at, run, real.targets if ends is None else None)
+        x, _ = self._run(tokens, positions, inputs_mask, None, chosen, real=run, P=P, K=K)
+        if self.is_initializing():
+            self.logits(x)
+        if ends is not None:
+            return x.reshape(B, K, -1)
+        if run is not None:
+            return x[:, None]
+        last = jnp.broadcast_to(x[:, None, :1], (B, K, 1, x.shape[-1]))
+        hidden = jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
+        return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
+
+    def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
+        """Read the prompts; make room for K responses of R tokens. Returns the last hidden [B, D] and the cache."""
+        c, (B, P) = self.config, inputs.shape
+        positions = jnp.broadcast_to(jnp.arange(P), (B, P))
+        length = masked.lengths(inputs_mask)
+        last = lambda y: last_token(y, length)  # noqa: E731
+        x, kept = self._run(inputs, positions, inputs_mask, None, Chosen(last, last), P=P, K=0, keep=True)
+        names, sizes = (('layers',), (c.num_layers,)) if c.scan_layers else ((), ())
+        kept = jax.tree.map(lambda y: sharded.split(y, *names, 'batch', 'kv_heads', 'length', 'kv'), kept)
+        room = jnp.zeros((*sizes, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
+        room = sharded.split(room, *names, 'batch', None, 'kv_heads', 'length', 'kv')
+        rooms = room if c.scan_layers else [room] * c.num_layers
+        return x[:, 0], Cache(kept, inputs_mask, (rooms, rooms))
+
+    def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D].
+
+        Looped layers only read the cache; all of them are written together at the end. Without the loop each layer is
+        written before it is read. So XLA updates it in place.
+        """
+        (B, K) = tokens.shape
+        positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
+        held = cache.prompt, cache.responses
+        x, new = self._run(tokens, positions, cache.prompt_mask, held, Chosen(), P=0, K=K, keep=True, cached=step)
+        return x, cache.replace(responses=_write(cache.responses, new, step) if self.config.scan_layers else new)
+
+    def unstack(self, tree: PyTree) -> PyTree:
+        """The base, or a LoRA tree of its shape, as layers without a loop like it best.
+
+        Layers are lists of L, so that nothing is cut up at each step, and kernels are [out, in], by which few rows are
+        multiplied faster (sharded.matmul_transposed).
+        """
+        stacked = tree.get('decoder', {}).get('layers')
+        if self.config.scan_layers or stacked is None or any(map(_is_list, jax.tree.leaves(stacked, is_leaf=_is_list))):
+            return tree
+        return tree | {'decoder': jax.jit(_by_layer)(tree['decoder'])}
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden [..., D] -> float32 [..., V]."""
+        c = self.config
+        out = self.token_embedder.attend if c.logits_via_embedding else self.decoder.logits_dense
+        logits = out(hidden).astype(jnp.float32)
+        return logits if c.logits_softcap is None else c.logits_softcap * jnp.tanh(logits / c.logits_softcap)
+
+    def _run(self, tokens, positions, prompt_mask, cache, chosen, *, P, K, real=None, keep=False, cached=0):
+        c, local_rope = self.config, None
+        run = Packed(positions, prompt_mask, cached, P, K)
+        if real is not None:
+            tokens, positions = real.unpad(tokens), real.unpad(positions)
+        rope = layers.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        if c.sliding_window is not None:
+            local_rope = layers.rope_table(positions, c.head_dim, c.local_rope_theta or c.rope_theta)
+        x = self.token_embedder(tokens)
+        if c.scale_embedding:
+            x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
+        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        context = _Context(run, real, rope, local_rope, keep)
+        return self.decoder(x, context, cache, chosen)
+
+
+def _by_layer(decoder: PyTree) -> PyTree:
+    flat = {}
+    for path, x in traverse_util.flatten_dict(decoder).items():
+        x = list(x) if path[0] == 'layers' else x
+        if path[-1] == 'kernel':
+            path, x = (*path[:-1], 'transposed'), jax.tree.map(jnp.transpose, x)
+        flat[path] = x
+    return traverse_util.unflatten_dict(flat)
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, list)
+
+
+def _write(room: PyTree, now: PyTree, step: jax.Array) -> PyTree:
+    """Token `step` of the responses' keys and values [..., R, E]."""
+    write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=room.ndim - 2)  # noqa: E731
+    return jax.tree.map(write, room, now)
+
+
+def _by_heads(x: jax.Array) -> jax.Array:
+    """Keys or values [..., S, N, E] -> [..., N, S, E] and back: each token reads them head by head."""
+    return jnp.swapaxes(x, -3, -2)

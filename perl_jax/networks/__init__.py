@@ -1,1 +1,0 @@
-"""Networks: the decoder of the Llama kind, and T5."""

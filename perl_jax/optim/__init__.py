@@ -1,0 +1,1 @@
+"""Gradients of a batch, schedules, and the state that an optimizer steps."""

@@ -1,0 +1,37 @@
+"""Making and updating what a role learns. The optimizer only ever sees the adapter."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from perl_jax.models import lora
+from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.types import TrainState
+
+
+def create(
+    rng: jax.Array,
+    base: PyTree,
+    spec: LoraSpec | FullSpec,
+    tx: optax.GradientTransformation,
+    head: tuple[int, float] | None = None,
+    head_rng: jax.Array | None = None,
+) -> TrainState:
+    """A role at step 0.
+
+    `head` is (D, standard deviation) of the scalar head of a reward or a value; `head_rng` draws it, by default `rng`.
+    """
+    adapter = spec.init(rng, base)
+    if head is not None:
+        adapter = lora.with_head(adapter, jax.random.fold_in(rng if head_rng is None else head_rng, 1), *head)
+    return TrainState(step=jnp.int32(0), adapter=adapter, opt_state=tx.init(adapter))
+
+
+def update(state: TrainState, grads: PyTree, tx: optax.GradientTransformation) -> TrainState:
+    """One step of the optimizer, which may be told what step it is (schedules.py); `grads` is like the adapter."""
+    tx = optax.with_extra_args_support(tx)
+    updates, opt_state = tx.update(grads, state.opt_state, state.adapter, step=state.step)
+    return TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)

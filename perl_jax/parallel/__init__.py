@@ -1,0 +1,1 @@
+"""Meshes, shardings, topologies and processes."""

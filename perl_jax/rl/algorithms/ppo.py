@@ -1,0 +1,60 @@
+"""Proximal policy optimization with generalised advantages (Schulman et al. 2017, arXiv 1707.06347), as for language
+models since Ziegler et al. 2019: token rewards with the KL in them, a learned value, whitened advantages.
+
+    A_t = whiten(GAE(gamma, lam)),   L_policy = -min(w A, clip(w, 1 - eps, 1 + eps) A),   w = pi / pi_old
+    L_value = max((G - V)^2, (G - clip(V, V_old +- eps_v))^2),   G = GAE + V_old
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from perl_jax import masked
+from perl_jax.errors import check_count, check_number
+from perl_jax.rl import advantages as adv
+from perl_jax.rl import losses
+from perl_jax.rl.algorithms import Mask, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """`epochs` times over a rollout, each in `minibatches` parts; advantages are whitened over a part."""
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    epochs: int = 4
+    minibatches: int = 1
+
+    has_value = True
+    min_samples = 1
+    whole_batch = True  # advantages are whitened over it, tokens averaged
+
+    def __post_init__(self) -> None:
+        check_number('PPO.gamma', self.gamma, 0, 1)
+        check_number('PPO.lam', self.lam, 0, 1)
+        check_number('PPO.clip', self.clip, above=0)
+        check_number('PPO.value_clip', self.value_clip, above=0)
+        check_count('PPO.epochs', self.epochs)
+        check_count('PPO.minibatches', self.minibatches)
+
+    def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
+        """GAE, whitened."""
+        return adv.whiten(adv.gae(rewards, values, mask, self.gamma, self.lam), mask)
+
+    def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:
+        """TD(lam): what GAE says over the old value."""
+        return adv.gae(rewards, values, mask, self.gamma, self.lam) + values
+
+    def policy_loss(self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens) -> Tokens:
+        """The clipped surrogate."""
+        return losses.clipped(logprobs, old_logprobs, advantages, self.clip)
+
+    def value_loss(self, values: Tokens, old_values: Tokens, returns: Tokens) -> Tokens:
+        """The clipped squared error."""
+        return losses.clipped_value(values, old_values, returns, self.value_clip)
+
+    def weights(self, mask: Mask) -> Tokens:
+        """The mean over all tokens."""
+        return masked.share(mask)

@@ -1,0 +1,165 @@
+"""The sampler: one prefill of the prompt, then K branches token by token until every one has ended.
+
+1. read the prompt once        2. draw each branch's first token from its last hidden state
+3. while any branch goes on:   read the tokens just drawn, draw the next ones
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from perl_jax import masked, sharded
+from perl_jax.errors import UserError, check_count, check_number
+from perl_jax.optim import accumulate
+from perl_jax.types import Prompts, Rollout, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How to draw. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
+
+    `num_samples` is K, `max_decode_length` is R. The paper samples with temperature 0.7 (0.9 for its VQA).
+    `num_microbatches`: prompts are sampled in so many parts, one after the other, where the cache of all is too large.
+    """
+
+    num_samples: int = 1
+    max_decode_length: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_microbatches: int = 1
+
+    def __post_init__(self) -> None:
+        check_count('MAX_DECODE_LENGTH', self.max_decode_length)
+        check_count('NUM_SAMPLES', self.num_samples)
+        check_count('SamplingConfig.num_microbatches', self.num_microbatches)
+        check_count('SamplingConfig.top_k', self.top_k, 0)
+        check_number('TEMPERATURE', self.temperature, 0)
+        check_number('SamplingConfig.top_p', self.top_p, above=0, most=1)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from less than the policy's whole distribution."""
+        return self.top_k > 0 or self.top_p < 1.0
+
+
+def sample(
+    network: nn.Module,
+    variables: Variables,
+    prompts: Prompts,
+    rng: jax.Array,
+    eos_ids: int | Sequence[int],
+    config: SamplingConfig,
+) -> Rollout:
+    """Draw K responses of at most R tokens for each of B prompts. Pure: the same `rng` draws the same tokens.
+
+    `Rollout.logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p), float32;
+    of greedy tokens those at temperature 1.
+    Any of `eos_ids` ends a response, which keeps it as its last real token; one that ran out of room has none.
+
+    Raises:
+      UserError: the prompts do not divide into microbatches.
+    """
+    variables = {name: network.unstack(tree) for name, tree in variables.items()}  # not at each token
+    one, parts = functools.partial(_sample, network, variables, eos_ids, config), config.num_microbatches
+    if parts == 1:
+        return one(prompts, rng)
+    if len(prompts.inputs) % (parts * sharded.partitions('batch')):
+        rows = sharded.partitions('batch')
+        raise UserError(
+            f'SamplingConfig.num_microbatches = {parts}: {len(prompts.inputs)} prompts on {rows} rows of the mesh do '
+            f'not divide into so many parts; give a divisor of {len(prompts.inputs) // rows}'
+        )
+    return accumulate.one_by_one(one, prompts, parts, rng)
+
+
+def _sample(
+    network: nn.Module,
+    variables: Variables,
+    eos_ids: int | Sequence[int],
+    config: SamplingConfig,
+    prompts: Prompts,
+    rng: jax.Array,
+) -> Rollout:
+    B, K, R = prompts.inputs.shape[0], config.num_samples, config.max_decode_length
+
+    def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = truncate(network.apply(variables, hidden, method='logits'), config)
+        logits -= logits.max(axis=-1, keepdims=True)
+        weights = jnp.exp(logits)  # softmax, but for a division
+        if config.temperature == 0:
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        else:
+            token = categorical(jax.random.fold_in(rng, t), weights)
+        picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        return token, picked - jnp.log(weights.sum(-1))
+
+    def write(
+        t: jax.Array, tokens: jax.Array, logprobs: jax.Array, mask: jax.Array, hidden: jax.Array, alive: jax.Array
+    ):
+        token, logprob = draw(hidden, t)
+        token, logprob = jnp.where(alive, token, 0), jnp.where(alive, logprob, 0.0)
+        tokens, logprobs, mask = (
+            tokens.at[:, :, t].set(token),
+            logprobs.at[:, :, t].set(logprob),
+            mask.at[:, :, t].set(alive),
+        )
+        return tokens, logprobs, mask, alive & ~masked.is_any(token, eos_ids)
+
+    def body(state):
+        t, tokens, logprobs, mask, alive, cache = state
+        hidden, cache = network.apply(variables, tokens[:, :, t - 1], t - 1, cache, method='decode')
+        return t + 1, *write(t, tokens, logprobs, mask, hidden, alive), cache
+
+    last, cache = network.apply(variables, prompts.inputs, prompts.inputs_mask, K, R, method='prefill')
+    empty = jnp.zeros((B, K, R), jnp.int32), jnp.zeros((B, K, R)), jnp.zeros((B, K, R), bool)
+    first = jnp.broadcast_to(last[:, None], (B, K, last.shape[-1]))
+    start = (jnp.int32(1), *write(jnp.int32(0), *empty, first, jnp.ones((B, K), bool)), cache)
+    _, tokens, logprobs, mask, _, _ = jax.lax.while_loop(lambda s: (s[0] < R) & s[4].any(), body, start)
+    return Rollout(prompts.inputs, prompts.inputs_mask, tokens, mask, logprobs)
+
+
+def categorical(rng: jax.Array, weights: jax.Array) -> jax.Array:
+    """A token of each row [..., V] in proportion to its weight, int32 [...]; never one of weight 0.
+
+    First a block of about sqrt(V) tokens is drawn, then a token of the block, each from one random number: to invert a
+    cumulative sum takes two numbers a row, where Gumbel's trick (jax.random.categorical) takes V.
+    """
+    V = weights.shape[-1]
+    root = math.isqrt(V - 1) + 1
+    size = next((n for n in range(root, root // 4, -1) if V % n == 0), root)  # leaves nothing over, if one does
+    blocks = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % size)])
+    blocks = blocks.reshape(*weights.shape[:-1], -1, size)
+    first, second = jax.random.split(rng)
+    block = _invert(first, blocks.sum(-1))
+    chosen = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    return block * size + _invert(second, chosen)
+
+
+def _invert(rng: jax.Array, weights: jax.Array) -> jax.Array:
+    """An index of the last axis in proportion to its weight: the first whose cumulative sum exceeds a random part."""
+    total, there = jnp.cumsum(weights, axis=-1), weights > 0
+    part = jax.random.uniform(rng, weights.shape[:-1]) * jnp.where(there, total, 0).max(-1)
+    return jnp.argmax(there & (total > part[..., None]), axis=-1).astype(jnp.int32)
+
+
+def truncate(logits: jax.Array, config: SamplingConfig) -> jax.Array:
+    """Logits [..., V] after temperature, with all but the top-k and the top-p nucleus at -inf (ties are kept)."""
+    if config.temperature > 0:
+        logits = logits / config.temperature
+    if config.top_k > 0:
+        top, _ = jax.lax.top_k(logits, min(config.top_k, logits.shape[-1]))
+        logits = jnp.where(logits < top[..., -1:], -jnp.inf, logits)
+    if config.top_p < 1.0:
+        ranked = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ranked), axis=-1) - jax.nn.softmax(ranked)
+        lowest = jnp.where(before < config.top_p, ranked, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
+    return logits

@@ -1,0 +1,1 @@
+"""MODEL_DIR, checkpoints, and the base that a run stands on."""

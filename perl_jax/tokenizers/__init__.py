@@ -1,0 +1,1 @@
+"""Tokenizers of whatever kind as SeqIO vocabularies."""

@@ -1,0 +1,149 @@
+"""Supervised fine-tuning: the demonstrations that give the anchor policy.
+
+Each step:  1. a batch of prompts and demonstrations   2. log-probs of the demonstrations   3. -log p, and the optimizer
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from perl_jax import masked, sharded
+from perl_jax.data import datasets, lexicon, vocabulary
+from perl_jax.data.datasets import DatasetConfig
+from perl_jax.evals import evaluate, task_metrics
+from perl_jax.models import lora
+from perl_jax.models.logprobs import response_logprobs
+from perl_jax.optim import accumulate, schedules, train_state
+from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards import scoring
+from perl_jax.rewards.scoring import TextFunction
+from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.runs import base as bases
+from perl_jax.runs.base import BaseConfig
+from perl_jax.train import loop
+from perl_jax.train.loop import RunConfig
+from perl_jax.types import Metrics, Responses, TrainState
+
+
+def sft_step(
+    network: nn.Module,
+    tx: optax.GradientTransformation,
+    base: PyTree,
+    state: TrainState,
+    batch: Responses,
+    rng: jax.Array,
+    num_microbatches: int = 1,
+    tokens: Float[Array, ' B'] | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One step of SFT: the mean over the target tokens of -log p.
+
+    Pure; `rng` is for dropout and the same at every step of a run. With `tokens` (Stream.tokens_as_drawn) each row is
+    divided by its own number of them in place of the batch's; the loss that is logged is the batch's mean all the same.
+    """
+    share = masked.share(batch.targets_mask)
+    weights = share if tokens is None else batch.targets_mask / tokens[:, None, None]
+
+    def loss(adapter: lora.Adapter, part: Any, rng: jax.Array) -> tuple[jax.Array, Any]:
+        batch, share, weights = part
+        variables = lora.bind(base, adapter, train=True)
+        logprobs = response_logprobs(network, variables, batch, rngs={'dropout': rng})
+        return -masked.weighted(logprobs, weights), ({'loss/nll': -masked.weighted(logprobs, share)}, ())
+
+    rng, part = jax.random.fold_in(rng, state.step), (batch, share, weights)
+    _, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, part, num_microbatches, rng)
+    metrics |= {'grad_norm': optax.global_norm(grads), 'tokens': batch.targets_mask.sum()}
+    return train_state.update(state, grads, tx), metrics
+
+
+def compiled(
+    network: nn.Module, tx: optax.GradientTransformation, num_microbatches: int, shardings: TrainState
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`sft_step` as a run compiles it: the state is donated, and the next lies where it lay."""
+    step = functools.partial(sft_step, network, tx, num_microbatches=num_microbatches)
+    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
+
+
+def train(
+    run: RunConfig,
+    base: BaseConfig,
+    dataset: DatasetConfig,
+    eval_dataset: DatasetConfig | None,
+    spec: lora.LoraSpec | lora.FullSpec,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule = schedules.constant,
+    prompts_dataset: DatasetConfig | None = None,
+    sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
+    metric_fns: Mapping[str, TextFunction] | None = None,
+    num_microbatches: int = 1,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> None:
+    """Run SFT, or go on with it, in `run.model_dir`.
+
+    Args:
+      base: where it starts. All tasks are read with its tokenizer, unless they are given another: vocabulary.py.
+      dataset, eval_dataset: prompts and demonstrations (inputs, targets). Without the second nothing is measured of it.
+      spec: LoRA or full tuning.
+      schedule: the share of the optimizer's learning rate at each step.
+      prompts_dataset: evaluation samples an answer to each of these prompts; None samples none.
+      metric_fns: {name: function(prompt, response, example)} that judge the answers.
+      num_microbatches: a batch is learned from in so many parts, one after the other.
+    """
+    network, key = base.network, jax.random.key(run.random_seed)
+    judges = scoring.functions(metric_fns)
+    with partitioner.scope():
+        bases.check(base)
+        partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
+        task_metrics.announce(dataset, 'sft')
+        optimizer = schedules.scheduled('OPTIMIZER', optimizer, schedule)
+        configs = dataset, eval_dataset, prompts_dataset
+        words, (dataset, eval_dataset, prompts_dataset) = vocabulary.choose(configs, base.path, run.model_dir)
+        split = sharded.partitions('batch'), num_microbatches
+        stream = datasets.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
+        heldout = datasets.load(eval_dataset, 'sft') if eval_dataset else None
+        lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size)
+        prompts = datasets.load(prompts_dataset, 'prompts') if prompts_dataset else None
+        frozen = bases.load(base, partitioner, run.random_seed)
+
+        create = functools.partial(train_state.create, spec=spec, tx=optimizer)
+        shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, optimizer)
+        state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
+        held = frozen.params
+        if spec.tuning == 'full':
+            held, frozen = None, frozen.released()
+        step_fn = compiled(network, optimizer, num_microbatches, shardings)
+
+        @jax.jit
+        def logprob_fn(params: PyTree, adapter: lora.Adapter, batch: Responses) -> jax.Array:
+            return masked.total(response_logprobs(network, lora.bind(params, adapter), batch), batch.targets_mask)
+
+        @jax.jit
+        def sample_fn(params: PyTree, adapter: lora.Adapter, batch: Any, rng: jax.Array) -> Any:
+            return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_ids, sampling)
+
+        def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
+            metrics, rows = {}, []
+            if heldout is not None:
+                one = functools.partial(logprob_fn, held, adapter)
+                (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, one)  # [N, 1]
+                metrics['nll'] = float(-total.sum() / heldout.arrays['targets_mask'].sum())
+            if prompts is not None:
+                respond = lambda batch, _, i: (  # noqa: E731
+                    sample_fn(held, adapter, batch, jax.random.fold_in(key, i)), {})  # fmt: skip
+                rows = evaluate.answers(prompts, dataset.batch_size, partitioner, respond, judges)
+                metrics |= evaluate.means(rows)
+            return metrics, rows
+
+        with loop.start('sft', run, spec.tuning, frozen, {'policy': state}, words) as log:
+            state = log.states['policy']
+            for step in log.steps():
+                batch, tokens = partitioner.batch((stream(step)[0], stream.tokens_as_drawn(step)))  # 1
+                state, metrics = step_fn(held, state, batch, key, tokens=tokens)  # 2, 3
+                log.log(step + 1, metrics | {'schedule': schedule(step)}, dataset.batch_size)
+                log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))
