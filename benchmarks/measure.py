@@ -163,7 +163,7 @@ def result(
     """
     device = jax.devices()[0]
     median, peak = seconds['median'], PEAKS.get(device.device_kind)
-    stats, held = device.memory_stats() or {}, memory.measure(before)
+    stats, held = device.memory_stats() or {}, memory.measure(before, memory.held())
     found = {
         'seconds': median,
         'seconds_min': seconds['minimum'],

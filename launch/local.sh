@@ -19,4 +19,11 @@ if [[ -n ${DEVICES:-} ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
 fi
 
+# Memory in pages of 2 MiB, which glibc asks for if a variable says so when a process starts: a step on a CPU takes about
+# a tenth less time. GLIBC_TUNABLES= means no.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
+# LLVM's level 2 instead of 3: steps are as fast, and compiling takes about a tenth less time.
+level=--xla_backend_optimization_level
+[[ ${XLA_FLAGS:-} == *"$level"* ]] || export XLA_FLAGS="${XLA_FLAGS:-} $level=2"
+
 exec "$perl_jax" "$@"

@@ -1,6 +1,7 @@
-"""What a program tells Linux and XLA before it begins; it starts once more for that, at most once."""
+"""What a program tells JAX and libtpu before it begins, and launch/local.sh glibc and XLA before that."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -8,60 +9,59 @@ import pytest
 
 from perl_jax.parallel import startup
 
-PROGRAM = """
-import os, pathlib, sys
-from perl_jax.parallel import startup
-startup.ENABLED = pathlib.Path(sys.argv[1])
-startup.has_tpu = lambda: True
-print('starts', flush=True)
-startup.begin()
-print(os.environ.get('GLIBC_TUNABLES'), os.environ.get('XLA_FLAGS'), sys.argv[2:])
-"""
-ARGS = ['--gin.A="b c"']
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def clean(env: dict[str, str]) -> dict[str, str]:
+    """The environment without what these tests are about, but for `env`."""
+    ours = ('GLIBC_TUNABLES', 'XLA_FLAGS', 'DEVICES', 'JAX_PLATFORMS', 'TPU_SKIP_MDS_QUERY', 'JAX_FORCE_TPU_INIT')
+    return {k: v for k, v in os.environ.items() if k not in ours} | env
 
 
 def run(command: list[str], **env: str) -> list[str]:
-    ours = ('GLIBC_TUNABLES', 'XLA_FLAGS', 'JAX_PLATFORMS', 'TPU_SKIP_MDS_QUERY', 'JAX_FORCE_TPU_INIT')
-    env = {k: v for k, v in os.environ.items() if k not in ours} | env
     command = [sys.executable, '-c', *command]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(command, env=clean(env), capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.fixture
-def madvise(tmp_path):
-    path = tmp_path / 'enabled'
-    path.write_text('always [madvise] never\n')
-    return path
+def local(tmp_path):
+    """Runs launch/local.sh of a checkout whose perl_jax prints what it was told."""
+    for place, text in {
+        'launch/local.sh': (ROOT / 'launch/local.sh').read_text(),
+        '.venv/bin/perl_jax': '#!/bin/sh\necho "$GLIBC_TUNABLES,$JAX_PLATFORMS,$XLA_FLAGS,$*"\n',
+    }.items():
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def printed(**env):
+        command = [tmp_path / 'launch/local.sh', 'sft', 'A = 1']
+        done = subprocess.run(command, env=clean(env), capture_output=True, text=True, check=True)
+        return done.stdout.split(',')
+
+    return printed
 
 
-def test_starts_again_once_with_the_same_arguments(madvise):
-    assert run([PROGRAM, madvise, *ARGS]) == ['starts', 'starts', f'glibc.malloc.hugetlb=1 None {ARGS}']
+PAGES = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+LEVEL = '--xla_backend_optimization_level'
 
 
-def test_level_of_a_cpu(madvise):
-    flag = '--xla_backend_optimization_level=2'
-    assert run([PROGRAM, madvise, *ARGS], JAX_PLATFORMS='cpu')[-1] == f'glibc.malloc.hugetlb=1 {flag} {ARGS}'
-    more = run([PROGRAM, madvise, *ARGS], JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_a=1')
-    assert more[-1] == f'glibc.malloc.hugetlb=1 --xla_a=1 {flag} {ARGS}'
+def test_a_cpu_gets_large_pages_and_the_quicker_compiler(local):
+    pages, platforms, flags, words = local()
+    assert (pages, platforms, flags.strip(), words) == ('glibc.malloc.hugetlb=1', 'cpu', f'{LEVEL}=2', 'sft A = 1\n')
+    devices = '--xla_force_host_platform_device_count=8'
+    assert local(DEVICES='8', XLA_FLAGS='--xla_a=1')[2].split() == ['--xla_a=1', devices, f'{LEVEL}=2']
 
 
-def test_a_user_has_the_last_word(madvise):
-    mine = {'GLIBC_TUNABLES': '', 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=3'}
-    assert run([PROGRAM, madvise, *ARGS], **mine) == ['starts', f' --xla_backend_optimization_level=3 {ARGS}']
-
-
-@pytest.mark.parametrize('setting', ['[always] madvise never', 'always madvise [never]', None])
-def test_nothing_where_there_is_nothing_to_ask(tmp_path, setting):
-    path = tmp_path / 'enabled'
-    if setting:
-        path.write_text(setting)
-    assert run([PROGRAM, path, *ARGS]) == ['starts', f'None None {ARGS}']
+def test_a_user_has_the_last_word(local):
+    assert local(GLIBC_TUNABLES='', XLA_FLAGS=f'{LEVEL}=3', JAX_PLATFORMS='cuda')[:3] == ['', 'cuda', f'{LEVEL}=3']
 
 
 WITHOUT = """
 import os, pathlib, sys
 from perl_jax.parallel import startup
-startup.ENABLED, startup.PCI = pathlib.Path('/nowhere'), pathlib.Path(sys.argv[1])
+startup.PCI = pathlib.Path(sys.argv[1])
 startup.has_plugins = lambda: sys.argv[2] == 'plugins'
 startup.begin()
 print(os.environ.get('TPU_SKIP_MDS_QUERY'), os.environ.get('JAX_PLATFORMS'))
@@ -101,22 +101,22 @@ def test_no_word_of_libtpu_without_a_tpu():
 
 
 @pytest.mark.skipif(
-    not startup.ENABLED.exists() or '[madvise]' not in startup.ENABLED.read_text(),
+    not PAGES.exists() or '[madvise]' not in PAGES.read_text(),
     reason='this kernel does not give large pages to those who ask',
 )
-def test_memory_is_in_large_pages():
+def test_memory_is_in_large_pages(local):
     program = (
-        'from perl_jax.parallel import startup; startup.begin(); import numpy, re; x = numpy.ones(2**24);'
+        'import numpy, re; x = numpy.ones(2**24);'
         "print(re.search(r'AnonHugePages: *([0-9]+)', open('/proc/self/smaps_rollup').read())[1])"
     )
-    (printed,) = run([program], NUMPY_MADVISE_HUGEPAGE='0')  # of which NumPy would ask itself
+    (printed,) = run([program], NUMPY_MADVISE_HUGEPAGE='0', GLIBC_TUNABLES=local()[0])  # NumPy would ask itself
     assert int(printed) > 64 * 1024  # kB, of 128 MiB
 
 
-def test_xla_knows_the_level():
+def test_xla_knows_the_level(local):
     """A flag that XLA does not know ends a program."""
-    program = 'from perl_jax.parallel import startup; startup.begin(); import jax; print(jax.jit(lambda x: x + 1)(1.0))'
-    assert run([program], JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1') == ['2.0']
+    program = 'import jax; print(jax.jit(lambda x: x + 1)(1.0))'
+    assert run([program], JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', XLA_FLAGS=local()[2]) == ['2.0']
 
 
 @pytest.mark.parametrize('named', ['cuda', 'no_such'])

@@ -1,11 +1,7 @@
-"""What Linux, XLA, libtpu and the libraries' loggers have to be told before a program begins.
+"""What JAX, libtpu and the libraries' loggers have to be told before a program begins.
 
 Without a TPU libtpu is not asked for one: it would write errors, and wait for a metadata server that is not there.
-
-On a CPU, memory in pages of 2 MiB: with fewer addresses to look up a step takes about a tenth less time. Linux gives
-them to those who ask (`madvise` in ENABLED), and glibc asks if a variable says so when a process starts.
-
-LLVM's level 2 instead of 3: steps are as fast, and all is compiled in about a tenth less time.
+What makes a CPU faster is exported by launch/local.sh.
 """
 
 from __future__ import annotations
@@ -19,25 +15,14 @@ import sys
 
 PCI = pathlib.Path('/sys/bus/pci/devices')
 GOOGLE, OTHERS = '0x1ae0', ('0x01', '0x02')  # a vendor; classes of its devices that are no TPUs: storage, network
-ENABLED = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
-PAGES, FLAGS, LEVEL = 'GLIBC_TUNABLES', 'XLA_FLAGS', 'xla_backend_optimization_level'
 
 
 def begin() -> None:
-    """To be called first by a program, which it may start once more, with the same arguments.
-
-    What a user has set stays: JAX_PLATFORMS, LEVEL among XLA's FLAGS, and PAGES, which may be empty for no. The level
-    is for JAX_PLATFORMS=cpu alone. Where the kernel gives large pages to all or to none, there is nothing to ask for.
-    """
+    """To be called first by a program, before it imports JAX. What a user has set stays."""
     if not has_tpu():
         os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
         if not has_plugins():
             os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    if os.environ.get('JAX_PLATFORMS') == 'cpu' and LEVEL not in os.environ.get(FLAGS, ''):
-        os.environ[FLAGS] = f'{os.environ.get(FLAGS, "")} --{LEVEL}=2'.strip()
-    if PAGES not in os.environ and ENABLED.exists() and '[madvise]' in ENABLED.read_text():
-        os.environ[PAGES] = 'glibc.malloc.hugetlb=1'
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def has_tpu() -> bool:
