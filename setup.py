@@ -34,14 +34,14 @@ setup(
         'absl-py>=2.1',
         'clu>=0.0.12',
         'etils>=1.9',  # paths in a bucket; Orbax asks for its epath
-        'flax>=0.12',
+        'flax>=0.12.2',
         'gin-config>=0.5',
         'jax>=0.10',
         'jaxtyping>=0.3',
         'matplotlib>=3.9',  # the plots of a sweep
         'numpy>=2.0',
         'optax>=0.2.5',
-        'orbax-checkpoint>=0.11.30',
+        'orbax-checkpoint>=0.11.34',
         'seqio>=0.0.20',  # brings TensorFlow and tensorflow-text
         'tensorboard>=2.19',  # clu writes events with it, and TensorFlow no longer brings it
         'tqdm>=4.66',
