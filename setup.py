@@ -11,6 +11,7 @@ README = HERE / 'README.md'
 
 HF = ['tokenizers>=0.22', 'safetensors>=0.6', 'gguf>=0.17', 'huggingface_hub>=1.0', 'jinja2>=3.1']
 TPU = ['jax[tpu]']  # libtpu: on a TPU it runs programs, elsewhere it compiles them
+CUDA = ['jax[cuda12]']  # with NVIDIA's libraries, so that the machine only needs its driver
 # Tasks from the hub, from Parquet files and from TFDS, which needs importlib_resources and does not say so.
 DATASETS = ['datasets>=3', 'pyarrow', 'importlib_resources']
 
@@ -22,6 +23,8 @@ setup(
     long_description_content_type='text/markdown',
     author='The perl_jax authors',
     license='Apache-2.0',
+    # The repository's own address joins these, and CITATION.cff, before the first release: CONTRIBUTING.md.
+    project_urls={'Paper': 'https://arxiv.org/abs/2403.10704'},
     python_requires='>=3.11',
     # tasks/ and gin/ stand beside the library in a checkout. The symlinks perl_jax/tasks and perl_jax/gin make them a
     # part of the package, under one name, in a checkout, an editable install and a wheel alike.
@@ -47,12 +50,12 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
+        'cuda': CUDA,
         'tpu': TPU,
         'plan': TPU,
         'hf': HF,
         'datasets': DATASETS,
-        # Optional: only for running inside T5X. Reading and writing its checkpoints does not need it.
-        't5x': ['t5x @ git+https://github.com/google-research/t5x'],
+        # T5X is no extra: no index has it, and an index takes no metadata with a URL. requirements-t5x.txt names it.
         'test': [
             *HF,
             *TPU,
@@ -60,6 +63,7 @@ setup(
             'importlib_resources',
             'pyarrow',
             'pytest>=8',
+            'pytest-cov',
             'pytest-xdist',
             'pyyaml',
             'ruff',
@@ -70,7 +74,11 @@ setup(
     classifiers=[
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Science/Research',
+        'Operating System :: POSIX',
         'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
 )
