@@ -8,7 +8,7 @@ BIN := .venv/bin
 DEMO := .venv/.ready_for_demo
 READY := .venv/.ready
 
-.PHONY: help demo test lint install clean
+.PHONY: help demo test lint coverage constraints.txt oldest.txt install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -25,6 +25,19 @@ test: lint
 
 lint: $(READY)
 	$(BIN)/ruff check .
+
+# The core, models/ and rl/, by its own tests alone, without runs, tokenizers or PyTorch.
+CORE := accumulate advantages algorithms averaging branches decoder flash intercept kl layers logprobs lora losses masked \
+        rl sampling shaping steps t5 unpadding
+coverage: $(READY)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term $(wildcard $(CORE:%=tests/test_%.py))
+
+# Both need uv (pip install uv); to install by one: PIP_CONSTRAINT=$PWD/constraints.txt make test
+RESOLVE = uv pip compile -q --python-version=3.11 --custom-compile-command='make $@'
+constraints.txt: # what a release is tested with, on every Python that it runs on
+	@$(RESOLVE) --universal --upgrade --extra=test setup.py --output-file=$@
+oldest.txt: # the oldest of all that setup.py declares
+	@$(RESOLVE) --resolution=lowest-direct --extra=hf setup.py --output-file=$@
 
 install: $(READY)
 

@@ -1,7 +1,9 @@
 """What setup.py makes works from any folder: a wheel, and a wheel by way of an sdist, in a clean venv. Offline."""
 
+import email
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import sysconfig
 import zipfile
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUILD_SDIST = 'import setuptools.build_meta as backend; backend.build_sdist("dist")'
@@ -33,7 +37,12 @@ def build(source, out):
 def tree(tmp_path_factory):
     """A copy of the checkout: building writes build/ and *.egg-info beside setup.py."""
     copy = tmp_path_factory.mktemp('tree') / 'perl_jax'
-    ignored = shutil.ignore_patterns('.*', 'runs', 'build', 'dist', '*.egg-info', '__pycache__')
+    hidden = shutil.ignore_patterns('.*', '*.egg-info', '__pycache__')
+
+    def ignored(folder, names):
+        at_root = {'runs', 'build', 'dist'} if folder == str(ROOT) else set()  # perl_jax/runs is the library's
+        return hidden(folder, names) | at_root
+
     return shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
 
 
@@ -62,6 +71,13 @@ def names(wheel):
         return {name for name in archive.namelist() if '.dist-info/' not in name}
 
 
+@pytest.fixture(scope='module')
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (file,) = (name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
+        return email.message_from_bytes(archive.read(file))
+
+
 def test_wheel_holds_the_library_tasks_and_gin_and_nothing_else(tree, wheel):
     expected = {str(path.relative_to(tree)) for path in tree.glob('perl_jax/**/*.py')}
     expected |= {f'perl_jax/{path.relative_to(tree)}' for path in tree.glob('tasks/*.py')}
@@ -81,3 +97,34 @@ def test_wheel_runs_from_another_folder(venv, tmp_path):
     assert 'policy' in run(venv / 'bin/perl_jax', '--help', cwd=tmp_path)
     assert 'toy_pairs' in run(venv / 'bin/python', '-m', 'perl_jax', 'inspect', '--task=toy_pairs', cwd=tmp_path)
     assert not list(tmp_path.iterdir()), 'a look at the data must write nothing'
+
+
+def test_an_index_takes_the_metadata(metadata):
+    """PyPI refuses a distribution whose requirements have a URL, at the upload and not before."""
+    needed = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
+    assert needed and not [str(each) for each in needed if each.url]
+    assert 't5x' in (ROOT / 'requirements-t5x.txt').read_text() and 't5x' not in {each.name for each in needed}
+    assert {'cuda', 'tpu', 'hf', 'datasets', 'plan', 'test'} == set(metadata.get_all('Provides-Extra'))
+
+
+def test_the_workflow_runs_the_pythons_that_the_metadata_names(metadata):
+    jobs = yaml.safe_load((ROOT / '.github/workflows/tests.yml').read_text())['jobs']
+    tested = {job['python'] for job in jobs['tests']['strategy']['matrix']['include']}
+    named = re.findall(r'Python :: (3\.\d+)', ' '.join(metadata.get_all('Classifier')))
+    assert {named[0], named[-1]} == tested
+    assert metadata['Requires-Python'] == f'>={named[0]}'
+
+
+def test_constraints_allow_what_is_required(metadata):
+    """A bound that was raised since `make constraints.txt`, or a new requirement, would leave a release untested."""
+    lines = [line.partition('#')[0] for line in (ROOT / 'constraints.txt').read_text().splitlines()]
+    pins = [Requirement(line) for line in lines if line.strip()]
+    pins = {pin.name: pin.specifier for pin in pins if pin.marker is None or pin.marker.evaluate()}
+    for needed in map(Requirement, metadata.get_all('Requires-Dist')):
+        if needed.marker is None or needed.marker.evaluate({'extra': 'test'}):
+            pin = pins[needed.name.lower().replace('_', '-')]
+            assert needed.specifier.contains(str(pin).removeprefix('==')), f'{needed}: {pin}'
+
+
+def test_a_citation_is_of_this_version(metadata):
+    assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == metadata['Version']
