@@ -52,12 +52,12 @@ def main() -> None:
             if args.ends:
                 params = measure.ending(params, policy_step.EOS, 3 / args.response)
             state, judge = policy_step.initial(args, params)
-            held, shardings = model.unstack(params), jax.tree.map(lambda x: x.sharding, state)
+            held, shardings = params, jax.tree.map(lambda x: x.sharding, state)
             run = policy_step.step_of(args, model, held, judge, shardings, on)
         else:
             keys = {'reward': policy_step.KEY}
             state = train_reward.initial([spec], tx, args.d_model, None, keys, params)
-            held = model.unstack(params) if args.tuning == 'lora' else None
+            held = params if args.tuning == 'lora' else None
             compiled = train_reward.compiled(model, tx, 1, jax.tree.map(lambda x: x.sharding, state))
             run = lambda state, batch, rng: compiled(held, state, {'reward': [batch]}, keys)  # noqa: E731
         del params

@@ -41,7 +41,6 @@ def parser(doc: str) -> argparse.ArgumentParser:
     flags.add_argument('--tuning', choices=['lora', 'full'], default='lora')
     flags.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     flags.add_argument('--remat', choices=['none', 'minimal', 'full'], default='none')
-    flags.add_argument('--scan_layers', action='store_true', help='a loop over the layers, as large models have it')
     return flags
 
 
@@ -52,7 +51,6 @@ def network(args: argparse.Namespace, remat: str | None = None) -> Decoder:
             vocab_size=args.vocab, num_layers=args.layers, emb_dim=args.d_model, num_heads=args.heads,
             num_kv_heads=args.kv_heads or args.heads, head_dim=args.d_model // args.heads, mlp_dim=args.d_ff,
             logits_via_embedding=False, dtype=args.dtype, remat=remat or args.remat,
-            scan_layers=args.scan_layers,
         )
     )  # fmt: skip
 

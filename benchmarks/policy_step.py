@@ -100,10 +100,8 @@ def main() -> None:
         if args.ends:
             params = measure.ending(params, EOS, 3 / args.response)
         state, judge = initial(args, params)
-        held = model.unstack(params)
-        del params
         shardings, prompts = jax.tree.map(lambda x: x.sharding, state), on.batch(measure.prompts(args))
-        step = step_of(args, model, held, judge, shardings, on)
+        step = step_of(args, model, params, judge, shardings, on)
         metrics, before = {}, memory.programs()
 
         def once(i: int, *passed: Passed) -> Any:
@@ -114,7 +112,7 @@ def main() -> None:
         seconds = measure.timed(once, args.steps, 2 if args.buckets == 1 else 12)  # a program for each fill
         shares = measure.shares(once, 5)
         padded = argparse.Namespace(**vars(args) | {'buckets': 1})
-        plain = step_of(padded, measure.network(args, remat='none'), held, judge, shardings, on)
+        plain = step_of(padded, measure.network(args, remat='none'), params, judge, shardings, on)
         products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
     episodes, length = args.batch * args.responses, float(metrics['length/mean'])
     more = {

@@ -35,7 +35,7 @@ def main() -> None:
     with on.scope():
         params = measure.base(args, model)
         states = train_reward.initial([measure.spec(args)], tx, args.d_model, None, keys, params)
-        held = model.unstack(params) if args.tuning == 'lora' else None
+        held = params if args.tuning == 'lora' else None
         del params
         step = train_reward.compiled(model, tx, args.microbatches, jax.tree.map(lambda x: x.sharding, states))
         metrics, before = {}, memory.programs()

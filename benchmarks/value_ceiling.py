@@ -56,7 +56,7 @@ def pool(network, base, roles, judge, prompts: int, samples: int):
         datasets.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts), 'prompts'
     )
     sampling = SamplingConfig(num_samples=samples, max_decode_length=24, temperature=0.7)
-    base, ends, parts = network.unstack(base), heldout.eos_ids, []
+    ends, parts = heldout.eos_ids, []
 
     @jax.jit
     def answer(batch, key):

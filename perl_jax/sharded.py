@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-FEW = 64  # rows: 4 take half as long, 16 little more than half, 128 as long (512 x 2,048, two cores)
-
 
 def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
     """x [batch, ..., in] times a kernel [in, out] whose 'embed' FSDP spreads over the chips: whichever is less moves.
@@ -51,20 +49,6 @@ def _widening_backward(axes: tuple[str | None, str | None], kept: tuple[jax.Arra
 
 
 matmul_widening.defvjp(_widening_forward, _widening_backward)
-
-
-def matmul_transposed(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
-    """As `matmul`, of a kernel [out, in] whose transpose has these `axes`.
-
-    Up to FEW rows stand on the kernel's right: on a CPU XLA packs the right operand of a product anew each time, and
-    to pack a kernel takes longer than to multiply a few rows by it. (The barrier keeps XLA from turning that round.)
-    """
-    if partitions('embed') > 1:
-        return matmul(x, kernel.T, axes)
-    if x.size // x.shape[-1] > FEW:
-        return jnp.einsum('...i,oi->...o', x, kernel)  # with a transpose, XLA would turn the kernel ahead of a loop
-    y = jax.lax.optimization_barrier(jnp.tensordot(kernel, x, (1, x.ndim - 1)))
-    return jnp.moveaxis(y, 0, -1)
 
 
 def _whole(axes: tuple[str | None, str | None]) -> tuple[str | None, str | None]:

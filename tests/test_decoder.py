@@ -136,13 +136,17 @@ def test_tokens_ahead_change_nothing():
     assert not np.array_equal(one[:, :, 4], two[:, :, 4])
 
 
-def test_decode_through_the_cache_equals_teacher_forcing():
+WINDOWS = Decoder(dataclasses.replace(CONFIG, sliding_window=3, global_every=2, local_rope_theta=100.0))
+
+
+@pytest.mark.parametrize('network', [NETWORK, WINDOWS], ids=['plain', 'windows'])
+def test_decode_through_the_cache_equals_teacher_forcing(network):
     (params, adapter), batch, K = (tiny.base(), tiny.adapter(SPEC, tiny.base(), head=False)), BATCH, 3
     variables = lora.bind(params, adapter)
-    want = tiny.hidden(params, adapter, batch)
-    prefill = jax.jit(lambda v: NETWORK.apply(v, batch.inputs, batch.inputs_mask, K, R, method='prefill'))
+    want = tiny.hidden(params, adapter, batch, network=network)
+    prefill = jax.jit(lambda v: network.apply(v, batch.inputs, batch.inputs_mask, K, R, method='prefill'))
     last, cache = prefill(variables)
-    decode = jax.jit(lambda v, *step: NETWORK.apply(v, *step, method='decode'))
+    decode = jax.jit(lambda v, *step: network.apply(v, *step, method='decode'))
     got = [jnp.broadcast_to(last[:, None], (3, K, D))]
     for t in range(R):
         hidden, cache = decode(variables, batch.targets[:, :, t], t, cache)
@@ -203,98 +207,10 @@ def test_the_prompt_is_computed_once():
     assert flops(4) < 1.4 * flops(1)
 
 
-WINDOWS = Decoder(dataclasses.replace(CONFIG, sliding_window=3, global_every=2, local_rope_theta=100.0))
-APART = {
-    'plain': NETWORK,
-    'windows': WINDOWS,
-    'remat': Decoder(dataclasses.replace(CONFIG, remat='full')),
-}
-
-
-@pytest.mark.parametrize('name', APART)
-@pytest.mark.parametrize('seen', ['all', 'ends'])
-def test_layers_without_the_loop_are_the_same_layers(name, seen):
-    """Tree, states, and gradients of base and adapter, of all states that mean something or of each response's last."""
-    looped = APART[name]
-    apart, params = Decoder(dataclasses.replace(looped.config, scan_layers=False)), tiny.base()
-    assert partitioning.abstract(apart) == partitioning.abstract(looped)
-    ends, adapter = BATCH.targets_mask.sum(-1), tiny.adapter(SPEC, params, head=False)
-    weights = np.random.default_rng(0).standard_normal((3, 3, R + 1, D)).astype(np.float32)
-
-    def total(trained, network):
-        args = BATCH.inputs, BATCH.inputs_mask, BATCH.targets
-        if seen == 'all':
-            x = network.apply(lora.bind(*trained), *args)
-            x = jnp.where(read(BATCH)[..., None], x, 0)
-            return (x * weights).sum(), x
-        x = network.apply(lora.bind(*trained), *args, ends)
-        return (x * weights[:, :, 0]).sum(), x
-
-    run = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
-    (want, states), (got, found) = (run((params, adapter), network) for network in (looped, apart))
-    np.testing.assert_allclose(found, states, atol=1e-5)
-    tiny.assert_close(got, want, atol=1e-4, rtol=1e-4)
-    if seen == 'ends':
-        whole = tiny.hidden(params, adapter, BATCH, network=looped)
-        np.testing.assert_allclose(states, np.take_along_axis(whole, ends[..., None, None], 2)[:, :, 0], atol=1e-5)
-
-
-@pytest.mark.parametrize('name', APART)
-def test_an_unstacked_base_is_the_same_base(name):
-    apart, params = Decoder(dataclasses.replace(APART[name].config, scan_layers=False)), tiny.base()
-    unstacked, adapter = apart.unstack(params), tiny.adapter(SPEC, params, head=False)
-    (kernels,) = unstacked['decoder']['layers']['mlp']['wo'].values()
-    assert [kernel.shape for kernel in kernels] == [(D, CONFIG.mlp_dim)] * L
-    assert APART[name].unstack(params) is params
-
-    def total(adapter, base):
-        x = apart.apply(lora.bind(base, adapter), BATCH.inputs, BATCH.inputs_mask, BATCH.targets)
-        return jnp.where(read(BATCH)[..., None], x, 0).sum(), x
-
-    run = jax.jit(jax.grad(total, has_aux=True))
-    (got, states), (want, same) = run(adapter, unstacked), run(adapter, params)
-    np.testing.assert_allclose(states, same, atol=1e-5)
-    tiny.assert_close(got, want, atol=1e-4)  # of up to 57: transposed kernels sum up in another order
-
-
-@pytest.mark.parametrize('name', APART)
-def test_prefill_and_decode_without_the_loop(name):
-    """The same states and caches as with it, of stacked variables and of those cut up before."""
-    apart, params = Decoder(dataclasses.replace(APART[name].config, scan_layers=False)), tiny.base()
-    variables = lora.bind(params, tiny.adapter(SPEC, params, head=False))
-    unstacked = {collection: apart.unstack(tree) for collection, tree in variables.items()}
-    assert isinstance(unstacked['lora']['decoder']['layers']['self_attention']['query']['a'], list)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(network, variables):
-        last, cache = network.apply(variables, BATCH.inputs, BATCH.inputs_mask, 3, R, method='prefill')
-        states = []
-        for t in range(R):
-            hidden, cache = network.apply(variables, BATCH.targets[:, :, t], t, cache, method='decode')
-            states.append(hidden)
-        whole = lambda x: jnp.stack(x) if isinstance(x, list) else x  # noqa: E731
-        return last, states, [whole(x) for x in (*cache.prompt, *cache.responses)]
-
-    want = run(APART[name], variables)
-    for held in (variables, unstacked):
-        tiny.assert_close(run(apart, held), want, atol=1e-5)
-
-
-def test_without_the_loop_the_last_layer_computes_what_is_read():
-    """Rewards of one token a response: the last of two layers costs no more than keys and values."""
-    args = BATCH.inputs, BATCH.inputs_mask, BATCH.targets, BATCH.targets_mask.sum(-1)
-
-    def flops(network):
-        lowered = jax.jit(network.apply).lower({'params': tiny.base()}, *args)
-        return lowered.compile().cost_analysis()['flops']
-
-    apart = lambda **changes: Decoder(dataclasses.replace(CONFIG, scan_layers=False, **changes))  # noqa: E731
-    assert flops(apart()) < 0.7 * flops(Decoder(dataclasses.replace(CONFIG, scan_layers=True))) * L
-
-
-def test_dropout_without_the_loop():
-    """Its keys are arguments of the one trace of a layer."""
-    apart, params = Decoder(dataclasses.replace(CONFIG, scan_layers=False)), tiny.base()
-    adapter = tiny.adapter(dataclasses.replace(SPEC, dropout=0.5), params, head=False)
-    run = lambda seed: tiny.hidden(params, adapter, BATCH, {'dropout': jax.random.key(seed)}, network=apart, train=True)  # noqa: E731
-    assert not np.array_equal(run(0), run(1)) and np.array_equal(run(0), run(0))
+@pytest.mark.parametrize('network', [NETWORK, WINDOWS], ids=['plain', 'windows'])
+def test_of_ends_only_their_states_are_handed_back(network):
+    params, ends = tiny.base(), BATCH.targets_mask.sum(-1)
+    variables = lora.bind(params, adapter := tiny.adapter(SPEC, params, head=False))
+    run = jax.jit(lambda v: network.apply(v, BATCH.inputs, BATCH.inputs_mask, BATCH.targets, ends))
+    whole = tiny.hidden(params, adapter, BATCH, network=network)
+    np.testing.assert_allclose(run(variables), np.take_along_axis(whole, ends[..., None, None], 2)[:, :, 0], atol=1e-5)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tiny
 
-from perl_jax import sharded
 from perl_jax.models import layers
 
 RNG = np.random.default_rng(0)
@@ -23,18 +22,6 @@ DENSE = layers.Dense(4, ('embed', 'mlp'))
 def dense(x, rngs=None, **lora):
     variables = {'params': {'kernel': KERNEL}} | ({'lora': lora} if lora else {})
     return DENSE.apply(variables, x, rngs=rngs)
-
-
-@pytest.mark.parametrize('rows', [3, sharded.FEW, sharded.FEW + 1])
-def test_a_transposed_kernel_is_the_same_kernel(rows):
-    x = normal(1, rows, 6)
-
-    def run(x, params):
-        y = DENSE.apply({'params': params, 'lora': {'a': A, 'b': B}}, x)
-        return (y**2).sum(), y
-
-    got, want = (jax.jit(jax.grad(run, has_aux=True))(x, p) for p in ({'transposed': KERNEL.T}, {'kernel': KERNEL}))
-    tiny.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_dense_without_a_pair_is_a_matmul():

@@ -12,7 +12,6 @@ from tiny import EOS, NETWORK, R
 from perl_jax import types
 from perl_jax.errors import UserError
 from perl_jax.models import lora
-from perl_jax.models.decoder import Decoder
 from perl_jax.models.logprobs import response_logprobs
 from perl_jax.rl.sampling import SamplingConfig, categorical, sample, truncate
 
@@ -46,15 +45,6 @@ def test_log_probs_equal_teacher_forcing():
     want = np.where(rollout.targets_mask, teacher_forced(rollout, CONFIG.temperature), 0)
     np.testing.assert_allclose(rollout.logprobs, want, atol=1e-5)
     assert tiny.same(tiny.prompts(rollout), tiny.prompts(BATCH))
-
-
-def test_without_a_loop_over_the_layers_the_same_tokens_are_drawn():
-    apart, (params, adapter) = Decoder(dataclasses.replace(NETWORK.config, scan_layers=False)), policy()
-    want = draw(params, adapter, tiny.prompts(BATCH), KEY, CONFIG)
-    for held in (params, apart.unstack(params)):
-        got = draw(held, adapter, tiny.prompts(BATCH), KEY, CONFIG, apart)
-        np.testing.assert_array_equal(got.targets, want.targets)
-        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
 
 
 def test_greedy_takes_the_best_token_each_time():

@@ -33,7 +33,7 @@ EXPERIENCE = tiny.experience(B=4)
 KEY, TX = jax.random.key(0), optax.adam(1e-2, eps=1e-4)
 NETWORKS = {
     'looped': NETWORK,
-    'apart': Decoder(dataclasses.replace(UNTIED.config, scan_layers=False, remat='full')),
+    'remat': Decoder(dataclasses.replace(UNTIED.config, remat='full')),
     'windows': Decoder(dataclasses.replace(CONFIG, sliding_window=3, global_every=2, local_rope_theta=50.0)),
 }
 networks = pytest.mark.parametrize('network', NETWORKS.values(), ids=NETWORKS)

@@ -224,9 +224,6 @@ class Table(nn.Module):
         seen = jnp.concatenate([first, targets], axis=2)
         return self._see(seen if ends is None else jnp.take_along_axis(seen, ends[..., None], axis=2)[..., 0])
 
-    def unstack(self, tree):
-        return tree
-
     def prefill(self, inputs, inputs_mask, K, R):
         return self._see(self._last(inputs, inputs_mask)), None
 

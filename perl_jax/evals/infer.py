@@ -205,8 +205,7 @@ def _answers(
             base.network, lora.bind(params, adapter), batch, rng, prompts.eos_ids, one
         )
     )
-    params = base.network.unstack(frozen.params)  # not for each batch
-    respond = lambda batch, _, i: (fn(params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
+    respond = lambda batch, _, i: (fn(frozen.params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
     return evaluate.answers(prompts, batch_size, partitioner, respond, functions(metric_fns), ids)
 
 

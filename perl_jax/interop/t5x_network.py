@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import core, struct
 from flax import linen as nn
 from flax.linen import partitioning
-from jaxtyping import PyTree
 
 from perl_jax.interop import t5x
 from perl_jax.models import intercept, unpadding
@@ -79,10 +78,6 @@ class T5XNetwork(nn.Module):
         if ends is not None:
             return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
         return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
-
-    def unstack(self, tree: PyTree) -> PyTree:
-        """As it is."""
-        return tree
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token. Returns the last hidden [B, D] and the cache."""

@@ -4,7 +4,7 @@
     response        \\- a0 a1 a2      branch 0 sees the prompt and itself; its positions go on where the prompt ends
                     \\- b0 b1 .       branch 1 likewise; branches never see each other
 
-Whole runs, runs whose prompt is in a cache, and only some tokens of a run; the one is as if cut out of the other.
+Whole runs, and runs whose prompt is in a cache; the one is as if cut out of the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from flax import struct
 from perl_jax import masked
 from perl_jax.kernels import flash
 from perl_jax.models import layers
-from perl_jax.models.chosen import Pick
 from perl_jax.models.layers import Segment
 
 
@@ -40,10 +39,9 @@ class Packed:
 
 def attend(
     query: jax.Array,
-    own: tuple[jax.Array, jax.Array] | None,
+    own: tuple[jax.Array, jax.Array],
     run: Packed,
     cache: Any,
-    pick: Pick | None = None,
     *,
     local: jax.Array | None,
     window: int | None,
@@ -51,18 +49,18 @@ def attend(
     scale: float | None,
     softcap: float | None,
 ) -> jax.Array:
-    """Softmax attention of the tokens of a run, or of those that `pick` picks of it.
+    """Softmax attention of the tokens of a run.
 
     Args:
-      query: [B, T, H, E], or [B, Q, H, E] of the picked ones. H is a multiple of N (grouped queries).
-      own: keys and values [B, T, N, E] of the run; None where the cache has them already.
+      query: [B, T, H, E]. H is a multiple of N (grouped queries).
+      own: keys and values [B, T, N, E] of the run.
       cache: keys and values of the prompt [B, P, N, E] and of responses [B, K, S, N, E], where `run` has no prompt.
       local: bool [], whether only the last `window` tokens are seen, the token itself included; None is no.
       use_flash: whole runs in one kernel, where flash.usable says so.
       scale, softcap: as in `layers.attend`.
 
     Returns:
-      [B, T or Q, H * E] in the query's dtype; the softmax is float32.
+      [B, T, H * E] in the query's dtype; the softmax is float32.
     """
     how, P, T = {'scale': scale, 'softcap': softcap}, run.P, run.positions.shape[1]
     R = (T - P) // max(run.K, 1)
@@ -70,9 +68,6 @@ def attend(
     def near(query: jax.Array, key: jax.Array) -> jax.Array | bool:  # positions [B, K, R], [B, 1 or K, S]
         return True if local is None else ~local | (query[..., None] - key[..., None, :] < window)
 
-    if pick is not None:
-        seen = _seen(run, R, pick)[:, None] & near(pick(run.positions)[:, None], run.positions[:, None])
-        return layers.attend(query[:, None], [Segment(*own, seen)], **how)[:, 0]
     far = local is None or window >= P + R  # no window hides anything
     if P and far and use_flash and flash.usable(query, own[0]):
         return flash.attend(query, *own, run.prompt_mask, run.K, **how)
@@ -85,14 +80,14 @@ def attend(
         at = run.branches(run.positions)
         prompt = tuple(x[:, :P] for x in own) if P else cache[0]
         before = jnp.arange(prompt[0].shape[1])[None, None]
-        segments = [Segment(*prompt, run.prompt_mask[:, None, None] & near(at, before))]
-        if own is not None:
-            segments.append(Segment(*map(run.branches, own), _causal(R) & near(at, at)))
+        segments = [
+            Segment(*prompt, run.prompt_mask[:, None, None] & near(at, before)),
+            Segment(*map(run.branches, own), _causal(R) & near(at, at)),
+        ]
         if not P:
             ahead = jnp.arange(cache[1][0].shape[2])
             there = masked.lengths(run.prompt_mask)[:, None, None] + ahead[None, None]
-            filled = (ahead < run.cached + (R if own is None else 0))[None, None, None]
-            segments.append(Segment(*cache[1], filled & near(at, there)))
+            segments.append(Segment(*cache[1], (ahead < run.cached)[None, None, None] & near(at, there)))
         out = layers.attend(run.branches(query), segments, **how)
         outs.append(out.reshape(len(out), -1, out.shape[-1]))
     return jnp.concatenate(outs, axis=1)
@@ -100,14 +95,3 @@ def attend(
 
 def _causal(n: int) -> jax.Array:
     return jnp.tri(n, dtype=bool)[None, None]
-
-
-def _seen(run: Packed, R: int, pick: Pick) -> jax.Array:
-    """Which tokens of the whole run those see that are picked: bool [B, Q, T]."""
-    B, T = run.positions.shape
-    index = jnp.arange(T)[None]
-    branch = jnp.where(index < run.P, -1, (index - run.P) // max(R, 1))
-    at, mine = (pick(jnp.broadcast_to(x, (B, T)))[..., None] for x in (index, branch))
-    real = jnp.pad(run.prompt_mask, ((0, 0), (0, T - run.P)), constant_values=True)
-    real = real[:, None] | (index[None] == at)  # an empty prompt's first place sees itself, as it does in whole runs
-    return real & ((branch == -1)[None] | (branch[None] == mine)) & (index[None] <= at)

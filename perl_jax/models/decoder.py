@@ -8,21 +8,18 @@ Names, shapes and axes of the parameters are T5X's; layers are stacked on axis 0
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct, traverse_util
-from jaxtyping import PyTree
+from flax import struct
 
 from perl_jax import masked, sharded
 from perl_jax.errors import UserError, check_count
 from perl_jax.models import branches, layers, unpadding
 from perl_jax.models.branches import Packed
-from perl_jax.models.chosen import Chosen, choose, last_token
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 from perl_jax.models.unpadding import Unpadding
 
@@ -39,8 +36,7 @@ class DecoderConfig:
     sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
     local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
     flash: attention over whole prompts and responses in one kernel on TPUs (flash.py).
-    scan_layers: False, for small models: no loop over the layers. What the backward pass needs is not stacked then, and
-      the last layer computes only the tokens whose states are read. Parameters stay stacked (but see `unstack`).
+    scan_layers: without effect, for older config.gin files: layers are always in one loop.
     remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
     """
     vocab_size: int
@@ -80,16 +76,16 @@ class DecoderConfig:
             raise UserError(f'head_dim = {self.head_dim}: it must be even, as positions turn pairs of it')
 
 
+KeyValue = tuple[jax.Array, jax.Array]
+
+
 @struct.dataclass
 class Cache:
-    """Keys and values [L, B, N, P, E] of the prompt, shared by its branches, and [L, B, K, N, R, E] of responses.
+    """Keys and values of every layer."""
 
-    Where layers have no loop, lists of L without that axis.
-    """
-
-    prompt: tuple[Any, Any]
+    prompt: KeyValue  # [L, B, N, P, E], shared by the branches
     prompt_mask: jax.Array  # bool [B, P]
-    responses: tuple[Any, Any]
+    responses: KeyValue  # [L, B, K, N, R, E]
 
 
 @struct.dataclass
@@ -105,58 +101,49 @@ class _Context:
 
 class _Attention(nn.Module):
     config: DecoderConfig
-    chosen: Chosen | None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
-        c, run, every = self.config, context.run, Chosen()
-        if context.real is not None:
-            every = Chosen(pad=context.real.pad, unpad=context.real.unpad)
-        chosen = self.chosen or every
-        project = lambda name, heads, x: Dense(  # noqa: E731
+        c, run, real = self.config, context.run, context.real
+        project = lambda name, heads: Dense(  # noqa: E731
             heads * c.head_dim, ('embed', 'joined_kv'), c.dtype, c.use_qkv_bias, name=name
         )(x).reshape(*x.shape[:2], heads, c.head_dim)
-        q = project('query', c.num_heads, chosen.tokens(x))
-        k, v = project('key', c.num_kv_heads, x), project('value', c.num_kv_heads, x)
+        q, k, v = project('query', c.num_heads), project('key', c.num_kv_heads), project('value', c.num_kv_heads)
         if c.qk_norm:
             q = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='query_norm')(q)
             k = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axis='kv', name='key_norm')(k)
         rope = context.rope
         if local is not None:
             rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
-        q, k = layers.rotate(q, jax.tree.map(chosen.tokens, rope)), layers.rotate(k, rope)
+        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
         kept = None
         if context.keep:
             kept = jax.tree.map(_by_heads, (run.branches(k), run.branches(v)) if run.K else (k, v))
-        own = every.pad(k), every.pad(v)
-        if cache is not None and not c.scan_layers:
-            kept, own = _write(cache[1], kept, run.cached), None
-            cache = cache[0], kept
+        if real is not None:
+            q, k, v = real.pad(q), real.pad(k), real.pad(v)
         x = branches.attend(
-            chosen.pad(q), own, run, jax.tree.map(_by_heads, cache), chosen.rows, local=local,
-            window=c.sliding_window, use_flash=c.flash, scale=c.query_scale, softcap=c.attention_softcap,
+            q, (k, v), run, jax.tree.map(_by_heads, cache), local=local, window=c.sliding_window, use_flash=c.flash,
+            scale=c.query_scale, softcap=c.attention_softcap,
         )  # fmt: skip
-        return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(chosen.unpad(x)), kept
+        x = x if real is None else real.unpad(x)
+        return Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype, name='out')(x), kept
 
 
 class _Layer(nn.Module):
     config: DecoderConfig
-    chosen: Chosen | None = None  # the tokens that go on; keys and values are of all
 
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any, local: Any) -> tuple[jax.Array, Any]:
         c = self.config
         norm = lambda name: RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, name=name)  # noqa: E731
-        y, kept = _Attention(c, self.chosen, name='self_attention')(
-            norm('pre_self_attention_layer_norm')(x), context, cache, local
-        )
-        x = self.chosen.tokens(x) if self.chosen else x
+        y, kept = _Attention(c, name='self_attention')(norm('pre_self_attention_layer_norm')(x), context, cache, local)
         x += norm('post_self_attention_layer_norm')(y) if c.post_norms else y
         y = Mlp(c.mlp_dim, c.activation, dtype=c.dtype, name='mlp')(norm('pre_mlp_layer_norm')(x))
         x += norm('post_mlp_layer_norm')(y) if c.post_norms else y
         return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), kept
 
 
+Pick = Callable[[jax.Array], jax.Array]  # some of the tokens: [B, T, ...] -> [B, Q, ...], or of [G, N, ...]
 _REMAT = {'full': 'nothing_saveable', 'minimal': 'dots_with_no_batch_dims_saveable'}
 
 
@@ -170,16 +157,12 @@ class _Stack(nn.Module):
             self.logits_dense = Dense(c.vocab_size, ('embed', 'vocab'), c.dtype)
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: _Context, cache: Any, chosen: Chosen) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: _Context, cache: Any, pick: Pick) -> tuple[jax.Array, Any]:
         c, local, layer = self.config, None, _Layer
-        looped = c.scan_layers or self.is_initializing()
         if c.sliding_window is not None:
             local = (jnp.arange(c.num_layers) + 1) % c.global_every != 0
         if c.remat != 'none':
-            layer = nn.remat(layer, prevent_cse=not looped, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
-        if not looped:
-            x, kept = self._one_by_one(layer, x, context, cache, local, chosen)
-            return self.decoder_norm(x), kept
+            layer = nn.remat(layer, prevent_cse=False, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
         scanned = nn.scan(
             layer,
             length=c.num_layers,
@@ -189,26 +172,7 @@ class _Stack(nn.Module):
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
         x, kept = scanned(c, name='layers')(x, context, cache, local)
-        return self.decoder_norm(chosen.tokens(x)), kept
-
-    def _one_by_one(
-        self, layer: type[nn.Module], x: jax.Array, context: _Context, cache: Any, local: Any, chosen: Chosen
-    ) -> tuple[jax.Array, Any]:
-        """The scanned layers without the loop; the last only for the tokens that are chosen."""
-        c, kept = self.config, []
-        stacked = {name: tree['layers'] for name, tree in self.variables.items() if 'layers' in tree}
-        rng = self.make_rng('dropout') if self.has_rng('dropout') else None
-
-        @functools.partial(jax.jit, static_argnums=0)  # traced once for all layers but the last
-        def apply(chosen: Chosen | None, variables: Any, x: jax.Array, held: Any, rngs: Any) -> tuple[jax.Array, Any]:
-            return layer(c, chosen, parent=None).apply(variables, x, context, *held, rngs=rngs)
-
-        for i in range(c.num_layers):
-            variables, held = jax.tree.map(operator.itemgetter(i), (stacked, (cache, local)), is_leaf=_is_list)
-            rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, i)}
-            x, own = apply(chosen if i == c.num_layers - 1 else None, variables, x, held, rngs)
-            kept.append(own)
-        return x, jax.tree.map(lambda *y: list(y), *kept)
+        return self.decoder_norm(pick(x)), kept
 
 
 class Decoder(nn.Module):
@@ -246,15 +210,17 @@ class Decoder(nn.Module):
 
         run = None if real is None else real.run
         if ends is None and run is None:  # the prompt's last token, then all of the responses'
-            pick = lambda y: jnp.concatenate([last_token(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
-            chosen = Chosen(pick, pick)
+            pick = lambda y: jnp.concatenate([_last_token(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
         else:
             k, read = jnp.arange(K), ends
             if ends is None:
                 k, read = jnp.repeat(k, R), jnp.tile(jnp.arange(R), K)[None]
             at = jnp.where(read > 0, P + R * k[None] + read - 1, jnp.maximum(length - 1, 0)[:, None])
-            chosen = choose(at, run, real.targets if ends is None else None)
-        x, _ = self._run(tokens, positions, inputs_mask, None, chosen, real=run, P=P, K=K)
+            if run is not None:
+                slots = layers.tokens_at(run.slot.reshape(run.shape), at)
+                at = real.targets.unpad(slots) if ends is None else slots.reshape(len(run.slot), -1)
+            pick = lambda y: layers.tokens_at(y, at)  # noqa: E731
+        x, _ = self._run(tokens, positions, inputs_mask, None, pick, real=run, P=P, K=K)
         if self.is_initializing():
             self.logits(x)
         if ends is not None:
@@ -270,37 +236,24 @@ class Decoder(nn.Module):
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
         length = masked.lengths(inputs_mask)
-        last = lambda y: last_token(y, length)  # noqa: E731
-        x, kept = self._run(inputs, positions, inputs_mask, None, Chosen(last, last), P=P, K=0, keep=True)
-        names, sizes = (('layers',), (c.num_layers,)) if c.scan_layers else ((), ())
-        kept = jax.tree.map(lambda y: sharded.split(y, *names, 'batch', 'kv_heads', 'length', 'kv'), kept)
-        room = jnp.zeros((*sizes, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
-        room = sharded.split(room, *names, 'batch', None, 'kv_heads', 'length', 'kv')
-        rooms = room if c.scan_layers else [room] * c.num_layers
-        return x[:, 0], Cache(kept, inputs_mask, (rooms, rooms))
+        pick = lambda y: _last_token(y, length)  # noqa: E731
+        x, prompt = self._run(inputs, positions, inputs_mask, None, pick, P=P, K=0, keep=True)
+        prompt = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'kv_heads', 'length', 'kv'), prompt)
+        room = jnp.zeros((c.num_layers, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
+        room = sharded.split(room, 'layers', 'batch', None, 'kv_heads', 'length', 'kv')
+        return x[:, 0], Cache(prompt, inputs_mask, (room, room))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D].
 
-        Looped layers only read the cache; all of them are written together at the end. Without the loop each layer is
-        written before it is read. So XLA updates it in place.
+        The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
         """
         (B, K) = tokens.shape
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
-        held = cache.prompt, cache.responses
-        x, new = self._run(tokens, positions, cache.prompt_mask, held, Chosen(), P=0, K=K, keep=True, cached=step)
-        return x, cache.replace(responses=_write(cache.responses, new, step) if self.config.scan_layers else new)
-
-    def unstack(self, tree: PyTree) -> PyTree:
-        """The base, or a LoRA tree of its shape, as layers without a loop like it best.
-
-        Layers are lists of L, so that nothing is cut up at each step, and kernels are [out, in], by which few rows are
-        multiplied faster (sharded.matmul_transposed).
-        """
-        stacked = tree.get('decoder', {}).get('layers')
-        if self.config.scan_layers or stacked is None or any(map(_is_list, jax.tree.leaves(stacked, is_leaf=_is_list))):
-            return tree
-        return tree | {'decoder': jax.jit(_by_layer)(tree['decoder'])}
+        before = cache.prompt, cache.responses
+        every = lambda y: y  # noqa: E731
+        x, new = self._run(tokens, positions, cache.prompt_mask, before, every, P=0, K=K, keep=True, cached=step)
+        return x, cache.replace(responses=_write(cache.responses, new, step))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 [..., V]."""
@@ -309,7 +262,7 @@ class Decoder(nn.Module):
         logits = out(hidden).astype(jnp.float32)
         return logits if c.logits_softcap is None else c.logits_softcap * jnp.tanh(logits / c.logits_softcap)
 
-    def _run(self, tokens, positions, prompt_mask, cache, chosen, *, P, K, real=None, keep=False, cached=0):
+    def _run(self, tokens, positions, prompt_mask, cache, pick, *, P, K, real=None, keep=False, cached=0):
         c, local_rope = self.config, None
         run = Packed(positions, prompt_mask, cached, P, K)
         if real is not None:
@@ -322,27 +275,17 @@ class Decoder(nn.Module):
             x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
         x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
         context = _Context(run, real, rope, local_rope, keep)
-        return self.decoder(x, context, cache, chosen)
+        return self.decoder(x, context, cache, pick)
 
 
-def _by_layer(decoder: PyTree) -> PyTree:
-    flat = {}
-    for path, x in traverse_util.flatten_dict(decoder).items():
-        x = list(x) if path[0] == 'layers' else x
-        if path[-1] == 'kernel':
-            path, x = (*path[:-1], 'transposed'), jax.tree.map(jnp.transpose, x)
-        flat[path] = x
-    return traverse_util.unflatten_dict(flat)
+def _write(room: KeyValue, new: KeyValue, step: jax.Array) -> KeyValue:
+    """Put keys and values [L, B, K, N, 1, E] at token `step` of those with room [L, B, K, N, R, E]."""
+    return jax.tree.map(lambda room, new: jax.lax.dynamic_update_slice_in_dim(room, new, step, axis=4), room, new)
 
 
-def _is_list(x: Any) -> bool:
-    return isinstance(x, list)
-
-
-def _write(room: PyTree, now: PyTree, step: jax.Array) -> PyTree:
-    """Token `step` of the responses' keys and values [..., R, E]."""
-    write = lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, step, axis=room.ndim - 2)  # noqa: E731
-    return jax.tree.map(write, room, now)
+def _last_token(x: jax.Array, length: jax.Array) -> jax.Array:
+    """x at each prompt's last real token: [B, P, ...], length [B] -> [B, 1, ...]."""
+    return layers.tokens_at(x, jnp.maximum(length - 1, 0)[:, None])
 
 
 def _by_heads(x: jax.Array) -> jax.Array:

@@ -39,12 +39,8 @@ class Dense(nn.Module):
         lecun = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'truncated_normal')
         init = nn.with_logical_partitioning(lecun, self.axes)
         x = x.astype(self.dtype)
-        if self.has_variable('params', 'transposed'):  # by Decoder.unstack
-            kernel = self.get_variable('params', 'transposed').astype(self.dtype)
-            y = sharded.matmul_transposed(x, kernel, self.axes)
-        else:
-            kernel = self.param('kernel', init, (x.shape[-1], self.features))
-            y = sharded.matmul(x, kernel.astype(self.dtype), self.axes)
+        kernel = self.param('kernel', init, (x.shape[-1], self.features))
+        y = sharded.matmul(x, kernel.astype(self.dtype), self.axes)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias = self.param('bias', init, (self.features,)).astype(self.dtype)
@@ -215,6 +211,11 @@ def _buckets(count: int, max_distance: int) -> np.ndarray:
     ratio = np.log(distance.astype(np.float32) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
     far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
     return np.where(distance < exact, distance, far)
+
+
+def tokens_at(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Some of the tokens: x [B, T, ...] at index [B, Q] -> [B, Q, ...]."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 MAX_SCORES = 2**24  # floats a device holds at once: 64 MiB

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import PyTree
 
 from perl_jax import sharded
 from perl_jax.errors import check_count
@@ -263,10 +262,6 @@ class T5(nn.Module):
         if ends is not None:
             return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
         return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
-
-    def unstack(self, tree: PyTree) -> PyTree:
-        """As it is: the layers are always looped over."""
-        return tree
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token; make room for K responses of R tokens.

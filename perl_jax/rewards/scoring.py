@@ -117,8 +117,8 @@ class LearnedReward:
         # A reward is not trained any more: of full tuning, its weights come in the base's dtype.
         members = [x for run in runs for x in run.placed(partitioner, base.axes, dtype=own.name['dtype']).values()]
 
-        judge, params = compiled(network, self.aggregate, partitioner), network.unstack(own.params)
-        return lambda rollout, examples: judge(params, members, rollout)
+        judge = compiled(network, self.aggregate, partitioner)
+        return lambda rollout, examples: judge(own.params, members, rollout)
 
 
 def _check_network(folder: str, run: bases.Finished, network: nn.Module, base: Base) -> None:

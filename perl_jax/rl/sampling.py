@@ -67,7 +67,6 @@ def sample(
     Raises:
       UserError: the prompts do not divide into microbatches.
     """
-    variables = {name: network.unstack(tree) for name, tree in variables.items()}  # not at each token
     one, parts = functools.partial(_sample, network, variables, eos_ids, config), config.num_microbatches
     if parts == 1:
         return one(prompts, rng)

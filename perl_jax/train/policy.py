@@ -98,7 +98,7 @@ def train(
         shardings = learner.layout(jax.eval_shape(create, key, frozen.params), txs, frozen.axes, partitioner)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
 
-        held, frozen = network.unstack(frozen.params), frozen.released()
+        held, frozen = frozen.params, frozen.released()
         of = dict.fromkeys(learner.ROLES, held)
         if not shared_base:
             of |= {role: jax.tree.map(jnp.copy, held) for role in ('value', 'anchor', 'reward')}

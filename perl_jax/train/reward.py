@@ -173,7 +173,7 @@ def train(
         shardings = {role: partitioner.state(state, frozen.axes, optimizer) for role, state in shapes.items()}
         states = jax.jit(create, out_shardings=shardings)(keys, frozen.params)
         full = all(one.tuning == 'full' for one in specs)
-        held, frozen = None if full else network.unstack(frozen.params), frozen.released()
+        held, frozen = None if full else frozen.params, frozen.released()
         step_fn = compiled(network, optimizer, num_microbatches, shardings)
         score_fn = jax.jit(functools.partial(member_scores, network))
 

@@ -222,19 +222,6 @@ def test_samples_and_their_experience_equal(mesh, K):
 
 
 @meshes
-def test_without_a_loop_over_the_layers_a_mesh_draws_the_same(mesh):
-    apart, partitioner = Decoder(dataclasses.replace(NETWORK.config, scan_layers=False)), MESHES[mesh]
-    with partitioner.scope():
-        base, adapter, prompts, _ = placed_rollout_inputs(partitioner, K)
-        draw = jax.jit(lambda *x: sample(apart, lora.bind(*x), prompts, KEY, EOS, SAMPLING))
-        drawn = [draw(held, adapter) for held in (base, apart.unstack(base))]
-    want, _ = rollout_on_one(K)
-    for got in drawn:
-        np.testing.assert_array_equal(got.targets, want.targets)
-        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
-
-
-@meshes
 def test_rollouts_and_the_samplers_cache_lie_split(mesh):
     """As the run compiles them: rows over data, key/value heads over model where they divide."""
     on = MESHES[mesh]

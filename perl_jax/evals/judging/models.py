@@ -65,8 +65,7 @@ def ask(
                 base.network, lora.bind(params, adapter), batch, jax.random.key(0), asked.eos_ids, greedy
             )
         )
-        params = base.network.unstack(frozen.params)  # not for each batch
-        respond = lambda batch, _, i: (fn(params, adapter, batch), {})  # noqa: E731
+        respond = lambda batch, _, i: (fn(frozen.params, adapter, batch), {})  # noqa: E731
         batch_size = dataset.batch_size if dataset else partitioner.data_parallelism
         rows = evaluate.answers(asked, batch_size, partitioner, respond, {})
     return [row['response'] for row in rows]
