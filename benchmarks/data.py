@@ -45,20 +45,20 @@ def main() -> None:
     everyone = np.arange(args.batch)
     stream = streams.Stream([dataset], [1.0], args.batch, args.seed, everyone, args.buckets, on.data_parallelism)
     batches = [stream(step)[0] for step in range(args.steps + 2)]
-    model, spec, tx, started = measure.network(args), measure.spec(args), measure.optimizer(), []
+    model, tuning, started = measure.network(args), measure.tuning(args), []
     with on.scope():
         params = measure.base(args, model)
         if 'targets' not in arrays:
             if args.ends:
                 params = measure.ending(params, policy_step.EOS, 3 / args.response)
-            state, judge = policy_step.initial(args, params)
-            held, shardings = params, jax.tree.map(lambda x: x.sharding, state)
-            run = policy_step.step_of(args, model, held, judge, shardings, on)
+            state, judge = policy_step.initial(args, model, params, on)
+            run = policy_step.step_of(args, model, params, judge, on)
         else:
             keys = {'reward': policy_step.KEY}
-            state = train_reward.initial([spec], tx, args.d_model, None, keys, params)
+            state = train_reward.initial(tuning, args.d_model, None, keys, params)
             held = params if args.tuning == 'lora' else None
-            compiled = train_reward.compiled(model, tx, 1, jax.tree.map(lambda x: x.sharding, state))
+            tx, shardings = tuning.tx('OPTIMIZER'), jax.tree.map(lambda x: x.sharding, state)
+            compiled = train_reward.compiled(model, tx, 1, shardings)
             run = lambda state, batch, rng: compiled(held, state, {'reward': [batch]}, keys)  # noqa: E731
         del params
 

@@ -19,6 +19,7 @@ import optax
 from perl_jax import types
 from perl_jax.models import lora
 from perl_jax.models.decoder import Decoder, DecoderConfig
+from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel import memory, partitioning, topology
 
 # bf16 FLOPs a second (vendors' data sheets, dense); a CPU has no such figure.
@@ -84,6 +85,11 @@ def ending(params: Any, eos: int, chance: float) -> Any:
 def spec(args: argparse.Namespace) -> lora.LoraSpec | lora.FullSpec:
     """LoRA on q, k, v and o, or all."""
     return lora.LoraSpec(rank=args.rank, alpha=float(args.rank)) if args.tuning == 'lora' else lora.FullSpec()
+
+
+def tuning(args: argparse.Namespace) -> Tuning:
+    """What is trained, by AdamW."""
+    return Tuning(spec(args), optimizer(), num_microbatches=args.microbatches)
 
 
 def optimizer() -> optax.GradientTransformation:

@@ -5,7 +5,7 @@
     python benchmarks/policy_step.py --tuning=full           a copy each for policy, value, anchor and reward
     python benchmarks/policy_step.py --ends                  answers end after a third of --response on average
 
-The programs are those that a run compiles (learner.compiled). Without --ends no answer ends early. With --buckets
+The programs are those that a run compiles (rl/learner.py). Without --ends no answer ends early. With --buckets
 ten more steps go before those that are timed, to compile for each fill, and FLOPs are of the padded step.
 """
 
@@ -15,7 +15,10 @@ import argparse
 import json
 from typing import Any
 
-from perl_jax.parallel import startup
+from perl_jax.parallel import partitioning, startup
+from perl_jax.rl.learner import Learner, learn, make_learner
+from perl_jax.rl.objective import Objective
+from perl_jax.types import Roles
 
 if __name__ == '__main__':  # before JAX
     startup.begin()
@@ -30,7 +33,7 @@ from perl_jax.models.decoder import Decoder
 from perl_jax.parallel import memory
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import scoring
-from perl_jax.rl import learner, steps
+from perl_jax.rl import steps
 from perl_jax.rl.algorithms.grpo import GRPO
 from perl_jax.rl.algorithms.ppo import PPO
 from perl_jax.rl.algorithms.reinforce import Reinforce
@@ -45,31 +48,41 @@ KL = dict.fromkeys(ALGORITHMS, KLConfig()) | {'grpo': KLConfig(estimator='k3', p
 EOS, KEY = 1, jax.random.key(0)
 
 
-def step_of(
-    args: argparse.Namespace, model: Decoder, held: PyTree, judge: lora.Adapter, shardings: PolicyState, on: Partitioner
-):
+def objective_of(args: argparse.Namespace) -> Objective:
+    """What the flags say that the policy learns by."""
+    sampling = SamplingConfig(num_samples=args.responses, max_decode_length=args.response)
+    return Objective(ALGORITHMS[args.algorithm], KL[args.algorithm], sampling, value=measure.tuning(args))
+
+
+def learner_of(args: argparse.Namespace, model: Decoder, on: Partitioner) -> Learner:
+    """The programs of a run."""
+    base, axes = partitioning.abstract(model)
+    eos = EOS if args.ends else args.vocab  # which is no token
+    return make_learner(
+        network=model, objective=objective_of(args), tuning=measure.tuning(args), base=base, axes=axes, eos_ids=eos,
+        partitioner=on, length_buckets=args.buckets,
+    )  # fmt: skip
+
+
+def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, judge: lora.Adapter, on: Partitioner):
     """step(state, prompts, rng, passed) -> state, metrics, as the loop of a run dispatches it.
 
     `passed(part, arrays)` is called after each of its three parts.
     """
-    algorithm, txs = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer())
-    sampling = SamplingConfig(num_samples=args.responses, max_decode_length=args.response)
-    eos = EOS if args.ends else args.vocab  # which is no token
-    programs = learner.compiled(
-        model, txs, sampling, algorithm, KL[args.algorithm], (), 0.0, args.microbatches, eos, shardings, on,
-        args.buckets,
-    )  # fmt: skip
-    score, of = scoring.compiled(model, lambda scores: scores[0], on), dict.fromkeys(learner.ROLES, held)
+    learner, roles = learner_of(args, model, on), Roles.sharing(params)
+    objective, score = learner.objective, scoring.compiled(model, lambda scores: scores[0], on)
 
     def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
-        policy, anchor = (of['policy'], state.policy.adapter), (of['anchor'], None)
-        turns = steps.turns(args.seed, 0, len(prompts.inputs), algorithm.epochs, algorithm.minibatches)
-        rollout = programs.fit(programs.sample(*policy, prompts, rng, sampling), turns)
+        policy, anchor = (roles.policy, state.policy.adapter), (roles.anchor, None)
+        turns = steps.turns(objective, len(prompts.inputs), args.seed, 0)
+        rollout = learner.fit(learner.sample(*policy, prompts, rng, objective.sampling), turns)
         passed('generation', rollout)
-        scores, _ = score(of['reward'], [judge], rollout)
-        experience, metrics = programs.experience(policy, anchor, rollout, scores, state.beta)
+        scores, _ = score(roles.reward, [judge], rollout)
+        experience, metrics = learner.experience(
+            policy=policy, anchor=anchor, rollout=rollout, scores=scores, beta=state.beta
+        )
         passed('scoring', experience)
-        state, more = learner.learn(programs, algorithm, of, state, anchor, experience, turns, KEY)
+        state, more = learn(learner, roles, state, experience, turns, KEY)
         passed('learning', state)
         return state, metrics | more
 
@@ -85,11 +98,12 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return flags
 
 
-def initial(args: argparse.Namespace, params: PyTree) -> tuple[PolicyState, lora.Adapter]:
+def initial(
+    args: argparse.Namespace, model: Decoder, params: PyTree, on: Partitioner
+) -> tuple[PolicyState, lora.Adapter]:
     """The state at step 0, and the reward."""
-    algorithm, txs, spec = ALGORITHMS[args.algorithm], (measure.optimizer(), measure.optimizer()), measure.spec(args)
-    state = learner.initial(spec, txs, algorithm, KL[args.algorithm], 0.0, args.d_model, KEY, params)
-    return state, lora.with_head(spec.init(KEY, params), KEY, args.d_model, 1.0)
+    reward = lora.with_head(measure.spec(args).init(KEY, params), KEY, args.d_model, 1.0)
+    return learner_of(args, model, on).init(KEY, params), reward
 
 
 def main() -> None:
@@ -99,9 +113,9 @@ def main() -> None:
         params = measure.base(args, model)
         if args.ends:
             params = measure.ending(params, EOS, 3 / args.response)
-        state, judge = initial(args, params)
-        shardings, prompts = jax.tree.map(lambda x: x.sharding, state), on.batch(measure.prompts(args))
-        step = step_of(args, model, params, judge, shardings, on)
+        state, judge = initial(args, model, params, on)
+        prompts = on.batch(measure.prompts(args))
+        step = step_of(args, model, params, judge, on)
         metrics, before = {}, memory.programs()
 
         def once(i: int, *passed: Passed) -> Any:
@@ -112,7 +126,7 @@ def main() -> None:
         seconds = measure.timed(once, args.steps, 2 if args.buckets == 1 else 12)  # a program for each fill
         shares = measure.shares(once, 5)
         padded = argparse.Namespace(**vars(args) | {'buckets': 1})
-        plain = step_of(padded, measure.network(args, remat='none'), params, judge, shardings, on)
+        plain = step_of(padded, measure.network(args, remat='none'), params, judge, on)
         products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
     episodes, length = args.batch * args.responses, float(metrics['length/mean'])
     more = {

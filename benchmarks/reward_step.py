@@ -30,14 +30,15 @@ def main() -> None:
     args = measure.parser(__doc__).parse_args()
     if args.responses != 2:
         raise SystemExit('reward_step: a pair has two responses; leave --responses at 2')
-    model, tx, on = measure.network(args), measure.optimizer(), Partitioner()
+    model, tuning, on = measure.network(args), measure.tuning(args), Partitioner()
+    tx = tuning.tx('OPTIMIZER')
     batch, keys = {'reward': [jax.tree.map(jax.numpy.asarray, measure.responses(args))]}, {'reward': jax.random.key(0)}
     with on.scope():
         params = measure.base(args, model)
-        states = train_reward.initial([measure.spec(args)], tx, args.d_model, None, keys, params)
+        states = train_reward.initial(tuning, args.d_model, None, keys, params)
         held = params if args.tuning == 'lora' else None
         del params
-        step = train_reward.compiled(model, tx, args.microbatches, jax.tree.map(lambda x: x.sharding, states))
+        step = train_reward.compiled(model, tx, tuning.num_microbatches, jax.tree.map(lambda x: x.sharding, states))
         metrics, before = {}, memory.programs()
 
         def once(i: int) -> object:

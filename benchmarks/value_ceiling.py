@@ -19,10 +19,11 @@ import numpy as np
 
 from perl_jax.cli import configure
 from perl_jax.data import datasets
+from perl_jax.models import lora
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards.scoring import score
-from perl_jax.rl import steps
-from perl_jax.rl.kl import KLConfig
+from perl_jax.rl import advantages, steps
+from perl_jax.rl.objective import Objective
 from perl_jax.rl.sampling import SamplingConfig, sample
 from perl_jax.runs import base as bases
 
@@ -56,15 +57,17 @@ def pool(network, base, roles, judge, prompts: int, samples: int):
         datasets.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts), 'prompts'
     )
     sampling = SamplingConfig(num_samples=samples, max_decode_length=24, temperature=0.7)
-    ends, parts = heldout.eos_ids, []
+    ends, objective, parts = heldout.eos_ids, Objective(sampling=sampling), []
 
     @jax.jit
     def answer(batch, key):
-        policy, bound = (base, roles['policy']), functools.partial(steps.lora.bind, base)
+        policy, bound = (base, roles['policy']), functools.partial(lora.bind, base)
         rollout = sample(network, bound(policy[1]), batch, key, ends, sampling)
-        scores = score(network, bound(judge), rollout)
-        exp, _ = steps.experience(network, KLConfig(), (), ends, sampling, policy, (base, None), rollout, scores, 0.1)
-        returns = steps.advantages.returns(exp.rewards)
+        exp, _ = steps.experience(
+            network, objective, policy=policy, anchor=(base, None), rollout=rollout,
+            scores=score(network, bound(judge), rollout), beta=0.1, eos_ids=ends,
+        )  # fmt: skip
+        returns = advantages.returns(exp.rewards)
         return returns, steps.values(network, base, roles['value'], exp), exp.targets, exp.targets_mask
 
     for i, (batch, _, n) in enumerate(heldout.batches(BATCH)):

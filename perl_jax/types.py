@@ -15,6 +15,7 @@ Whatever is said of a response token (log-prob, value, return) has the shape [B,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -89,6 +90,26 @@ class PolicyState:
     beta: Float[Array, '']
     value: TrainState | None = None
     anchor: Any = None  # lora.Adapter
+
+
+@struct.dataclass
+class Roles:
+    """The frozen base of each role: the same tree, or a copy each for the comparator (the paper, section 4.2)."""
+
+    policy: PyTree
+    value: PyTree
+    anchor: PyTree
+    reward: PyTree
+
+    @classmethod
+    def sharing(cls, base: PyTree) -> Roles:
+        """One base under all four."""
+        return cls(policy=base, value=base, anchor=base, reward=base)
+
+    @classmethod
+    def copies(cls, base: PyTree, copy: Callable[[PyTree], PyTree]) -> Roles:
+        """A base each; the policy's is `base` itself."""
+        return cls(policy=base, value=copy(base), anchor=copy(base), reward=copy(base))
 
 
 Variables = dict[str, Any]  # linen collections: {'params': ..., 'lora': ..., 'head': ...}

@@ -21,6 +21,8 @@ from perl_jax.rl.algorithms.ppo import PPO
 from perl_jax.rl.algorithms.reinforce import Reinforce
 from perl_jax.rl.algorithms.rloo import RLOO
 from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.objective import Objective
+from perl_jax.rl.sampling import SamplingConfig
 from perl_jax.train.reward import reward_step
 from perl_jax.train.sft import sft_step
 from perl_jax.types import Thumbs
@@ -95,9 +97,11 @@ def test_policy(algorithm, kl):
     values = 0.3 * batch.rewards[:, ::-1] if algorithm.has_value else None
 
     def step(base, state, **kw):
+        objective = Objective(algorithm, kl, SamplingConfig(num_samples=2, temperature=0.7), entropy_bonus=0.01)
         return steps.policy_step(
-            NETWORK, algorithm, kl, 0.01, 0.7, SGD, base, (base, None), state, batch, values, BETA, KEY, **kw
-        )
+            NETWORK, objective, SGD, base=base, anchor=(base, None), state=state, batch=batch, values=values, beta=BETA,
+            rng=KEY, **kw,
+        )  # fmt: skip
 
     assert_same_step(step, 'sft', 4)
 
@@ -109,7 +113,9 @@ def test_value(algorithm, known):
         batch = batch.replace(values=0.3 * batch.rewards[:, ::-1])
 
     def step(base, state, **kw):
-        after, old, metrics = steps.value_step(NETWORK, algorithm, SGD, base, state, batch, KEY, **kw)
+        after, old, metrics = steps.value_step(
+            NETWORK, Objective(algorithm), SGD, base=base, state=state, batch=batch, rng=KEY, **kw
+        )
         return after, metrics | {'old': jnp.where(batch.targets_mask, old, 0)}
 
     assert_same_step(step, 'reward', 4)

@@ -42,7 +42,7 @@ def test_help_has_what_a_newcomer_needs(argv):
 
 
 def test_help_needs_no_heavy_import():
-    code = "import sys; from perl_jax import main; main.cli(['--help']); sys.exit('jax' in sys.modules)"
+    code = "import sys; from perl_jax.cli import main; main.cli(['--help']); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 

@@ -1,6 +1,5 @@
 """The KL estimators, and which gradient each gives where: over every response of the table policy, nothing sampled."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from table_policy import BASE, EVERY, POLICY, TABLE, N, logprobs, responses, tot
 from perl_jax.errors import UserError
 from perl_jax.rl import kl, steps
 from perl_jax.rl.kl import KLConfig
-from perl_jax.rl.sampling import SamplingConfig
+from perl_jax.rl.objective import Objective
 
 BATCH = responses(EVERY)
 MASK = BATCH.targets_mask
@@ -70,7 +69,7 @@ def true_gradients():
 class Weighted:
     """REINFORCE without a baseline over every response, each weighted by how often it is drawn."""
 
-    has_value, clip = False, None
+    has_value, min_samples, clip = False, 1, None
 
     def advantages(self, rewards, values, mask):
         return jnp.flip(jnp.cumsum(jnp.flip(rewards, -1), -1), -1)
@@ -91,12 +90,20 @@ class Descend:
 
 def gradient(config):
     """What policy_step descends by when there is only a KL to descend: beta 1, no score."""
-    zero, roles = np.zeros((1, N), np.float32), ((BASE, POLICY), (BASE, None))
-    exp, _ = steps.experience(TABLE, config, (), tiny.EOS, SamplingConfig(), *roles, table.rollout(BATCH), zero, 1.0)
-    state = table.state(Descend, np.zeros(4)).policy
-    step = functools.partial(steps.policy_step, TABLE, Weighted(), config, 0.0, 1.0, Descend)
-    after, _ = step(BASE, (BASE, None), state, exp, None, 1.0, jax.random.key(0))
+    after, _ = step(Objective(Weighted(), kl=config), beta=1.0)
     return after.adapter.params['table'] - POLICY.params['table']
+
+
+def step(objective, beta):
+    """One step of the policy on answers that all score 0."""
+    exp, _ = steps.experience(
+        TABLE, objective, policy=(BASE, POLICY), anchor=(BASE, None), rollout=table.rollout(BATCH),
+        scores=np.zeros((1, N), np.float32), beta=beta, eos_ids=tiny.EOS,
+    )  # fmt: skip
+    return steps.policy_step(
+        TABLE, objective, Descend, base=BASE, anchor=(BASE, None), state=table.state(Descend, np.zeros(4)).policy,
+        batch=exp, values=None, beta=beta, rng=jax.random.key(0),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -127,13 +134,7 @@ def test_k1_in_the_loss_has_no_gradient_and_is_refused():
 
 def test_a_bonus_for_entropy_descends_by_minus_its_gradient():
     config = KLConfig(estimator='k2', place='loss')
-    exp, _ = steps.experience(
-        TABLE, config, (), tiny.EOS, SamplingConfig(), (BASE, POLICY), (BASE, None), table.rollout(BATCH),
-        np.zeros((1, N), np.float32), 0.0,
-    )  # fmt: skip
-    state = table.state(Descend, np.zeros(4)).policy
-    step = functools.partial(steps.policy_step, TABLE, Weighted(), config, 0.3, 1.0, Descend)
-    after, metrics = step(BASE, (BASE, None), state, exp, None, 0.0, jax.random.key(0))
+    after, metrics = step(Objective(Weighted(), kl=config, entropy_bonus=0.3), beta=0.0)
     before = jnp.concatenate([jnp.full((1, N, 1), 2), BATCH.targets[..., :1]], -1)
 
     def entropies(adapter):

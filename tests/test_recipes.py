@@ -341,7 +341,7 @@ def test_eval_measures_a_whole_split_with_intervals(toys, name, tmp_path):
 def test_eval_of_the_validation_split_says_what_the_run_did(toys, monkeypatch):
     """The same examples, the same checkpoint: the reward's metrics to the last digit."""
     folder, found = toys.reward_full, []
-    monkeypatch.setattr(infer.data, 'load', limited(infer.data.load))
+    monkeypatch.setattr(infer.datasets, 'load', limited(infer.datasets.load))
     monkeypatch.setattr(infer, '_report', lambda model_dir, split, result: found.append(result))
     ran('eval', f'--model_dir={folder}')
     (best,) = (row for row in rows(folder) if 'eval/margin' in row and row['step'] == best_step(folder))

@@ -63,19 +63,19 @@ def test_each_setting_is_known_and_taken_or_refused_by_its_users_name(phase, nam
 
 
 REFUSED = {
-    'train_policy.train.algorithm', 'LoraSpec.rank', 'LoraSpec.alpha', 'LoraSpec.targets', 'BaseConfig.dtype',
+    'Objective.algorithm', 'LoraSpec.rank', 'LoraSpec.alpha', 'LoraSpec.targets', 'BaseConfig.dtype',
     'DecoderConfig.rope_theta', 'train/DatasetConfig.batch_size', 'train/DatasetConfig.task_feature_lengths',
     'train/DatasetConfig.length_buckets', 'RunConfig.random_seed', 'SamplingConfig.num_samples',
-    'SamplingConfig.max_decode_length', 'train_policy.train.optimizer',
-    'train_policy.train.anchor_ema',
+    'SamplingConfig.max_decode_length', 'Tuning.optimizer',
+    'Objective.anchor_ema',
 }  # fmt: skip
 TAKEN = {
     'KLConfig.beta', 'KLConfig.target', 'KLConfig.estimator', 'adafactor.learning_rate',
     'value/adafactor.learning_rate', 'RunConfig.total_steps', 'RunConfig.eval_period', 'SamplingConfig.temperature',
     'LoraSpec.dropout',
-    'train_policy.train.entropy_bonus', 'train_policy.train.shaping', 'LearnedReward.model_dir', 'BaseConfig.path',
+    'Objective.entropy_bonus', 'Objective.shaping', 'LearnedReward.model_dir', 'BaseConfig.path',
     'DecoderConfig.remat', 'DecoderConfig.dtype', 'train/DatasetConfig.tokens_dir', 'Partitioner.num_partitions',
-    'train_policy.train.num_microbatches', 'train_policy.train.eval_dataset',
+    'Tuning.num_microbatches', 'Answers.dataset',
     'train/DatasetConfig.max_dropped',
     'train/DatasetConfig.vocabulary',  # by whatever name: vocabulary.py compares its tokens
 }  # fmt: skip
@@ -151,7 +151,7 @@ def test_an_anchor_that_follows_may_follow_faster_but_not_begin_to():
 
 
 def test_how_often_a_rollout_is_learned_from_counts_updates():
-    ppo = {'train_policy.train.algorithm': '@ppo.PPO()', 'ALGORITHM/PPO.epochs': 4, 'ALGORITHM/PPO.clip': 0.2}
+    ppo = {'Objective.algorithm': '@ppo.PPO()', 'ALGORITHM/PPO.epochs': 4, 'ALGORITHM/PPO.clip': 0.2}
     with pytest.raises(UserError, match=r'PPO.epochs = 2, and was 4 so far: updates are counted by it'):
         resume.check(ppo, ppo | {'ALGORITHM/PPO.epochs': 2})
     assert resume.check(ppo, ppo | {'ALGORITHM/PPO.clip': 0.1})

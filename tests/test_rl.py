@@ -21,14 +21,17 @@ from perl_jax.rl.algorithms.ppo import PPO
 from perl_jax.rl.algorithms.reinforce import Reinforce
 from perl_jax.rl.algorithms.rloo import RLOO
 from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.objective import Objective
 from perl_jax.rl.sampling import SamplingConfig, sample
 
 BETA = 0.25
 
 
 def judge(batch, scores, beta=BETA, sampling=SamplingConfig(), kl=KLConfig(), shaping=(), given=None):  # noqa: B008
-    run = functools.partial(steps.experience, TABLE, kl, shaping, EOS, sampling, (BASE, POLICY), (BASE, None))
-    return jax.jit(run)(rollout(batch, sampling.temperature) if given is None else given, scores, beta)
+    objective = Objective(kl=kl, shaping=shaping, sampling=sampling)
+    run = functools.partial(steps.experience, TABLE, objective, eos_ids=EOS, policy=(BASE, POLICY), anchor=(BASE, None))
+    given = rollout(batch, sampling.temperature) if given is None else given
+    return jax.jit(run)(rollout=given, scores=scores, beta=beta)
 
 
 # Experience.
@@ -64,8 +67,10 @@ def test_the_anchor_of_a_fresh_policy_is_the_policy():
     fresh = FullSpec().init(jax.random.key(0), BASE)
     batch = responses(EVERY)
     given = types.Rollout(**vars(batch), logprobs=logprobs(None, batch))
-    roles = (BASE, fresh), (BASE, None)
-    _, metrics = steps.experience(TABLE, KLConfig(), (), EOS, SamplingConfig(), *roles, given, SCORES, BETA)
+    _, metrics = steps.experience(
+        TABLE, Objective(), policy=(BASE, fresh), anchor=(BASE, None), rollout=given, scores=SCORES, beta=BETA,
+        eos_ids=EOS,
+    )  # fmt: skip
     assert float(metrics['kl/anchor']) == pytest.approx(0, abs=1e-6)
 
 
@@ -155,7 +160,7 @@ def test_a_step_is_the_one_done_by_hand(temperature):
     returns = np.array([[[1.0, -2.0], [0.5, 3.0], [4.0, 0.0]]], np.float32)
     rewards = returns - np.pad(returns[..., 1:], ((0, 0), (0, 0), (0, 1)))
     exp = types.Experience(**vars(rollout(batch, temperature)), rewards=rewards, anchor_logprobs=np.zeros((1, 3, 2)))
-    step = tiny.policy_stepper((tx, tx), TABLE, temperature)
+    step = tiny.policy_stepper((tx, tx), TABLE, Objective(sampling=SamplingConfig(temperature=temperature)))
     after, metrics = jax.jit(step)(BASE, table.state(tx, kernel), exp, jax.random.key(0))
 
     start = np.float64(POLICY.params['table'])
@@ -205,18 +210,21 @@ ALGORITHMS = {
 @pytest.mark.parametrize('algorithm', ALGORITHMS.values(), ids=ALGORITHMS)
 def test_every_algorithm_learns_the_best_response(algorithm):
     """The loop itself, on the table: sampled responses, and a score for one of them."""
-    sampling, txs = SamplingConfig(num_samples=16, max_decode_length=2), (optax.adam(0.1), optax.adam(0.1))
+    objective = Objective(algorithm, sampling=SamplingConfig(num_samples=16, max_decode_length=2))
+    sampling, txs = objective.sampling, (optax.adam(0.1), optax.adam(0.1))
     prompts = types.Prompts(np.full((4, 1), 2), np.ones((4, 1), bool))
-    step_fn = jax.jit(tiny.policy_stepper(txs, TABLE, algorithm=algorithm))
+    step_fn = jax.jit(tiny.policy_stepper(txs, TABLE, objective))
     state = table.state(txs[0], np.zeros(VOCAB))
 
     @jax.jit
     def roll(state, key):
         drawn = sample(TABLE, {'params': state.policy.adapter.params}, prompts, key, EOS, sampling)
         scores = ((drawn.targets[..., 0] == 3) & (drawn.targets[..., 1] == EOS)).astype(jnp.float32)
-        roles = (BASE, state.policy.adapter), (BASE, None)
-        exp, metrics = steps.experience(TABLE, KLConfig(), (), EOS, sampling, *roles, drawn, scores, 0.01)
-        if algorithm.epochs * algorithm.minibatches > 1 and algorithm.has_value:
+        exp, metrics = steps.experience(
+            TABLE, objective, policy=(BASE, state.policy.adapter), anchor=(BASE, None), rollout=drawn, scores=scores,
+            beta=0.01, eos_ids=EOS,
+        )  # fmt: skip
+        if steps.values_first(objective, 0.0):
             exp = exp.replace(values=steps.values(TABLE, BASE, state.value.adapter, exp))
         return exp, metrics['reward/score']
 
@@ -224,36 +232,40 @@ def test_every_algorithm_learns_the_best_response(algorithm):
     for step in range(60 // algorithm.epochs):
         key = jax.random.fold_in(jax.random.key(0), step)
         exp, score = roll(state, key)
-        for batch in steps.updates(exp, steps.turns(0, step, 4, algorithm.epochs, algorithm.minibatches)):
+        for batch in steps.updates(exp, steps.turns(objective, 4, 0, step)):
             state, _ = step_fn(BASE, state, batch, key)
         first = float(score) if first is None else first
     assert first < 0.5
     assert float(score) > 0.9
 
 
+def turns(size, seed, step, epochs, minibatches):
+    return steps.turns(Objective(PPO(epochs=epochs, minibatches=minibatches)), size, seed, step)
+
+
 def test_updates_go_over_every_prompt_once_an_epoch():
     exp = tiny.experience(6, 2)
-    parts = list(steps.updates(exp, steps.turns(0, 0, 6, 2, 3)))
+    parts = list(steps.updates(exp, turns(6, 0, 0, 2, 3)))
     assert [part.targets.shape[:2] for part in parts] == [(2, 2)] * 6
     for epoch in (parts[:3], parts[3:]):
         rows = np.concatenate([part.inputs for part in epoch])
         np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(exp.inputs, axis=0))
-    assert [part is exp for part in steps.updates(exp, steps.turns(0, 0, 6, 2, 1))] == [True, True]
+    assert [part is exp for part in steps.updates(exp, turns(6, 0, 0, 2, 1))] == [True, True]
 
 
 def test_each_epochs_minibatches_are_shuffled_by_seed_step_and_epoch():
-    turns = steps.turns(3, 7, 12, 4, 3)
-    assert turns.shape == (12, 4)
-    epochs = turns.reshape(4, 12)
+    shuffled = turns(12, 3, 7, 4, 3)
+    assert shuffled.shape == (12, 4)
+    epochs = shuffled.reshape(4, 12)
     assert (np.sort(epochs) == np.arange(12)).all() and len(set(map(tuple, epochs.tolist()))) == 4
-    np.testing.assert_array_equal(steps.turns(3, 7, 12, 4, 3), turns)
-    np.testing.assert_array_equal(steps.turns(3, 7, 12, 2, 3), turns[:6])  # an epoch hangs on no other
-    others = [steps.turns(seed, step, 12, 4, 3) for seed, step in ((4, 7), (3, 8))]
-    assert all((other[:3] != turns[:3]).any() for other in others)
-    np.testing.assert_array_equal(steps.turns(3, 7, 12, 2, 1), np.tile(np.arange(12), (2, 1)))  # nothing to shuffle
+    np.testing.assert_array_equal(turns(12, 3, 7, 4, 3), shuffled)
+    np.testing.assert_array_equal(turns(12, 3, 7, 2, 3), shuffled[:6])  # an epoch hangs on no other
+    others = [turns(12, seed, step, 4, 3) for seed, step in ((4, 7), (3, 8))]
+    assert all((other[:3] != shuffled[:3]).any() for other in others)
+    np.testing.assert_array_equal(turns(12, 3, 7, 2, 1), np.tile(np.arange(12), (2, 1)))  # nothing to shuffle
 
 
 def test_a_minibatch_keeps_the_rows_of_each_prompt_together():
-    exp, turns = tiny.experience(6, 2), steps.turns(0, 5, 6, 1, 2)
-    for part, prompts in zip(steps.updates(exp, turns), turns, strict=True):
+    exp, halves = tiny.experience(6, 2), turns(6, 0, 5, 1, 2)
+    for part, prompts in zip(steps.updates(exp, halves), halves, strict=True):
         assert tiny.same(part, jax.tree.map(lambda x, prompts=prompts: x[prompts], exp))

@@ -14,18 +14,21 @@ from tiny import CONFIG, NETWORK, UNTIED, P, R
 
 from perl_jax.models import logprobs, lora, unpadding
 from perl_jax.models.decoder import Decoder
+from perl_jax.optim.tuning import Tuning
+from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards.scoring import score
-from perl_jax.rl import learner, steps
+from perl_jax.rl import steps
 from perl_jax.rl.algorithms.grpo import GRPO
 from perl_jax.rl.algorithms.ppo import PPO
-from perl_jax.rl.algorithms.reinforce import Reinforce
 from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.learner import make_learner
+from perl_jax.rl.objective import Objective
 from perl_jax.rl.sampling import SamplingConfig
 from perl_jax.tools.plan import flops
 from perl_jax.train.reward import reward_step
 from perl_jax.train.sft import sft_step
-from perl_jax.types import PolicyState, Rollout
+from perl_jax.types import Rollout
 
 BATCH = tiny.responses(B=4, K=3, lengths=np.array([[0, 5, 1], [1, 2, 1], [3, 0, 0], [1, 1, 4]]))
 BATCH = BATCH.replace(inputs_mask=BATCH.inputs_mask & (np.arange(4) != 2)[:, None])  # an empty prompt
@@ -75,14 +78,16 @@ def test_what_is_needed_holds_the_fullest_part(groups, parts):
 
 def test_a_rollouts_fill_holds_every_minibatch_to_come():
     """Shuffled ones too, of the longest answers together, and the whole rollout, which is judged at once."""
-    on, ppo = Partitioner(), PPO(epochs=3, minibatches=2)
-    programs = learner.compiled(
-        NETWORK, (None, None), SamplingConfig(), ppo, KLConfig(), (), 0.0, 2, (1,), PolicyState(None, None), on, 8
-    )
-    fills = set()
+    on, tuning, fills = Partitioner(), Tuning(tiny.SPECS['lora'], TX, num_microbatches=2), set()
+    objective = Objective(PPO(epochs=3, minibatches=2), value=tuning)
     with on.scope():
+        base, axes = partitioning.abstract(NETWORK)
+        programs = make_learner(
+            network=NETWORK, objective=objective, tuning=tuning, base=base, axes=axes, eos_ids=(1,), partitioner=on,
+            length_buckets=8,
+        )  # fmt: skip
         for step in range(12):
-            exp, turns = tiny.experience(8, 2, seed=step), steps.turns(0, step, 8, 3, 2)
+            exp, turns = tiny.experience(8, 2, seed=step), steps.turns(objective, 8, 0, step)
             rollout = Rollout(exp.inputs, exp.inputs_mask, exp.targets, exp.targets_mask, exp.logprobs)
             whole = programs.fit(rollout, turns).fill or (1, 1)
             each = [tiny.without_padding(rollout, buckets=8).fill or (1, 1)]
@@ -139,26 +144,23 @@ def test_logprobs_and_scores_equal_values_and_gradients(network):
     tiny.assert_close(gradients, want_gradients, atol=2e-4)
 
 
-def policy_step(state, batch, parts, kl=KLConfig(), entropy_bonus=0.0, algorithm=Reinforce()):  # noqa: B008
-    base, values, metrics = tiny.base(), None, {}
-    if algorithm.has_value:
-        value, values, metrics = steps.value_step(NETWORK, algorithm, TX, base, state.value, batch, KEY, parts)
-        state = state.replace(value=value)
-    anchor = base, None
-    policy, more = steps.policy_step(
-        NETWORK, algorithm, kl, entropy_bonus, 0.7, TX, base, anchor, state.policy, batch, values, 0.1, KEY, parts
-    )
-    return state.replace(policy=policy), metrics | more
+def policy_step(state, batch, parts, **settings):
+    objective = Objective(sampling=SamplingConfig(num_samples=2, temperature=0.7), **settings)
+    return tiny.policy_stepper((TX, TX), NETWORK, objective, num_microbatches=parts)(tiny.base(), state, batch, KEY)
+
+
+def of_sft(state, batch, parts):
+    return sft_step(NETWORK, TX, tiny.base(), state, batch, KEY, num_microbatches=parts)
 
 
 def of_rewards(state, batch, parts):
-    return reward_step(NETWORK, TX, tiny.base(), state, (batch,), KEY, parts)
+    return reward_step(NETWORK, TX, tiny.base(), state, (batch,), KEY, num_microbatches=parts)
 
 
 PAIRS = tiny.responses(B=4, K=2, lengths=np.array([[1, 3], [2, 1], [1, 5], [1, 2]]))
 WHOLE_KL = {'kl': KLConfig(estimator='full', place='loss'), 'algorithm': GRPO()}
 STEPS = {
-    'sft': ('sft', lambda state, batch, n: sft_step(NETWORK, TX, tiny.base(), state, batch, KEY, n), BATCH, 1),
+    'sft': ('sft', of_sft, BATCH, 1),
     'pairs': ('reward', of_rewards, PAIRS, 2),
     'thumbs': ('reward', of_rewards, tiny.thumbs(4), 1),
     'policy': ('policy', policy_step, EXPERIENCE, 2),
@@ -178,12 +180,15 @@ def test_learning_steps_equal(kind, step, batch, parts):
 
 
 def test_judging_a_rollout_equals():
-    base, sampling = tiny.base(), steps.SamplingConfig(num_samples=2, max_decode_length=R, temperature=0.7, top_k=5)
-    roles = (base, tiny.adapter(tiny.SPECS['lora'], base, head=False)), (base, None)
+    base, sampling = tiny.base(), SamplingConfig(num_samples=2, max_decode_length=R, temperature=0.7, top_k=5)
+    objective = Objective(kl=KLConfig(estimator='full'), sampling=sampling)
+    policy = base, tiny.adapter(tiny.SPECS['lora'], base, head=False)
 
     def judge(rollout):
-        kl, scores = KLConfig(estimator='full'), jnp.ones((4, 2))
-        return steps.experience(NETWORK, kl, (), tiny.EOS, sampling, *roles, rollout, scores, 0.1)
+        return steps.experience(
+            NETWORK, objective, policy=policy, anchor=(base, None), rollout=rollout, scores=jnp.ones((4, 2)), beta=0.1,
+            eos_ids=tiny.EOS,
+        )  # fmt: skip
 
     names = ('inputs', 'inputs_mask', 'targets', 'targets_mask', 'logprobs')
     rollout = steps.Rollout(**{name: getattr(EXPERIENCE, name) for name in names})

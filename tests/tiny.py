@@ -18,8 +18,8 @@ from perl_jax.models.lora import FullSpec, LoraSpec
 from perl_jax.optim import train_state
 from perl_jax.parallel import partitioning
 from perl_jax.rl import steps
-from perl_jax.rl.algorithms.reinforce import Reinforce
-from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.objective import Objective
+from perl_jax.rl.sampling import SamplingConfig
 from perl_jax.train.reward import reward_step
 from perl_jax.train.sft import sft_step
 
@@ -41,7 +41,7 @@ SPECS = {
 }
 specs = pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
 
-REINFORCE, KL = Reinforce(), KLConfig()
+OBJECTIVE = Objective()
 
 
 @functools.cache
@@ -126,22 +126,23 @@ def create(kind, spec, params, tx):
 def stepper(kind, tx, network=NETWORK):
     """step(base, state, batch, rng) -> state, metrics"""
     if kind == 'policy':
-        return policy_stepper((tx, tx), network, 0.7)
+        return policy_stepper((tx, tx), network, Objective(sampling=SamplingConfig(temperature=0.7)))
     return functools.partial({'sft': sft_step, 'reward': reward_step}[kind], network, tx)
 
 
-def policy_stepper(txs, network=NETWORK, temperature=1.0, algorithm=REINFORCE, kl=KL, entropy_bonus=0.0):
-    """One update of value and policy, as train/policy.py makes it."""
+def policy_stepper(txs, network=NETWORK, objective=OBJECTIVE, **given):
+    """One update of value and policy: step(base, state, batch, rng), as learner.learn makes it."""
 
     def step(base, state, batch, rng):
         values, metrics = None, {}
-        if algorithm.has_value:
-            value, values, metrics = steps.value_step(network, algorithm, txs[1], base, state.value, batch, rng)
+        if objective.algorithm.has_value:
+            value, values, metrics = steps.value_step(
+                network, objective, txs[1], base=base, state=state.value, batch=batch, rng=rng, **given
+            )
             state = state.replace(value=value)
-        anchor = (base, state.anchor)
         policy, more = steps.policy_step(
-            network, algorithm, kl, entropy_bonus, temperature, txs[0], base, anchor, state.policy, batch, values,
-            state.beta, rng,
+            network, objective, txs[0], base=base, anchor=(base, state.anchor), state=state.policy, batch=batch,
+            values=values, beta=state.beta, rng=rng, **given,
         )  # fmt: skip
         return state.replace(policy=policy), metrics | more
 

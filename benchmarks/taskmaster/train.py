@@ -32,8 +32,8 @@ from perl_jax.optim import train_state
 from perl_jax.parallel import memory
 from perl_jax.rewards.scoring import score
 from perl_jax.rl import steps as rl
-from perl_jax.rl.algorithms.reinforce import Reinforce
 from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.objective import Objective
 from perl_jax.rl.sampling import SamplingConfig, sample
 from perl_jax.train.reward import reward_step
 from perl_jax.train.sft import sft_step
@@ -160,7 +160,7 @@ class Bench:
     def policy(self, base, reward, tuning: str, rate: float, shared: bool = True, steps: int = POLICY_STEPS) -> None:
         """REINFORCE on coffee's prompts; the answers before and after, to be scored by the reward and read as text."""
         sampling = SamplingConfig(num_samples=SAMPLES, max_decode_length=64, temperature=0.7)
-        spec, kl, width, network = TUNINGS[tuning], KLConfig(BETA), self.network.config.emb_dim, self.network
+        spec, width, network = TUNINGS[tuning], self.network.config.emb_dim, self.network
         txs = optimizer(rate, steps), optimizer(rate, steps)
         policy = jax.jit(functools.partial(train_state.create, spec=spec, tx=txs[0]))(KEY, base)
         value = jax.jit(functools.partial(train_state.create, spec=spec, tx=txs[1], head=(width, 0.0)))(KEY, base)
@@ -174,12 +174,13 @@ class Bench:
             static_argnums=4,
         )
         judge = self.jitted('judge', lambda b, a, batch: score(network, lora.bind(b, a), batch))
-        experience = self.jitted('judged', functools.partial(rl.experience, network, kl, (), self.eos, sampling))
-        value_step = self.jitted(
-            'value', functools.partial(rl.value_step, network, Reinforce(), txs[1]), donate_argnums=1
+        objective = Objective(kl=KLConfig(BETA), sampling=sampling)
+        experience = self.jitted(
+            'judged', functools.partial(rl.experience, network, objective, eos_ids=self.eos)
         )
-        policy_step = self.jitted(
-            'policy', functools.partial(rl.policy_step, network, Reinforce(), kl, 0.0, 0.7, txs[0]), donate_argnums=2
+        value_step, policy_step = (
+            self.jitted(name, functools.partial(fn, network, objective, tx), donate_argnames='state')
+            for name, fn, tx in (('value', rl.value_step, txs[1]), ('policy', rl.policy_step, txs[0]))
         )
         stream = self.stream('coffee', 'prompts', 0, PROMPTS)
 
@@ -199,10 +200,10 @@ class Bench:
             policy, value = states
             rollout = draw(of['policy'], policy.adapter, batch, jax.random.fold_in(KEY, n), sampling)
             scores = judge(of['reward'], reward, rollout)
-            roles = (of['policy'], policy.adapter), (of['anchor'], None)
-            exp, metrics = experience(*roles, rollout, scores, jnp.float32(BETA))
-            value, values, more = value_step(of['value'], value, exp, KEY)
-            policy, most = policy_step(of['policy'], roles[1], policy, exp, values, jnp.float32(BETA), KEY)
+            given = {'anchor': (of['anchor'], None), 'beta': jnp.float32(BETA)}
+            exp, metrics = experience(policy=(of['policy'], policy.adapter), rollout=rollout, scores=scores, **given)
+            value, values, more = value_step(base=of['value'], state=value, batch=exp, rng=KEY)
+            policy, most = policy_step(base=of['policy'], state=policy, batch=exp, values=values, rng=KEY, **given)
             return (policy, value), metrics | more | most
 
         (policy, value), metrics, seconds = self.timed(step, (policy, value), lambda n: stream(n)[0], steps)

@@ -29,13 +29,13 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
     import optax
 
     from perl_jax.data import datasets
-    from perl_jax.evals import infer
+    from perl_jax.evals import evaluate, infer
     from perl_jax.evals.judging import models
     from perl_jax.models import decoder, layers, lora, t5
-    from perl_jax.optim import schedules
+    from perl_jax.optim import schedules, tuning
     from perl_jax.parallel import partitioning
     from perl_jax.rewards import ensembles, scoring
-    from perl_jax.rl import kl, sampling, shaping
+    from perl_jax.rl import kl, objective, sampling, shaping
     from perl_jax.rl.algorithms import grpo, ppo, reinforce, rloo
     from perl_jax.runs import base, lineage
     from perl_jax.tokenizers import tokenizers
@@ -65,9 +65,12 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
         'perl_jax.algorithms.rloo': [rloo.RLOO],
         'perl_jax.algorithms.grpo': [grpo.GRPO],
         'perl_jax.algorithms.ppo': [ppo.PPO],
+        'perl_jax.objective': [objective.Objective],
         'perl_jax.kl': [kl.KLConfig],
+        'perl_jax.tuning': [tuning.Tuning],
         'perl_jax.schedules': [schedules.linear],
         'perl_jax.shaping': [shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos],
+        'perl_jax.evaluate': [evaluate.Answers],
         'perl_jax.infer': [infer.eval_policy, infer.eval_reward, infer.sample_policy, infer.answer_split],
         'perl_jax.judging.models': [models.ask, models.score],
         'perl_jax.exchange': [exchange.export_run, exchange.import_run],

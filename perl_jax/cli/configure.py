@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import perl_jax
-from perl_jax.cli import configurables, t5x_names
+from perl_jax.cli import configurables, old_names, t5x_names
 from perl_jax.errors import UserError
 from perl_jax.parallel.stderr import silenced
 from perl_jax.runs import resume
@@ -85,7 +86,7 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
     macros = set(_MACRO.findall(gin.config_str()))
     for binding in bindings:
         with _one_line(binding):
-            gin.parse_config(binding)
+            gin.parse_config(old_names.translate(binding))
         theirs |= _of_t5x(_MACRO.findall(binding))
     if re.search(r'^(from|import) t5x\b', gin.config_str(), re.MULTILINE):
         t5x_names.check(theirs)
@@ -190,7 +191,7 @@ def settings(text: str) -> dict[str, Any]:
             return resume.Macro(name)
 
     bound = {}
-    for line in config_parser.ConfigParser(text, Text()):
+    for line in config_parser.ConfigParser(old_names.translate(text), Text()):
         if isinstance(line, config_parser.BindingStatement):
             name = f'{line.selector}.{line.arg_name}' if line.arg_name else line.selector
             bound[f'{line.scope}/{name}' if line.scope else name] = line.value
@@ -213,7 +214,7 @@ def _read(files: list[str], paths: list[str]) -> dict[str, Any]:
     theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
     gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
     # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
+    gin.config._FILE_READERS[:] = [(_local, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
     theirs: dict[str, Any] = {}
     for file in files:
         with _one_line():
@@ -243,10 +244,23 @@ def phase(files: list[str], paths: list[str]) -> str:
 _MACRO = re.compile(r'^(\w+) = ', re.MULTILINE)
 
 
+def _local(path: str) -> Any:
+    with open(path) as file:
+        return _Text(path, file.read())
+
+
 def _in_bucket(path: str) -> Any:
     from etils import epath
 
-    return epath.Path(path).open()
+    return _Text(path, epath.Path(path).read_text())
+
+
+class _Text(io.StringIO):
+    """A gin file in today's names; gin's messages give its `name`."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(old_names.translate(text))
+        self.name = path
 
 
 def text() -> str:

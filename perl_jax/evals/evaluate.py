@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,14 +10,35 @@ from typing import Any
 import jax
 import numpy as np
 
-from perl_jax.data.datasets import Dataset, Example, decode
+from perl_jax.data.datasets import Dataset, DatasetConfig, Example, decode
 from perl_jax.errors import UserError
 from perl_jax.evals import intervals
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
+from perl_jax.rewards.scoring import TextFunction
+from perl_jax.rl.sampling import SamplingConfig
 from perl_jax.types import Responses, Rollout
 
 BLOCKS = 200  # of groups, each left out once
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Which prompts a run answers at its evaluations, one answer each, and what judges them.
+
+    Attributes:
+      dataset: the prompts; None answers none.
+      sampling: how; None is as the policy samples while it learns, or SamplingConfig's defaults.
+      metric_fns: {name: function(prompt, response, example)}; training never sees them.
+    """
+
+    dataset: DatasetConfig | None = None
+    sampling: SamplingConfig | None = None
+    metric_fns: Mapping[str, TextFunction] | None = None
+
+    def one_each(self, default: SamplingConfig) -> SamplingConfig:
+        """How one answer is drawn."""
+        return dataclasses.replace(self.sampling or default, num_samples=1)
 
 
 def answers(

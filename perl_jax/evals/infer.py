@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from perl_jax.evals import calibration, evaluate, task_metrics
 from perl_jax.models import lora
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards.scoring import TextFunction, functions, member_scores
-from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.rl.sampling import SamplingConfig, make_sampler
 from perl_jax.runs import base as bases
 from perl_jax.runs import rundir
 from perl_jax.runs.base import BaseConfig
@@ -199,13 +199,9 @@ def _answers(
 ) -> list[dict[str, Any]]:
     frozen, adapter = bound(model_dir, 'policy', base, partitioner)
     adapter = None if anchor else adapter
-    one = dataclasses.replace(sampling, num_samples=1)
-    fn: Callable[..., Any] = jax.jit(
-        lambda params, adapter, batch, rng: sample(
-            base.network, lora.bind(params, adapter), batch, rng, prompts.eos_ids, one
-        )
-    )
-    respond = lambda batch, _, i: (fn(frozen.params, adapter, batch, jax.random.key(i)), {})  # noqa: E731
+    sampling, sample_fn = dataclasses.replace(sampling, num_samples=1), make_sampler(base.network, prompts.eos_ids)
+    respond = lambda batch, _, i: (  # noqa: E731
+        sample_fn(frozen.params, adapter, batch, jax.random.key(i), sampling), {})  # fmt: skip
     return evaluate.answers(prompts, batch_size, partitioner, respond, functions(metric_fns), ids)
 
 

@@ -1,112 +1,156 @@
 """The RL of a policy as it is compiled: what each program is given and gives up, and where its results lie.
 
-The loop (train/policy.py) runs these programs; the plan (plan/) compiles them for a TPU that is not there.
+    learner = make_learner(network=.., objective=.., tuning=.., base=.., axes=.., eos_ids=.., partitioner=..)
+    roles, state = Roles.sharing(base), learner.init(key, base)
+    each step:   rollout = learner.sample(..)   experience = learner.experience(..)   state = learn(learner, ..)
+
+The loop (train/policy.py) runs these programs; the plan (tools/plan/) compiles them for a TPU that is not there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
 from perl_jax import sharded
-from perl_jax.models import lora, unpadding
+from perl_jax.models import unpadding
 from perl_jax.optim import train_state
+from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rl import anchors, steps
-from perl_jax.rl.algorithms import Algorithm
-from perl_jax.rl.kl import KLConfig
-from perl_jax.rl.sampling import SamplingConfig, sample
-from perl_jax.types import Experience, Metrics, PolicyState, Rollout
-
-ROLES = ('policy', 'value', 'anchor', 'reward')
-Transformations = tuple[optax.GradientTransformation, optax.GradientTransformation]  # of policy and value
-Spec = lora.LoraSpec | lora.FullSpec
-
-
-def initial(
-    spec: Spec,
-    txs: Transformations,
-    algorithm: Algorithm,
-    kl: KLConfig,
-    anchor_ema: float,
-    width: int,
-    key: jax.Array,
-    base: PyTree,
-) -> PolicyState:
-    """The state at step 0. Pure; `width` is D."""
-    policy, value, anchor = train_state.create(key, base, spec, txs[0]), None, None
-    if algorithm.has_value:
-        value = train_state.create(jax.random.fold_in(key, 1), base, spec, txs[1], (width, 0))
-    if anchor_ema:
-        anchor = spec.init(jax.random.fold_in(key, 3), base)
-    return PolicyState(policy, jnp.float32(kl.beta), value, anchor)
-
-
-def layout(state: PolicyState, txs: Transformations, axes: PyTree, partitioner: Partitioner) -> PolicyState:
-    """The shardings of a state (arrays or shapes)."""
-    return PolicyState(
-        policy=partitioner.state(state.policy, axes, txs[0]),
-        beta=partitioner.sharding(),
-        value=state.value and partitioner.state(state.value, axes, txs[1]),
-        anchor=state.anchor and partitioner.tree(partitioning.adapter_axes(state.anchor, axes)),
-    )
+from perl_jax.rl.objective import Objective
+from perl_jax.rl.sampling import make_sampler
+from perl_jax.types import Experience, Metrics, PolicyState, Roles, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
-    """Jitted functions, but for `fit`; the names of what they take are those of rl/steps.py.
+class Learner:
+    """The jitted functions of a run, but for `fit`; what they take is called as in steps.py.
 
-    sample: (base, adapter, prompts, rng, SamplingConfig) -> Rollout
-    fit: (rollout, turns of steps.py) -> the rollout, saying its fill (unpadding.py) if there are buckets: the host
-      waits
-    experience: (policy role, anchor role, rollout, scores, beta) -> Experience, metrics
-    values: (base, adapter, experience) -> [B, K, R]
-    value_step: (base, state, experience, rng) -> state, values, metrics
-    policy_step: (base, anchor role, state, experience, values, beta, rng) -> state, metrics
-    follow: (anchor, policy adapter, mu) -> anchor
+    Attributes:
+      objective: what they learn by.
+      shardings: where each array of a PolicyState lies.
+      init: (key, base) -> the PolicyState at step 0.
+      sample: (base, adapter, prompts, rng, config) -> Rollout; `config` is a SamplingConfig.
+      fit: (rollout, turns) -> the rollout, saying its fill (unpadding.py) if there are buckets: the host waits.
+      experience: (*, policy, anchor, rollout, scores, beta) -> Experience, metrics.
+      values: (base, adapter, experience) -> [B, K, R].
+      value_step: (*, base, state, batch, rng) -> state, values, metrics. The state is donated.
+      policy_step: (*, base, anchor, state, batch, values, beta, rng) -> state, metrics. The state is donated.
+      follow: (anchor adapter, policy adapter) -> the anchor's next. The anchor is donated.
     """
 
-    sample: Callable[..., Any]
+    objective: Objective
+    shardings: PolicyState
+    init: Callable[..., PolicyState]
+    sample: Callable[..., Rollout]
     fit: Callable[[Rollout, np.ndarray], Rollout]
-    experience: Callable[..., Any]
-    values: Callable[..., Any]
+    experience: Callable[..., tuple[Experience, Metrics]]
+    values: Callable[..., jax.Array]
     value_step: Callable[..., Any]
     policy_step: Callable[..., Any]
     follow: Callable[..., Any]
 
 
-def compiled(
+def make_learner(
+    *,
     network: nn.Module,
-    txs: Transformations,
-    sampling: SamplingConfig,
-    algorithm: Algorithm,
-    kl: KLConfig,
-    shaping: Sequence[steps.Shaping],
-    entropy_bonus: float,
-    num_microbatches: int,
+    objective: Objective,
+    tuning: Tuning,
+    base: PyTree,
+    axes: PyTree,
     eos_ids: int | Sequence[int],
-    shardings: PolicyState,
     partitioner: Partitioner,
     length_buckets: int = 1,
-) -> Programs:
-    """The programs of a run. States are donated, rollouts are split over the data axes as their prompts are."""
-    batch = partitioner.sharding('batch')
-    value_step = functools.partial(steps.value_step, network, algorithm, txs[1], num_microbatches=num_microbatches)
-    policy_step = functools.partial(
-        steps.policy_step, network, algorithm, kl, entropy_bonus, sampling.temperature, txs[0],
-        num_microbatches=num_microbatches,
-    )  # fmt: skip
+) -> Learner:
+    """Compile an objective for a network on a mesh. Nothing is computed yet.
 
+    Args:
+      tuning: what the policy trains; the value's is `objective.value`.
+      base: the frozen parameters, or their shapes.
+      axes: their logical axes (partitioning.abstract).
+      eos_ids: any of them ends a response.
+      length_buckets: above 1 the learning steps compute real tokens alone, their number rounded up to so many parts.
+
+    Raises:
+      UserError: an optimizer that cannot be scheduled.
+    """
+    batch = partitioner.sharding('batch')
+    policy_tx = tuning.tx('OPTIMIZER', objective.updates)
+    value_tx = objective.value and objective.value.tx('VALUE_OPTIMIZER', objective.updates)
+    init = functools.partial(initial, objective, tuning, network.config.emb_dim)
+    shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), base)
+    # Donation needs pinned output shardings: unpinned, XLA lays the new state elsewhere and aliases nothing.
+    shardings = PolicyState(
+        policy=partitioner.state(shapes.policy, axes, policy_tx),
+        beta=partitioner.sharding(),
+        value=shapes.value and partitioner.state(shapes.value, axes, value_tx),
+        anchor=shapes.anchor and partitioner.tree(partitioning.adapter_axes(shapes.anchor, axes)),
+    )
+    fixed, parts = {'network': network, 'objective': objective}, tuning.num_microbatches
+    experience = functools.partial(steps.experience, **fixed, eos_ids=eos_ids)
+    value_step = functools.partial(steps.value_step, **fixed, tx=value_tx, num_microbatches=parts)
+    policy_step = functools.partial(steps.policy_step, **fixed, tx=policy_tx, num_microbatches=parts)
+    follow = functools.partial(anchors.follow, rate=objective.anchor_ema)
+    return Learner(
+        objective=objective,
+        shardings=shardings,
+        init=jax.jit(init, out_shardings=shardings),
+        sample=make_sampler(network, eos_ids, batch),
+        fit=_make_fit(length_buckets, parts, partitioner),
+        experience=jax.jit(experience, out_shardings=(batch, None)),
+        values=jax.jit(functools.partial(steps.values, network), out_shardings=batch),
+        value_step=jax.jit(value_step, donate_argnames='state', out_shardings=(shardings.value, batch, None)),
+        policy_step=jax.jit(policy_step, donate_argnames='state', out_shardings=(shardings.policy, None)),
+        follow=jax.jit(follow, donate_argnums=0, out_shardings=shardings.anchor),
+    )
+
+
+def initial(objective: Objective, tuning: Tuning, width: int, key: jax.Array, base: PyTree) -> PolicyState:
+    """The state at step 0. Pure; `width` is D."""
+    policy = train_state.create(key, base, tuning.spec, tuning.optimizer)
+    value, anchor = None, None
+    if objective.algorithm.has_value:
+        spec, tx = objective.value.spec, objective.value.optimizer
+        value = train_state.create(jax.random.fold_in(key, 1), base, spec, tx, (width, 0))
+    if objective.anchor_ema:
+        anchor = tuning.spec.init(jax.random.fold_in(key, 3), base)
+    return PolicyState(policy, jnp.float32(objective.kl.beta), value, anchor)
+
+
+def learn(
+    learner: Learner, roles: Roles, state: PolicyState, experience: Experience, turns: np.ndarray, key: jax.Array
+) -> tuple[PolicyState, Metrics]:
+    """All that is learned from one rollout, in these `turns` (steps.py).
+
+    The anchor is the one that the rollout was judged by. The metrics are of the last update.
+    """
+    anchor, values, metrics = (roles.anchor, state.anchor), None, {}
+    if state.value is not None and steps.values_first(learner.objective, state.value.adapter.dropout):
+        experience = experience.replace(values=learner.values(roles.value, state.value.adapter, experience))
+    for batch in steps.updates(experience, turns):
+        if state.value is not None:
+            value, values, more = learner.value_step(base=roles.value, state=state.value, batch=batch, rng=key)
+            state, metrics = state.replace(value=value), metrics | more
+        policy, more = learner.policy_step(
+            base=roles.policy, anchor=anchor, state=state.policy, batch=batch, values=values, beta=state.beta, rng=key
+        )
+        state, metrics = state.replace(policy=policy), metrics | more
+    return state, metrics
+
+
+def _make_fit(
+    length_buckets: int, num_microbatches: int, partitioner: Partitioner
+) -> Callable[[Rollout, np.ndarray], Rollout]:
     @functools.partial(jax.jit, out_shardings=partitioner.sharding())
     def count(rollout: Rollout, turns: jax.Array) -> tuple[jax.Array, jax.Array]:
         prompts, responses = rollout.inputs_mask, rollout.targets_mask.reshape(len(rollout.targets), -1)
@@ -121,46 +165,4 @@ def compiled(
             return rollout
         return unpadding.filled(rollout, jax.device_get(count(rollout, turns)), length_buckets)
 
-    return Programs(
-        sample=jax.jit(
-            lambda base, adapter, prompts, rng, config: sample(
-                network, lora.bind(base, adapter), prompts, rng, eos_ids, config
-            ),
-            static_argnums=4,
-            out_shardings=batch,
-        ),
-        fit=fit,
-        experience=jax.jit(
-            functools.partial(steps.experience, network, kl, shaping, eos_ids, sampling), out_shardings=(batch, None)
-        ),
-        values=jax.jit(functools.partial(steps.values, network), out_shardings=batch),
-        value_step=jax.jit(value_step, donate_argnums=1, out_shardings=(shardings.value, batch, None)),
-        policy_step=jax.jit(policy_step, donate_argnums=2, out_shardings=(shardings.policy, None)),
-        follow=jax.jit(anchors.follow, donate_argnums=0, out_shardings=shardings.anchor),
-    )
-
-
-def learn(
-    programs: Programs,
-    algorithm: Algorithm,
-    of: Mapping[str, PyTree],
-    state: PolicyState,
-    anchor: steps.Role,
-    experience: Experience,
-    turns: np.ndarray,
-    key: jax.Array,
-) -> tuple[PolicyState, Metrics]:
-    """All that is learned from one rollout, in these `turns` (rl/steps.py); `of` holds the base of each role.
-
-    The metrics are of the last update.
-    """
-    values, metrics = None, {}
-    if state.value is not None and steps.values_first(algorithm, state.value.adapter.dropout):
-        experience = experience.replace(values=programs.values(of['value'], state.value.adapter, experience))
-    for batch in steps.updates(experience, turns):
-        if algorithm.has_value:
-            value, values, more = programs.value_step(of['value'], state.value, batch, key)
-            state, metrics = state.replace(value=value), metrics | more
-        policy, more = programs.policy_step(of['policy'], anchor, state.policy, batch, values, state.beta, key)
-        state, metrics = state.replace(policy=policy), metrics | more
-    return state, metrics
+    return fit

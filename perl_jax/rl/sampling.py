@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import PyTree
 
 from perl_jax import masked, sharded
 from perl_jax.errors import UserError, check_count, check_number
+from perl_jax.models import lora
 from perl_jax.optim import accumulate
 from perl_jax.types import Prompts, Rollout, Variables
 
@@ -77,6 +80,17 @@ def sample(
             f'not divide into so many parts; give a divisor of {len(prompts.inputs) // rows}'
         )
     return accumulate.one_by_one(one, prompts, parts, rng)
+
+
+def make_sampler(network: nn.Module, eos_ids: int | Sequence[int], out_shardings: Any = None) -> Callable[..., Rollout]:
+    """`sample` of one role, jitted: (base, adapter or None, prompts, rng, config) -> Rollout; each config compiles."""
+
+    def draw(
+        base: PyTree, adapter: lora.Adapter | None, prompts: Prompts, rng: jax.Array, config: SamplingConfig
+    ) -> Rollout:
+        return sample(network, lora.bind(base, adapter), prompts, rng, eos_ids, config)
+
+    return jax.jit(draw, static_argnames='config', out_shardings=out_shardings)
 
 
 def _sample(

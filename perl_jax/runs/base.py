@@ -38,11 +38,13 @@ class BaseConfig:
     network: a module with the methods of networks.decoder.Decoder and a `config`.
     path: see above; None is random weights from the run's seed.
     dtype: of the parameters as they lie on the devices; 'bfloat16' halves them.
+    shared: False gives policy, value, anchor and learned reward a copy of it each, as the paper did.
     """
 
     network: nn.Module
     path: str | None = None
     dtype: str = 'float32'
+    shared: bool = True
 
     def __post_init__(self) -> None:
         if self.path == '':

@@ -20,14 +20,13 @@ FIXED = {
     '*T5Config.*': 'the adapters are of that network',
     '*RopeScaling.*': 'the adapters are of that network',
     '*T5XNetwork.*': 'the adapters are of that network',
-    'train_*.train.spec': 'the adapters are of that kind',
+    '*Tuning.spec': 'the adapters are of that kind',
     '*LoraSpec.rank': 'the adapters are of that rank',
     '*LoraSpec.targets': 'the adapters are of those layers',
     '*LoraSpec.alpha': 'the adapters were trained at that scale',
-    'train_*.train.optimizer': 'its state is saved',
-    'train_policy.train.value_optimizer': 'its state is saved',
+    '*Tuning.optimizer': 'its state is saved',
     'train_reward.train.head_seed': 'heads have started from it',
-    'train_policy.train.algorithm': 'the value and the updates so far are of it',
+    'Objective.algorithm': 'the value and the updates so far are of it',
     '*PPO.epochs': 'updates are counted by it',
     '*PPO.minibatches': 'updates are counted by it',
     '*GRPO.epochs': 'updates are counted by it',
@@ -60,6 +59,7 @@ TAKEN = (
     '*adafactor.*', '*adam.*', '*adamw.*', '*sgd.*', '*chain.*', '*clip_by_global_norm.*', '*_schedule.*', '*linear.*',
     '*KLConfig.*', '*PPO.*', '*GRPO.*', '*SamplingConfig.*', '*LearnedReward.*', '*TextReward.*',
     '*whiten.*', '*clip.*', '*length.*', '*missing_eos.*', '*lower_bound.*', '*TokenizersVocabulary.*',
+    'Objective.*', '*Tuning.*', '*Answers.*', 'BaseConfig.shared',
     'train_sft.train.*', 'train_reward.train.*', 'train_policy.train.*',
 )  # fmt: skip
 _ACCEPT = 'RunConfig.accept_other_data'
@@ -117,7 +117,7 @@ def refused(name: str, before: Settings, after: Settings) -> str | None:
         if is_on(before, 'KLConfig.target'):
             return 'with KL_TARGET it has been steered since, and goes on from where it is'
         return 'KL_TARGET begins to steer it from where it is'
-    anchor = 'train_policy.train.anchor_ema'
+    anchor = 'Objective.anchor_ema'
     if name == anchor and is_on(before, anchor) != is_on(after, anchor):
         return 'an anchor of its own is saved or is not'
     key = None if _first(name, HOW) else _first(name, FIXED)

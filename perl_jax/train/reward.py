@@ -24,8 +24,8 @@ from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.evals import evaluate, task_metrics
 from perl_jax.models import lora
-from perl_jax.models.lora import FullSpec, LoraSpec
-from perl_jax.optim import accumulate, schedules, train_state
+from perl_jax.optim import accumulate, train_state
+from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import ensembles
 from perl_jax.rewards.scoring import member_scores, score
@@ -44,6 +44,7 @@ def reward_step(
     state: TrainState,
     batches: Sequence[Responses],
     rng: jax.Array,
+    *,
     num_microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One step on the sum of the batches' mean losses: `Thumbs` are classified, other `Responses` are pairs. Pure."""
@@ -77,29 +78,27 @@ def ensemble_step(
     states: Mapping[str, TrainState],
     batches: Mapping[str, Sequence[Responses]],
     rngs: Mapping[str, jax.Array],
+    *,
     num_microbatches: int = 1,
 ) -> tuple[dict[str, TrainState], Metrics]:
     """`reward_step` of each member, on its own batches: one program, one base. The metrics are the members' means."""
     after, metrics = {}, []
     for role, state in states.items():
-        after[role], found = reward_step(network, tx, base, state, batches[role], rngs[role], num_microbatches)
-        metrics.append(found)
-    tokens = sum(found.pop('tokens') for found in metrics)
+        after[role], each = reward_step(
+            network, tx, base, state, batches[role], rngs[role], num_microbatches=num_microbatches
+        )
+        metrics.append(each)
+    tokens = sum(each.pop('tokens') for each in metrics)
     return after, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) | {'tokens': tokens}
 
 
 def initial(
-    specs: Sequence[LoraSpec | FullSpec],
-    tx: optax.GradientTransformation,
-    width: int,
-    head_seed: int | None,
-    keys: Mapping[str, jax.Array],
-    base: PyTree,
+    tuning: Tuning, width: int, head_seed: int | None, keys: Mapping[str, jax.Array], base: PyTree
 ) -> dict[str, TrainState]:
     """Each role of `keys` at step 0, by its own spec; `width` is D."""
     head, states = None if head_seed is None else jax.random.key(head_seed), {}
-    for (role, key), spec in zip(keys.items(), specs, strict=True):
-        states[role] = train_state.create(key, base, spec, tx, (width, (width + 1) ** -0.5), head)
+    for (role, key), spec in zip(keys.items(), tuning.specs, strict=True):
+        states[role] = train_state.create(key, base, spec, tuning.optimizer, (width, (width + 1) ** -0.5), head)
     return states
 
 
@@ -119,12 +118,9 @@ def train(
     base: BaseConfig,
     dataset: DatasetConfig,
     eval_dataset: DatasetConfig | None,
-    spec: LoraSpec | FullSpec | Sequence[LoraSpec | FullSpec],
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule = schedules.constant,
+    tuning: Tuning,
     best_metric: str | None = None,
     head_seed: int | None = None,
-    num_microbatches: int = 1,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Train a reward, or go on with it, in `run.model_dir`; the best checkpoint is kept beside the latest.
@@ -133,16 +129,14 @@ def train(
       base: the policy should start from the same one. It brings the vocabulary: vocabulary.py.
       dataset, eval_dataset: tasks with pairs or thumbs (their features tell), one or several that are learned together,
         each with `batch_size` examples a step. Without the second nothing is measured, and the latest is the best.
-      spec: LoRA or full tuning; or a list, an ensemble of rewards that share the base and the program, each with its
-        own seed, order of the data and dropout. It is measured by the mean of its members.
-      schedule: the share of the optimizer's learning rate at each step.
+      tuning: what is trained, and how. Its `spec` may be a list, an ensemble of rewards that share the base and the
+        program, each with its own seed, order of the data and dropout. It is measured by the mean of its members.
       best_metric: the evaluation metric that chooses the best checkpoint; None is 'pairwise_accuracy' where there are
         pairs (as in the paper), else 'auc'.
       head_seed: where heads start; None takes each member's own seed. Rewards that are to be averaged as in WARM have
         to start from one head, here and in other runs: give them the same number.
-      num_microbatches: a batch is learned from in so many parts, one after the other.
     """
-    network, specs = base.network, list(spec) if isinstance(spec, Sequence) else [spec]
+    network, specs = base.network, tuning.specs
     roles = ['reward'] if len(specs) == 1 else [f'reward_{i}' for i in range(len(specs))]
     seeds = [run.random_seed + 1000 * i for i in range(len(specs))]  # so that neighbouring seeds share no member
     keys = {role: jax.random.key(seed) for role, seed in zip(roles, seeds)}
@@ -152,11 +146,12 @@ def train(
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
         bases.check(base)
-        partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
+        partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'reward')
-        optimizer = schedules.scheduled('OPTIMIZER', optimizer, schedule)
+
+        # The data, read with the base's own tokenizer; each member of an ensemble has its own order of them.
         words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
-        rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), num_microbatches)
+        rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), tuning.num_microbatches)
         streams = {
             role: [datasets.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]
             for role, seed in zip(roles, seeds)
@@ -166,30 +161,32 @@ def train(
         if heldout:
             evaluate.check_metric('BEST_METRIC', best_metric, heldout)
         lexicon.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
-        frozen = bases.load(base, partitioner, run.random_seed)
 
-        create = functools.partial(initial, specs, optimizer, network.config.emb_dim, head_seed)
+        # The frozen base, and the state that is trained; each array is made where it will lie.
+        frozen, tx = bases.load(base, partitioner, run.random_seed), tuning.tx('OPTIMIZER')
+        create = functools.partial(initial, tuning, network.config.emb_dim, head_seed)
         shapes = jax.eval_shape(create, keys, frozen.params)
-        shardings = {role: partitioner.state(state, frozen.axes, optimizer) for role, state in shapes.items()}
+        shardings = {role: partitioner.state(state, frozen.axes, tx) for role, state in shapes.items()}
         states = jax.jit(create, out_shardings=shardings)(keys, frozen.params)
-        full = all(one.tuning == 'full' for one in specs)
-        held, frozen = None if full else frozen.params, frozen.released()
-        step_fn = compiled(network, optimizer, num_microbatches, shardings)
+        full = all(spec.tuning == 'full' for spec in specs)  # whose weights are in the states
+        params, frozen = None if full else frozen.params, frozen.released()
+
+        step_fn = compiled(network, tx, tuning.num_microbatches, shardings)
         score_fn = jax.jit(functools.partial(member_scores, network))
 
         def measure(adapters: Sequence[lora.Adapter]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-            one = lambda batch: ensembles.mean(score_fn(held, adapters, batch))  # noqa: E731
-            return evaluate.reward_metrics(heldout, evaluate.scores(heldout, dataset.batch_size, partitioner, one)), []
+            mean = lambda batch: ensembles.mean(score_fn(params, adapters, batch))  # noqa: E731
+            return evaluate.reward_metrics(heldout, evaluate.scores(heldout, dataset.batch_size, partitioner, mean)), []
 
-        tuning = ' and '.join(sorted({one.tuning for one in specs}))
-        with loop.start('reward', run, tuning, frozen, states, words, best_metric if heldout else None) as log:
+        tunings = ' and '.join(sorted({spec.tuning for spec in specs}))
+        with loop.start('reward', run, tunings, frozen, states, words, best_metric if heldout else None) as log:
             states = log.states
             for step in log.steps():
                 batches = {  # 1
                     role: [partitioner.batch(stream(step)[0]) for stream in each] for role, each in streams.items()
                 }
-                states, metrics = step_fn(held, states, batches, keys)  # 2, 3
-                metrics['schedule'] = schedule(step)
+                states, metrics = step_fn(params, states, batches, keys)  # 2, 3
+                metrics['schedule'] = tuning.schedule(step)
                 log.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
                 adapters = [state.adapter for state in states.values()]
                 log.checkpoint(step + 1, states, functools.partial(measure, adapters))

@@ -6,7 +6,7 @@ Each step:  1. a batch of prompts and demonstrations   2. log-probs of the demon
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,13 +18,14 @@ from perl_jax import masked, sharded
 from perl_jax.data import datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.evals import evaluate, task_metrics
+from perl_jax.evals.evaluate import Answers
 from perl_jax.models import lora
 from perl_jax.models.logprobs import response_logprobs
-from perl_jax.optim import accumulate, schedules, train_state
+from perl_jax.optim import accumulate, train_state
+from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import scoring
-from perl_jax.rewards.scoring import TextFunction
-from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.rl.sampling import SamplingConfig, make_sampler
 from perl_jax.runs import base as bases
 from perl_jax.runs.base import BaseConfig
 from perl_jax.train import loop
@@ -39,6 +40,7 @@ def sft_step(
     state: TrainState,
     batch: Responses,
     rng: jax.Array,
+    *,
     num_microbatches: int = 1,
     tokens: Float[Array, ' B'] | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -75,13 +77,8 @@ def train(
     base: BaseConfig,
     dataset: DatasetConfig,
     eval_dataset: DatasetConfig | None,
-    spec: lora.LoraSpec | lora.FullSpec,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule = schedules.constant,
-    prompts_dataset: DatasetConfig | None = None,
-    sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
-    metric_fns: Mapping[str, TextFunction] | None = None,
-    num_microbatches: int = 1,
+    answers: Answers,
+    tuning: Tuning,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
     """Run SFT, or go on with it, in `run.model_dir`.
@@ -89,61 +86,58 @@ def train(
     Args:
       base: where it starts. All tasks are read with its tokenizer, unless they are given another: vocabulary.py.
       dataset, eval_dataset: prompts and demonstrations (inputs, targets). Without the second nothing is measured of it.
-      spec: LoRA or full tuning.
-      schedule: the share of the optimizer's learning rate at each step.
-      prompts_dataset: evaluation samples an answer to each of these prompts; None samples none.
-      metric_fns: {name: function(prompt, response, example)} that judge the answers.
-      num_microbatches: a batch is learned from in so many parts, one after the other.
+      answers: prompts that an evaluation answers, and what judges the answers.
+      tuning: what is trained, and how.
     """
     network, key = base.network, jax.random.key(run.random_seed)
-    judges = scoring.functions(metric_fns)
+    judges, sampling = scoring.functions(answers.metric_fns), answers.one_each(SamplingConfig())
     with partitioner.scope():
         bases.check(base)
-        partitioner.check_batch('BATCH_SIZE', dataset.batch_size, num_microbatches)
+        partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'sft')
-        optimizer = schedules.scheduled('OPTIMIZER', optimizer, schedule)
-        configs = dataset, eval_dataset, prompts_dataset
+
+        # The data, read with the base's own tokenizer: before any weight is, since they are refused sooner.
+        configs = dataset, eval_dataset, answers.dataset
         words, (dataset, eval_dataset, prompts_dataset) = vocabulary.choose(configs, base.path, run.model_dir)
-        split = sharded.partitions('batch'), num_microbatches
+        split = sharded.partitions('batch'), tuning.num_microbatches
         stream = datasets.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
         heldout = datasets.load(eval_dataset, 'sft') if eval_dataset else None
         lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         prompts = datasets.load(prompts_dataset, 'prompts') if prompts_dataset else None
-        frozen = bases.load(base, partitioner, run.random_seed)
 
-        create = functools.partial(train_state.create, spec=spec, tx=optimizer)
-        shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, optimizer)
+        # The frozen base, and the state that is trained; each array is made where it will lie.
+        frozen, tx = bases.load(base, partitioner, run.random_seed), tuning.tx('OPTIMIZER')
+        create = functools.partial(train_state.create, spec=tuning.spec, tx=tx)
+        shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, tx)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
-        held = frozen.params
-        if spec.tuning == 'full':
-            held, frozen = None, frozen.released()
-        step_fn = compiled(network, optimizer, num_microbatches, shardings)
+        params = frozen.params
+        if tuning.spec.tuning == 'full':  # whose weights are in the state: the base need not lie there too
+            params, frozen = None, frozen.released()
+
+        step_fn = compiled(network, tx, tuning.num_microbatches, shardings)
+        sample_fn = make_sampler(network, stream.eos_ids)
 
         @jax.jit
         def logprob_fn(params: PyTree, adapter: lora.Adapter, batch: Responses) -> jax.Array:
             return masked.total(response_logprobs(network, lora.bind(params, adapter), batch), batch.targets_mask)
 
-        @jax.jit
-        def sample_fn(params: PyTree, adapter: lora.Adapter, batch: Any, rng: jax.Array) -> Any:
-            return sample(network, lora.bind(params, adapter), batch, rng, stream.eos_ids, sampling)
-
         def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
             metrics, rows = {}, []
             if heldout is not None:
-                one = functools.partial(logprob_fn, held, adapter)
-                (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, one)  # [N, 1]
+                score = functools.partial(logprob_fn, params, adapter)
+                (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, score)  # [N, 1]
                 metrics['nll'] = float(-total.sum() / heldout.arrays['targets_mask'].sum())
             if prompts is not None:
                 respond = lambda batch, _, i: (  # noqa: E731
-                    sample_fn(held, adapter, batch, jax.random.fold_in(key, i)), {})  # fmt: skip
+                    sample_fn(params, adapter, batch, jax.random.fold_in(key, i), sampling), {})  # fmt: skip
                 rows = evaluate.answers(prompts, dataset.batch_size, partitioner, respond, judges)
                 metrics |= evaluate.means(rows)
             return metrics, rows
 
-        with loop.start('sft', run, spec.tuning, frozen, {'policy': state}, words) as log:
+        with loop.start('sft', run, tuning.spec.tuning, frozen, {'policy': state}, words) as log:
             state = log.states['policy']
             for step in log.steps():
                 batch, tokens = partitioner.batch((stream(step)[0], stream.tokens_as_drawn(step)))  # 1
-                state, metrics = step_fn(held, state, batch, key, tokens=tokens)  # 2, 3
-                log.log(step + 1, metrics | {'schedule': schedule(step)}, dataset.batch_size)
+                state, metrics = step_fn(params, state, batch, key, tokens=tokens)  # 2, 3
+                log.log(step + 1, metrics | {'schedule': tuning.schedule(step)}, dataset.batch_size)
                 log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))

@@ -20,11 +20,11 @@ from perl_jax.kernels import flash
 from perl_jax.models import lora
 from perl_jax.models.decoder import Decoder
 from perl_jax.models.lora import FullSpec, LoraSpec
+from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
-from perl_jax.rl import learner
-from perl_jax.rl.algorithms.reinforce import Reinforce
-from perl_jax.rl.kl import KLConfig
+from perl_jax.rl.learner import make_learner
+from perl_jax.rl.objective import Objective
 from perl_jax.rl.sampling import SamplingConfig, sample
 from perl_jax.rl.steps import experience
 from perl_jax.runs.base import BaseConfig
@@ -185,8 +185,10 @@ def test_a_batch_without_padding_equals_and_no_token_moves(mesh):
 def roll(base, adapter, prompts, scores):
     sampling = dataclasses.replace(SAMPLING, num_samples=scores.shape[1])
     drawn = sample(NETWORK, lora.bind(base, adapter), prompts, KEY, EOS, sampling)
-    roles = (base, adapter), (base, None)
-    return drawn, experience(NETWORK, KLConfig(), (), EOS, sampling, *roles, drawn, scores, 0.1)
+    return drawn, experience(
+        NETWORK, Objective(sampling=sampling), policy=(base, adapter), anchor=(base, None), rollout=drawn,
+        scores=scores, beta=0.1, eos_ids=EOS,
+    )  # fmt: skip
 
 
 def rollout_inputs(K):
@@ -228,11 +230,15 @@ def test_rollouts_and_the_samplers_cache_lie_split(mesh):
     with on.scope():
         base, adapter, prompts, scores = placed_rollout_inputs(on, K)
         _, axes = partitioning.abstract(NETWORK)
-        state = learner.initial(LORA, (TX, TX), Reinforce(), KLConfig(), 0.0, D, KEY, base)
-        layout = learner.layout(state, (TX, TX), axes, on)
-        programs = learner.compiled(NETWORK, (TX, TX), SAMPLING, Reinforce(), KLConfig(), (), 0.0, 1, EOS, layout, on)
-        drawn = programs.sample(base, adapter, prompts, KEY, SAMPLING)
-        judged, _ = programs.experience((base, adapter), (base, None), drawn, scores, 0.1)
+        tuning = Tuning(LORA, TX)
+        learner = make_learner(
+            network=NETWORK, objective=Objective(sampling=SAMPLING, value=tuning), tuning=tuning, base=base, axes=axes,
+            eos_ids=EOS, partitioner=on,
+        )  # fmt: skip
+        drawn = learner.sample(base, adapter, prompts, KEY, SAMPLING)
+        judged, _ = learner.experience(
+            policy=(base, adapter), anchor=(base, None), rollout=drawn, scores=scores, beta=0.1
+        )
         read = lambda *x: NETWORK.apply(lora.bind(base, adapter), *x, K, 5, method='prefill')[1]  # noqa: E731
         cache = jax.jit(read)(prompts.inputs, prompts.inputs_mask)
     for x in jax.tree.leaves((drawn, judged)):

@@ -18,10 +18,9 @@ from perl_jax.data import vocabulary as vocabularies
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError, check_count
 from perl_jax.evals import evaluate, infer
-from perl_jax.models import lora
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import scoring
-from perl_jax.rl.sampling import SamplingConfig, sample
+from perl_jax.rl.sampling import SamplingConfig, make_sampler
 from perl_jax.runs.base import BaseConfig
 
 Ids = Mapping[str, Any]  # prompt, response, vocabulary, ended
@@ -60,12 +59,8 @@ def ask(
     asked = texts.dataset(words, prompts, -(-longest // STEP) * STEP)
     with partitioner.scope():
         frozen, adapter = infer.bound(model_dir, 'policy', base, partitioner)
-        fn = jax.jit(
-            lambda params, adapter, batch: sample(
-                base.network, lora.bind(params, adapter), batch, jax.random.key(0), asked.eos_ids, greedy
-            )
-        )
-        respond = lambda batch, _, i: (fn(frozen.params, adapter, batch), {})  # noqa: E731
+        sample_fn = make_sampler(base.network, asked.eos_ids)
+        respond = lambda batch, _, i: (sample_fn(frozen.params, adapter, batch, jax.random.key(0), greedy), {})  # noqa: E731
         batch_size = dataset.batch_size if dataset else partitioner.data_parallelism
         rows = evaluate.answers(asked, batch_size, partitioner, respond, {})
     return [row['response'] for row in rows]

@@ -61,7 +61,7 @@ def report(program: Program, on: Partitioner) -> Report:
         chip = topology.parse(on.topology).chip
     held = {name: size(tree) for name, tree in program.alive.items()}
     with on.scope():
-        traced = program.fn.trace(*program.args)
+        traced = program.fn.trace(*program.args, **program.kwargs)
         products = flops.count(traced.jaxpr.jaxpr, program.turns)
         cache = flops.cache(traced.jaxpr.jaxpr) // on.mesh.size
         try:

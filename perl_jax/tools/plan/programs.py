@@ -17,22 +17,20 @@ from jaxtyping import PyTree
 
 from perl_jax.data import datasets
 from perl_jax.data.datasets import DatasetConfig
-from perl_jax.models import lora
 from perl_jax.optim import train_state as states
+from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel import partitioning, topology
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import ensembles, scoring
 from perl_jax.rewards.scoring import LearnedReward, TextReward
-from perl_jax.rl import learner, steps
-from perl_jax.rl.algorithms import Algorithm
-from perl_jax.rl.kl import KLConfig
-from perl_jax.rl.sampling import SamplingConfig
+from perl_jax.rl import steps
+from perl_jax.rl.learner import make_learner
+from perl_jax.rl.objective import Objective
 from perl_jax.runs.base import BaseConfig
 from perl_jax.train import reward as train_reward
 from perl_jax.train import sft as train_sft
-from perl_jax.types import Experience, Prompts, Responses, Rollout, Thumbs, TrainState
+from perl_jax.types import Experience, Prompts, Responses, Roles, Rollout, Thumbs
 
-Spec = lora.LoraSpec | lora.FullSpec
 EOS = 1  # no program hangs on which token it is
 
 
@@ -40,6 +38,7 @@ EOS = 1  # no program hangs on which token it is
 class Program:
     """One of the programs of a step.
 
+    args, kwargs: what it is called with, as shapes.
     alive: all that lies on the devices while it runs, its arguments too: {'base', 'adapters', 'optimizer', 'data'}.
     turns: of a loop that ends when the data says so, at most.   times: how often a step runs it.
     """
@@ -48,6 +47,7 @@ class Program:
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     alive: Mapping[str, PyTree]
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     turns: int = 1
     times: int = 1
 
@@ -65,9 +65,7 @@ class Plan:
 def sft(
     base: BaseConfig,
     dataset: DatasetConfig,
-    spec: Spec,
-    optimizer: optax.GradientTransformation,
-    num_microbatches: int,
+    tuning: Tuning,
     partitioner: Partitioner,
     topology: str | None = None,
     units: int | None = None,
@@ -77,135 +75,125 @@ def sft(
     A batch of `units`, each the least that divides over mesh and microbatches, takes the place of the run's own.
     """
     on = _on(partitioner, topology)
-    size = _batch_size(on, dataset, units, num_microbatches)
+    size = _batch_size(on, dataset, units, tuning.num_microbatches)
     params, axes = _base(base, on)
-    state, shardings = _state(functools.partial(states.create, spec=spec, tx=optimizer), params, axes, optimizer, on)
+    tx = tuning.tx('OPTIMIZER')
+    shapes = jax.eval_shape(functools.partial(states.create, spec=tuning.spec, tx=tx), _key(), params)
+    shardings = on.state(shapes, axes, tx)
+    state = _placed(shapes, shardings)
     batch = _responses(on, size, 1, dataset.task_feature_lengths)
-    params = None if spec.tuning == 'full' else params
+    params = None if tuning.spec.tuning == 'full' else params
     alive = {'base': params, 'adapters': state.adapter, 'optimizer': state.opt_state, 'data': batch}
-    step = train_sft.compiled(base.network, optimizer, num_microbatches, shardings)
+    step = train_sft.compiled(base.network, tx, tuning.num_microbatches, shardings)
     return Plan('sft', on, size, [Program('sft step', step, (params, state, batch, _key()), alive)])
 
 
 def reward(
     base: BaseConfig,
     dataset: DatasetConfig,
-    spec: Spec | Sequence[Spec],
-    optimizer: optax.GradientTransformation,
-    num_microbatches: int,
+    tuning: Tuning,
     partitioner: Partitioner,
     topology: str | None = None,
     units: int | None = None,
 ) -> Plan:
     """A reward, or an ensemble: one program a step."""
     on = _on(partitioner, topology)
-    size = _batch_size(on, dataset, units, num_microbatches)
+    size = _batch_size(on, dataset, units, tuning.num_microbatches)
     params, axes = _base(base, on)
-    specs = list(spec) if isinstance(spec, Sequence) else [spec]
-    keys = {f'reward_{i}': _key() for i in range(len(specs))}
-    create = functools.partial(train_reward.initial, specs, optimizer, base.network.config.emb_dim, None)
+    tx, keys = tuning.tx('OPTIMIZER'), {f'reward_{i}': _key() for i in range(len(tuning.specs))}
+    create = functools.partial(train_reward.initial, tuning, base.network.config.emb_dim, None)
     shapes = jax.eval_shape(create, keys, params)
-    shardings = {role: on.state(state, axes, optimizer) for role, state in shapes.items()}
+    shardings = {role: on.state(state, axes, tx) for role, state in shapes.items()}
     state = _placed(shapes, shardings)
     kinds = {'pairs': (Responses, 2), 'thumbs': (Thumbs, 1)}
-    batch = []
+    batches = []
     for config in dataset.each():
         kind, K = kinds[datasets.reward_kind(config.mixture_or_task_name)]
-        one = _responses(on, size, K, dataset.task_feature_lengths)
-        batch.append(one if kind is Responses else Thumbs(**vars(one), labels=_array(on, (size, K), jnp.float32)))
-    params = None if all(one.tuning == 'full' for one in specs) else params
-    step = train_reward.compiled(base.network, optimizer, num_microbatches, shardings)
+        batch = _responses(on, size, K, dataset.task_feature_lengths)
+        if kind is Thumbs:
+            batch = Thumbs(**vars(batch), labels=_array(on, (size, K), jnp.float32))
+        batches.append(batch)
+    params = None if all(spec.tuning == 'full' for spec in tuning.specs) else params
+    step = train_reward.compiled(base.network, tx, tuning.num_microbatches, shardings)
     alive = {
         'base': params,
-        'adapters': [one.adapter for one in state.values()],
-        'optimizer': [one.opt_state for one in state.values()],
-        'data': batch,
+        'adapters': [member.adapter for member in state.values()],
+        'optimizer': [member.opt_state for member in state.values()],
+        'data': batches,
     }
-    args = params, state, dict.fromkeys(keys, batch), keys
+    args = params, state, dict.fromkeys(keys, batches), keys
     return Plan('reward', on, size, [Program('reward step', step, args, alive)])
 
 
 def policy(
     base: BaseConfig,
     dataset: DatasetConfig,
-    spec: Spec,
-    optimizer: optax.GradientTransformation,
-    value_optimizer: optax.GradientTransformation,
+    objective: Objective,
+    tuning: Tuning,
     reward: Sequence[LearnedReward | TextReward],
-    sampling: SamplingConfig,
-    algorithm: Algorithm,
-    kl: KLConfig,
-    shaping: Sequence[steps.Shaping],
-    entropy_bonus: float,
-    anchor_ema: float,
-    shared_base: bool,
-    num_microbatches: int,
     partitioner: Partitioner,
     topology: str | None = None,
     units: int | None = None,
 ) -> Plan:
     """The RL of a policy: each program of a step. A learned reward is taken to be tuned as the policy is."""
-    on = _on(partitioner, topology)
+    on, algorithm, sampling = _on(partitioner, topology), objective.algorithm, objective.sampling
     split = algorithm.minibatches, 'BATCH_SIZE / minibatches'
-    size = _batch_size(on, dataset, units, num_microbatches, *split)
+    size = _batch_size(on, dataset, units, tuning.num_microbatches, *split)
     params, axes = _base(base, on)
-    of = {role: params if shared_base else _copy(params) for role in learner.ROLES}
-    txs, network, width = (optimizer, value_optimizer), base.network, base.network.config.emb_dim
-    create = functools.partial(learner.initial, spec, txs, algorithm, kl, anchor_ema, width)
-    shapes = jax.eval_shape(create, _key(), params)
-    shardings = learner.layout(shapes, txs, axes, on)
-    state = _placed(shapes, shardings)
+    roles = Roles.sharing(params) if base.shared else Roles.copies(params, _copy)
+    network, width = base.network, base.network.config.emb_dim
+    learner = make_learner(
+        network=network, objective=objective, tuning=tuning, base=params, axes=axes, eos_ids=EOS, partitioner=on
+    )
+    state = _placed(jax.eval_shape(learner.init, _key(), params), learner.shardings)
     learned = [source for source in reward if isinstance(source, LearnedReward)]
     members = []
     for _ in learned:
-        create = functools.partial(states.create, spec=spec, tx=optax.sgd(1.0), head=(width, 1.0))
+        create = functools.partial(states.create, spec=tuning.spec, tx=optax.sgd(1.0), head=(width, 1.0))
         cast = lambda key, base, create=create: scoring.frozen(create(key, base).adapter, base)  # noqa: E731
         member = jax.eval_shape(cast, _key(), params)
         members.append(_placed(member, on.tree(partitioning.adapter_axes(member, axes))))
-    run = learner.compiled(
-        network, txs, sampling, algorithm, kl, shaping, entropy_bonus, num_microbatches, EOS, shardings, on
-    )
     lengths = dict(dataset.task_feature_lengths) | {'targets': sampling.max_decode_length}
     responses, K = _responses(on, size, sampling.num_samples, lengths), sampling.num_samples
     prompts = Prompts(responses.inputs, responses.inputs_mask)
     token = lambda rows: _array(on, (rows, K, sampling.max_decode_length), jnp.float32)  # noqa: E731
     rollout = Rollout(**vars(responses), logprobs=token(size))
-    again = state.value is not None and steps.values_first(algorithm, state.value.adapter.dropout)
+    values_first = state.value is not None and steps.values_first(objective, state.value.adapter.dropout)
     judged = Experience(
-        **vars(rollout), rewards=token(size), anchor_logprobs=token(size), values=token(size) if again else None
+        **vars(rollout), rewards=token(size), anchor_logprobs=token(size), values=token(size) if values_first else None
     )
     rows = size // algorithm.minibatches
-    part = jax.tree.map(lambda x: _array(on, (rows, *x.shape[1:]), x.dtype), judged)
+    minibatch = jax.tree.map(lambda x: _array(on, (rows, *x.shape[1:]), x.dtype), judged)
     scores = _array(on, (size, K), jnp.float32)
     beta = jax.ShapeDtypeStruct((), jnp.float32, sharding=on.sharding())
-    roles = (of['policy'], state.policy.adapter), (of['anchor'], state.anchor)
-    trained = [one for one in (state.policy, state.value) if one is not None]
+    anchor = roles.anchor, state.anchor
+    trained = [role for role in (state.policy, state.value) if role is not None]
     alive = {
         # Full tuning's anchor and policy's base are one tree: the policy's own weights are its adapter.
-        'base': list(of.values()),
-        'adapters': [[one.adapter for one in trained], state.anchor, members],
-        'optimizer': [one.opt_state for one in trained],
+        'base': vars(roles),
+        'adapters': [[role.adapter for role in trained], state.anchor, members],
+        'optimizer': [role.opt_state for role in trained],
     }
-    here = lambda *held: alive | {'data': held}  # noqa: E731
-    times = algorithm.epochs * algorithm.minibatches
-    programs = [
-        Program(
-            'sample', run.sample, (of['policy'], state.policy.adapter, prompts, _key(), sampling), here(prompts),
-            turns=sampling.max_decode_length - 1,
-        )
-    ]  # fmt: skip
+    beside = lambda *data: alive | {'data': data}  # noqa: E731
+    args = roles.policy, state.policy.adapter, prompts, _key(), sampling
+    programs = [Program('sample', learner.sample, args, beside(prompts), turns=sampling.max_decode_length - 1)]
     for source, member in zip(learned, members):
         judge = scoring.compiled(network, getattr(source, 'aggregate', ensembles.mean), on)
-        programs.append(Program('score', judge, (of['reward'], [member], rollout), here(rollout)))
-    programs.append(Program('experience', run.experience, (*roles, rollout, scores, beta), here(rollout, scores)))
-    if again:
-        programs.append(Program('values', run.values, (of['value'], state.value.adapter, judged), here(judged)))
-    values = None
+        programs.append(Program('score', judge, (roles.reward, [member], rollout), beside(rollout)))
+    given = {'policy': (roles.policy, state.policy.adapter), 'anchor': anchor, 'rollout': rollout, 'scores': scores}
+    given, data = given | {'beta': beta}, beside(rollout, scores)
+    programs.append(Program('experience', learner.experience, (), data, given))
+    if values_first:
+        args = roles.value, state.value.adapter, judged
+        programs.append(Program('values', learner.values, args, beside(judged)))
+    values, times = None, objective.updates
     if algorithm.has_value:
-        values, args = token(rows), (of['value'], state.value, part, _key())
-        programs.append(Program('value step', run.value_step, args, here(judged, part), times=times))
-    args = of['policy'], roles[1], state.policy, part, values, beta, _key()
-    programs.append(Program('policy step', run.policy_step, args, here(judged, part, values), times=times))
+        values, given = token(rows), {'base': roles.value, 'state': state.value, 'batch': minibatch, 'rng': _key()}
+        data = beside(judged, minibatch)
+        programs.append(Program('value step', learner.value_step, (), data, given, times=times))
+    given = {'base': roles.policy, 'anchor': anchor, 'state': state.policy, 'batch': minibatch, 'values': values}
+    given, data = given | {'beta': beta, 'rng': _key()}, beside(judged, minibatch, values)
+    programs.append(Program('policy step', learner.policy_step, (), data, given, times=times))
     return Plan('policy', on, size, programs)
 
 
@@ -235,14 +223,6 @@ def _base(config: BaseConfig, on: Partitioner) -> tuple[PyTree, PyTree]:
     on.check_params(shapes, axes)
     typed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)), shapes)
     return _placed(typed, on.tree(axes)), axes
-
-
-def _state(
-    create: Callable[..., TrainState], params: PyTree, axes: PyTree, tx: optax.GradientTransformation, on: Partitioner
-) -> tuple[TrainState, TrainState]:
-    shapes = jax.eval_shape(create, _key(), params)
-    shardings = on.state(shapes, axes, tx)
-    return _placed(shapes, shardings), shardings
 
 
 def _placed(shapes: PyTree, shardings: PyTree) -> PyTree:

@@ -1,0 +1,71 @@
+"""What gin files of older versions say is said still: a config.gin that was written then, a block, a flag."""
+
+import pathlib
+import re
+
+import pytest
+from test_recipes import GOLDEN
+from toy_runs import configured
+
+from perl_jax.cli import configure, old_names
+from perl_jax.runs import resume
+
+OLD = pathlib.Path(__file__).parent / 'old'  # config.gin of the toy runs, as version 0.1 wrote them
+
+
+def said(text):
+    """The settings of a text, macros resolved."""
+    settings = configure.settings(text)
+    return {name: resume.resolve(settings, value) for name, value in settings.items() if '.' in name}
+
+
+@pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])
+def test_a_config_of_an_older_version_says_what_it_said(phase):
+    text = (OLD / f'toy_{phase}_0_1.gin').read_text()
+    assert re.search(rf'^train_{phase}.train.optimizer = ', text, re.MULTILINE)
+    now, then = said((GOLDEN / f'toy_{phase}.gin').read_text()), said(text)
+    assert {name: value for name, value in then.items() if now.get(name) != value} == {}
+    defaults = {'BaseConfig.shared': True, 'Answers.sampling': None}
+    added = {name: now[name] for name in now.keys() - then.keys() if not name.startswith('value/Tuning.')}
+    assert added.items() <= defaults.items()
+
+
+@pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])
+def test_a_run_of_it_goes_on_under_the_recipe(phase):
+    text = (OLD / f'toy_{phase}_0_1.gin').read_text()
+    assert configure._check_resume(text, (GOLDEN / f'toy_{phase}.gin').read_text()) == []
+
+
+@pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])
+def test_it_configures_a_run(phase):
+    text = configured(phase, f'--gin_file={OLD}/toy_{phase}_0_1.gin', '--gin.TRAIN_STEPS=7')
+    assert said(text)['RunConfig.total_steps'] == 7
+    assert said(text)['Tuning.optimizer'] == '@optax.adafactor()'
+
+
+def test_an_older_flag_is_understood():
+    recipe = f'--gin_file={OLD}/toy_policy_0_1.gin'
+    text = configured('policy', recipe, '--gin.train_policy.train.entropy_bonus=0.25')
+    assert said(text)['Objective.entropy_bonus'] == 0.25
+
+
+def test_a_block_is_understood_and_lines_stay_where_they_are():
+    text = """include 'x.gin'
+train_policy.train:
+  run = @runs.RunConfig()
+  shaping = [
+      @shaping.whiten,
+  ]
+  entropy_bonus = 0.1
+
+BETA = 0.1
+"""
+    lines = old_names.translate(text).splitlines()
+    assert lines[2] == 'train_policy.train.run = @runs.RunConfig()'
+    assert lines[3] == 'Objective.shaping = [' and lines[6] == 'Objective.entropy_bonus = 0.1'
+    assert lines[8] == 'BETA = 0.1' and 'train_policy.train.objective = @objective.Objective()' in lines[9:]
+
+
+def test_todays_text_stays_as_it_is():
+    for path in GOLDEN.glob('*.gin'):
+        assert old_names.translate(path.read_text()) == path.read_text()
