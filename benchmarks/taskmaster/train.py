@@ -207,7 +207,7 @@ class Bench:
             return (policy, value), metrics | more | most
 
         (policy, value), metrics, seconds = self.timed(step, (policy, value), lambda n: stream(n)[0], steps)
-        found = memory.measure(before)
+        found = memory.measure(before, memory.held())
         adds = self.adds.setdefault(tuning, found['peak'] - found['held'])  # compiled once a tuning
         leaves = jax.tree.leaves((of, policy, value, reward))  # and not what other cells keep
         found['held'] = sum({x.unsafe_buffer_pointer(): x.nbytes for x in leaves}.values())
