@@ -29,7 +29,9 @@ class WithBos(seqio.ByteVocabulary):
 def task(kind, rows, **options):
     """Registers these examples as the train split, under a name of its own."""
     rows = [{'inputs': row} if isinstance(row, str) else row for row in rows]
-    return registration.add(f'data_{next(_numbers)}_{kind}', kind, lambda split: rows, splits=['train'], **options).name
+    return registration.add(
+        f'data_{next(_numbers):03d}_{kind}', kind, lambda split: rows, splits=['train'], **options
+    ).name
 
 
 def load(kind, rows, vocabulary=None, **options):
