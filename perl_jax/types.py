@@ -52,6 +52,16 @@ class Thumbs(Responses):
 
 
 @struct.dataclass
+class WeightedPairs(Responses):
+    """Pairs that do not all count alike in the loss, the chosen first; on average over their data set the weight is 1.
+
+    Pairs that count alike are plain Responses.
+    """
+
+    weights: Float[Array, ' B']
+
+
+@struct.dataclass
 class Rollout(Responses):
     """Responses that the policy sampled, with the log-probability that each token was drawn with."""
 

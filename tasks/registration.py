@@ -10,7 +10,8 @@ r"""Registers a data set as a SeqIO task. One's own takes a dozen lines, in any 
 
     registration.add('tickets_pairs', 'pairs', examples)
 
-The kind says what an example holds; further fields (str, int or float) pass through untouched:
+The kind says what an example holds; further fields (str, int or float) pass through untouched, but for the `weight` of
+pairs, what each counts in the loss beside others, such as 1 / (pairs of its inputs): docs/tasks.md.
 
     sft      inputs, targets              show an answer
     pairs    inputs, chosen, rejected     which of two answers is better

@@ -30,12 +30,17 @@ def thumbs(domain: str, split: str) -> Iterator[dict]:
 
 
 def pairs(domain: str, split: str) -> Iterator[dict]:
-    """Answers to one context, a thumb up against a thumb down, each pair once and never an answer against itself."""
+    """Answers to one context, a thumb up against a thumb down, each pair once and never an answer against itself.
+
+    They are the product of both, and the raters judged each answer once: their weights make contexts count alike.
+    """
     for rows in _by_context(domain, split):
         ups, downs = _answers(rows, 1.0), _answers(rows, 0.0)
-        for chosen, rejected in ((up, down) for up in ups for down in downs if up != down):
+        both = [(up, down) for up in ups for down in downs if up != down]
+        for chosen, rejected in both:
             inputs = taskmaster_text.prompt(rows[0].context)
-            yield {'inputs': inputs, 'chosen': chosen, 'rejected': rejected, 'group': rows[0].opening}
+            more = {'group': rows[0].opening, 'weight': 1 / len(both)}
+            yield {'inputs': inputs, 'chosen': chosen, 'rejected': rejected} | more
 
 
 def prompts(domain: str, split: str) -> Iterator[dict]:

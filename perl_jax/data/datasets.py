@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax import types
-from perl_jax.data import lexicon, providers, rows, token_files
+from perl_jax.data import lexicon, pair_weights, providers, rows, token_files
 from perl_jax.data.streams import Dataset, Example, Stream
 from perl_jax.data.token_files import TokenFiles
 from perl_jax.errors import UserError, check_count, check_number
@@ -84,7 +84,7 @@ def stream(
     rows = np.arange(config.batch_size) if rows is None else rows
     provider, tasks = providers.find(config.mixture_or_task_name), _tasks(config)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
-    loaded = _parts(tasks, config, kind, _stored if config.tokens_dir else _loaded)
+    loaded = alike(_parts(tasks, config, kind, _stored if config.tokens_dir else _loaded))
     return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets, groups, parts)
 
 
@@ -129,8 +129,15 @@ def _tasks(config: DatasetConfig) -> list[Any]:
 
 def joined(parts: Sequence[Dataset]) -> Dataset:
     """The rows of datasets of one kind, one after the other."""
+    parts = alike(parts)
     arrays = {k: np.concatenate([part.arrays[k] for part in parts]) for k in parts[0].arrays}
     return dataclasses.replace(parts[0], arrays=arrays, examples=[e for part in parts for e in part.examples])
+
+
+def alike(parts: Sequence[Any]) -> list[Any]:
+    """Datasets of one kind whose batches have the same fields: where some pairs have weights, all have."""
+    weighted = any(part.is_weighted for part in parts)
+    return [part.weighted() if weighted else part for part in parts]
 
 
 def _parts(tasks: Sequence[Any], config: DatasetConfig, kind: str, read: Callable[..., Any]) -> list[Any]:
@@ -159,6 +166,8 @@ def _open(task: Any, config: DatasetConfig, kind: str) -> tuple[Any, Any, dict[s
     if config.use_cached and vocabulary != task.output_features['inputs'].vocabulary:
         providers.check_text_cache(provider, split)
     ds = providers.rows(provider, split, {**room, **lengths}, config.use_cached)
+    if kind == 'pairs' and pair_weights.FIELD in ds.element_spec:
+        ds, converter = pair_weights.of_rows(ds, name), features.WeightedPairsFeatureConverter()
     return ds if config.limit is None else ds.take(config.limit), converter, room, vocabulary
 
 
@@ -166,11 +175,16 @@ def _load(task: Any, config: DatasetConfig, kind: str) -> tuple[Dataset, list[Ma
     ds, converter, room, vocabulary = _open(task, config, kind)
     ds, name = ds.cache(), f'{task.name} ({config.split})'
     raw = list(ds.as_numpy_iterator())
+    weighted = pair_weights.FIELD in converter.TASK_FEATURES
+    for i, row in enumerate(raw if weighted else []):
+        pair_weights.check(row[pair_weights.FIELD], f'{name}: example {i}')
     keep = _admit(raw, room, converter.RESPONSES, name, lexicon.name_of(vocabulary, task.name), config.max_dropped)
     rows.look_for_controls(raw, ['inputs', *converter.RESPONSES], vocabulary, name)
     ds = rows.fit(ds, keep, room['inputs'], lexicon.bos_id(vocabulary))
     ds = converter(ds, {f: room.get(f, 1) for f in converter.TASK_FEATURES})
     arrays = next(ds.batch(int(keep.sum())).as_numpy_iterator())
+    if weighted:
+        arrays['weights'] = pair_weights.scaled(arrays['weights'], name)
     raw = [row for row, ok in zip(raw, keep) if ok]
     examples = [rows.example(row, room, kind, vocabulary) for row in raw]
     return Dataset(arrays, examples, vocabulary, lexicon.eos_ids(vocabulary)), raw
@@ -191,13 +205,14 @@ def _stored(task: Any, config: DatasetConfig, kind: str) -> TokenFiles:
         'kind': kind, 'split': config.split, 'lengths': dict(config.task_feature_lengths), 'limit': config.limit,
         'cached': config.use_cached, 'bos': lexicon.bos_id(vocabulary), 'eos': lexicon.eos_ids(vocabulary),
     }  # fmt: skip
+    about |= {'weighted': True} if kind == 'pairs' else {}  # older files of pairs know of no weights
     folder = token_files.folder(config.tokens_dir, f'{task.name}-{config.split}-{kind}', about)
     if not os.path.isdir(folder):
         token_files.write(folder, _admitted(task, config, kind), ('inputs', *responses), about)
     token_files.announce(folder)
     names = ('inputs', 'targets') if responses else ('inputs',)
     widths = {name: config.task_feature_lengths[name] for name in names}
-    return TokenFiles(folder, responses, widths, vocabulary, lexicon.eos_ids(vocabulary))
+    return TokenFiles(folder, kind, responses, widths, vocabulary, lexicon.eos_ids(vocabulary))
 
 
 def _admitted(task: Any, config: DatasetConfig, kind: str) -> Iterator[tuple[Mapping[str, Any], Example]]:
@@ -207,6 +222,8 @@ def _admitted(task: Any, config: DatasetConfig, kind: str) -> Iterator[tuple[Map
     head, name = np.array([] if bos is None else [bos], np.int32), f'{task.name} ({config.split})'
     for total, row in enumerate(ds.as_numpy_iterator(), start=1):
         some += [row] if total <= SAMPLE else []
+        if pair_weights.FIELD in converter.TASK_FEATURES:
+            pair_weights.check(row[pair_weights.FIELD], f'{name}: example {total - 1}')
         if reason := _unfit(total - 1, row, room, converter.RESPONSES):
             first, dropped = first or reason, dropped + 1
             continue

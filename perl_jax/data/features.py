@@ -46,6 +46,8 @@ class _Converter(seqio.FeatureConverter):
                 row['targets_mask'] = tf.stack([mask(name) for name in self.RESPONSES])
             if 'labels' in self.MODEL_FEATURES:
                 row['labels'] = features['label'][None]
+            if 'weights' in self.MODEL_FEATURES:
+                row['weights'] = features['weight']
             return row
 
         return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
@@ -54,7 +56,7 @@ class _Converter(seqio.FeatureConverter):
         lengths = {name: task_feature_lengths['inputs'] for name in ('inputs', 'inputs_mask')}
         if self.RESPONSES:
             lengths |= {name: task_feature_lengths[self.RESPONSES[0]] for name in ('targets', 'targets_mask')}
-        return lengths | ({'labels': 1} if 'labels' in self.MODEL_FEATURES else {})
+        return lengths | {name: 1 for name in ('labels', 'weights') if name in self.MODEL_FEATURES}
 
 
 class PromptsFeatureConverter(_Converter):
@@ -78,6 +80,13 @@ class PairsFeatureConverter(_Converter):
     RESPONSES = ('chosen', 'rejected')
     TASK_FEATURES = {'inputs': _TOKENS, 'chosen': _TOKENS, 'rejected': _TOKENS}
     MODEL_FEATURES = _PROMPT | _RESPONSES
+
+
+class WeightedPairsFeatureConverter(PairsFeatureConverter):
+    """As above, weight 0.5  ->  weights 0.5, where rows have one; see pair_weights.py"""
+
+    TASK_FEATURES = PairsFeatureConverter.TASK_FEATURES | {'weight': Spec(tf.float32, rank=0)}
+    MODEL_FEATURES = PairsFeatureConverter.MODEL_FEATURES | {'weights': Spec(tf.float32, rank=0)}
 
 
 class ThumbsFeatureConverter(_Converter):

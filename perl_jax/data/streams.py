@@ -45,6 +45,15 @@ class Dataset:
         return {name: mask.reshape(len(mask), -1).sum(-1) for name, mask in masks.items()}
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether the rows are pairs that do not all count alike."""
+        return 'weights' in self.arrays
+
+    def weighted(self) -> Dataset:
+        """With the weights of its pairs, which are 1 where they have none."""
+        return dataclasses.replace(self, arrays={'weights': np.ones(len(self), np.float32)} | self.arrays)
+
+    @property
     def widths(self) -> dict[str, int]:
         """How wide the arrays are: {'inputs': P, 'targets': R}."""
         return {name: self.arrays[name].shape[-1] for name in ('inputs', 'targets') if name in self.arrays}
@@ -76,7 +85,7 @@ def _arrays(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind) if field.metadata.get('pytree_node', True)}
 
 
-_BATCHES = [(_arrays(kind), kind) for kind in (types.Prompts, types.Responses, types.Thumbs)]
+_BATCHES = [(_arrays(kind), kind) for kind in (types.Prompts, types.Responses, types.WeightedPairs, types.Thumbs)]
 
 
 @dataclasses.dataclass(frozen=True)

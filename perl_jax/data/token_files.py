@@ -2,7 +2,8 @@
 
     about.json                       what they were made of, how many rows, when and in how long
     inputs.tokens, inputs.ends       int32, all prompts one behind the other; int64 [N + 1], where each begins and ends
-    chosen.tokens ..                 likewise, for each response of the kind;  label.values float32 [N]
+    chosen.tokens ..                 likewise, for each response of the kind
+    label.values, weight.values      float32 [N], of thumbs, and of pairs that have one (pair_weights.py: scaled)
     examples.bytes, examples.ends    each row's texts and other fields, as msgpack
 
 The folder is written once, whole or not at all. A batch then reads its own rows, wherever they lie, and nothing else.
@@ -31,10 +32,11 @@ import numpy as np
 from flax import serialization
 
 from perl_jax import types
+from perl_jax.data import pair_weights
 from perl_jax.data.streams import Example
 from perl_jax.errors import UserError
 
-LABEL = 'label'
+NUMBERS = {'thumbs': 'label', 'pairs': pair_weights.FIELD}  # what a kind has beside tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +47,12 @@ class TokenFiles:
     """
 
     folder: str
+    kind: str
     responses: Sequence[str]
     widths: Mapping[str, int]
     vocabulary: Any
     eos_ids: tuple[int, ...]
+    ones: bool = False
 
     def __len__(self) -> int:
         return len(self._ends('inputs')) - 1
@@ -68,6 +72,15 @@ class TokenFiles:
         """The real tokens of each row's prompt, and of all of its responses."""
         return self._lengths(np.add.reduce)
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the rows are pairs that do not all count alike."""
+        return self.kind == 'pairs' and (self.ones or os.path.exists(self._path('weight.values')))
+
+    def weighted(self) -> TokenFiles:
+        """With the weights of its pairs, which are 1 where they have none."""
+        return self if self.is_weighted else dataclasses.replace(self, ones=True)
+
     def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
         """The batch (types.py) of these rows, and their examples."""
         arrays = dict(zip(('inputs', 'inputs_mask'), self._padded('inputs', index, self.widths['inputs'])))
@@ -75,11 +88,18 @@ class TokenFiles:
             tokens, masks = zip(*(self._padded(name, index, self.widths['targets']) for name in self.responses))
             arrays |= {'targets': np.stack(tokens, axis=1), 'targets_mask': np.stack(masks, axis=1)}
         kind = types.Responses if self.responses else types.Prompts
-        if os.path.exists(self._path(f'{LABEL}.values')):
-            kind, arrays['labels'] = types.Thumbs, self._map(f'{LABEL}.values', np.float32)[index][:, None]
+        if self.kind == 'thumbs':
+            kind, arrays['labels'] = types.Thumbs, self._map('label.values', np.float32)[index][:, None]
+        if self.is_weighted:
+            kind, arrays['weights'] = types.WeightedPairs, self._weights(index)
         examples, ends = self._map('examples.bytes', np.uint8), self._ends('examples')
         read = serialization.msgpack_restore
         return kind(**arrays), [read(examples[ends[i] : ends[i + 1]].tobytes()) for i in index]
+
+    def _weights(self, index: np.ndarray) -> np.ndarray:
+        if self.ones:
+            return np.ones(len(index), np.float32)
+        return self._map('weight.values', np.float32)[index]
 
     def _padded(self, name: str, index: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         flat, ends = self._map(f'{name}.tokens', np.int32), self._ends(name)
@@ -136,14 +156,14 @@ def write(
     """Fill `folder`, in memory that does not grow with the rows; another process that was faster is left alone.
 
     Args:
-      rows: of each row its features, tokens int [n] and perhaps a label, and its example.
+      rows: of each row its features, tokens int [n] and perhaps its kind's number, and its example.
       features: those with tokens.
-      about: what about.json is to say of them.
+      about: what about.json is to say of them; `kind`, `task` and `split` among it.
     """
     draft = pathlib.Path(f'{folder}.{socket.gethostname()}.{os.getpid()}.tmp')
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    clock, labels = time.perf_counter(), array.array('f')
+    clock, numbers, number = time.perf_counter(), array.array('f'), NUMBERS.get(about['kind'])
     ends = {name: array.array('q', [0]) for name in (*features, 'examples')}
     try:
         with contextlib.ExitStack() as stack:
@@ -156,12 +176,14 @@ def write(
                 packed = serialization.msgpack_serialize(example)
                 examples.write(packed)
                 ends['examples'].append(ends['examples'][-1] + len(packed))
-                if LABEL in row:
-                    labels.append(float(row[LABEL]))
+                if number in row:
+                    numbers.append(float(row[number]))
         for name, values in ends.items():
             (draft / f'{name}.ends').write_bytes(values.tobytes())
-        if labels:
-            (draft / f'{LABEL}.values').write_bytes(labels.tobytes())
+        if numbers:
+            values = np.array(numbers)
+            values = pair_weights.scaled(values, about['task']) if number == pair_weights.FIELD else values
+            (draft / f'{number}.values').write_bytes(values.tobytes())
         count, seconds = len(ends['examples']) - 1, round(time.perf_counter() - clock, 1)
         written = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
         lines = {**about, 'rows': count, 'written': written, 'seconds': seconds}

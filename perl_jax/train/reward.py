@@ -1,7 +1,8 @@
 """The reward model: an adapter and a scalar head that learn from pairs, from thumbs, or from both at once.
 
 Each step:  1. a batch of every task   2. the reward at each response's last token
-            3. -log sigmoid(r_chosen - r_rejected) for pairs, cross-entropy for thumbs, and the optimizer
+            3. -log sigmoid(r_chosen - r_rejected) for pairs, times their weight if they have one, cross-entropy for
+               thumbs, and the optimizer
 
 Several adapters may be trained side by side on the one base, an ensemble.
 """
@@ -34,7 +35,7 @@ from perl_jax.runs import base as bases
 from perl_jax.runs.base import BaseConfig
 from perl_jax.train import loop
 from perl_jax.train.loop import RunConfig
-from perl_jax.types import Metrics, Responses, Thumbs, TrainState
+from perl_jax.types import Metrics, Responses, Thumbs, TrainState, WeightedPairs
 
 
 def reward_step(
@@ -47,7 +48,10 @@ def reward_step(
     *,
     num_microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One step on the sum of the batches' mean losses: `Thumbs` are classified, other `Responses` are pairs. Pure."""
+    """One step on the sum of the batches' mean losses: `Thumbs` are classified, other `Responses` are pairs. Pure.
+
+    `WeightedPairs` count in the loss by their weights, and in the accuracy alike.
+    """
 
     thumbs = sum(batch.labels.size for batch in batches if isinstance(batch, Thumbs))
     pairs = sum(len(batch.inputs) for batch in batches if not isinstance(batch, Thumbs))
@@ -60,7 +64,9 @@ def reward_step(
                 total += losses.pointwise(rewards, part.labels).sum() / batch.labels.size
                 hits['accuracy/pointwise'] += ((rewards > 0) == (part.labels > 0.5)).sum() / thumbs
             else:
-                total += losses.pairwise(rewards).sum() / len(batch.inputs)
+                each = losses.pairwise(rewards)
+                each = each * part.weights if isinstance(batch, WeightedPairs) else each
+                total += each.sum() / len(batch.inputs)
                 hits['accuracy/pairwise'] += (rewards[:, 0] > rewards[:, 1]).sum() / pairs
         return total, (dict(hits), ())
 
