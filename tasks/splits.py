@@ -5,11 +5,30 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
+
+NEAR = 0.8  # Jaccard index of the words of two texts, from which on they are near
 
 
 def normalised(text: str) -> str:
     """Lower case, and every run of what is neither letter nor digit as one space: near copies fall into one group."""
     return re.sub(r'[\W_]+', ' ', text.lower()).strip()
+
+
+def nearest_jaccard(text: str, others: Iterable[str]) -> float:
+    """The largest share that the words of a text have in common with another's: |A and B| / |A or B| of their sets.
+
+    Args:
+      text: words with spaces between; see `normalised`.
+      others: such texts; 0 where there are none.
+    """
+    words, sets = set(text.split()), (set(other.split()) for other in others)
+    return max((len(words & other) / len(words | other) if words or other else 1.0 for other in sets), default=0.0)
+
+
+def nearness(group: str, train: Iterable[str]) -> str:
+    """Say whether a group of validation or test is 'near' to one of train, that models have seen, or 'far' from all."""
+    return 'near' if nearest_jaccard(group, train) >= NEAR else 'far'
 
 
 def bucket(name: str, group: str) -> int:

@@ -2,13 +2,14 @@
 
 Registers taskmaster_{coffee,ticketing}_{sft,pairs,thumbs,prompts}. The files are read from TASKMASTER_DIR when a task's
 data is first asked for (taskmaster_files.py); what the text looks like is said in taskmaster_text.py. `group` (not in
-sft) says which examples come from one session, for intervals that are bootstrapped by it.
+sft) says which examples come from one session, for intervals that are bootstrapped by it; outside of train `nearness`
+says whether a rated session of train opens almost alike (splits.py).
 """
 
 import functools
 from collections.abc import Iterator
 
-from perl_jax.tasks import registration, taskmaster_files, taskmaster_text
+from perl_jax.tasks import registration, splits, taskmaster_files, taskmaster_text
 
 DOMAINS = ('coffee', 'ticketing')
 
@@ -23,10 +24,11 @@ def sft(domain: str, split: str) -> Iterator[dict]:
 
 def thumbs(domain: str, split: str) -> Iterator[dict]:
     """Every rated answer, duplicates and contradictions too: they say how sure the raters were."""
+    session = _sessions(domain, split)
     for row in taskmaster_files.rated(domain):
         if row.split == split:
             inputs = taskmaster_text.prompt(row.context)
-            yield {'inputs': inputs, 'targets': row.answer, 'label': row.label, 'group': row.opening}
+            yield {'inputs': inputs, 'targets': row.answer, 'label': row.label} | session[row.opening]
 
 
 def pairs(domain: str, split: str) -> Iterator[dict]:
@@ -34,21 +36,23 @@ def pairs(domain: str, split: str) -> Iterator[dict]:
 
     They are the product of both, and the raters judged each answer once: their weights make contexts count alike.
     """
+    session = _sessions(domain, split)
     for rows in _by_context(domain, split):
         ups, downs = _answers(rows, 1.0), _answers(rows, 0.0)
         both = [(up, down) for up in ups for down in downs if up != down]
         for chosen, rejected in both:
             inputs = taskmaster_text.prompt(rows[0].context)
-            more = {'group': rows[0].opening, 'weight': 1 / len(both)}
-            yield {'inputs': inputs, 'chosen': chosen, 'rejected': rejected} | more
+            pair = {'inputs': inputs, 'chosen': chosen, 'rejected': rejected, 'weight': 1 / len(both)}
+            yield pair | session[rows[0].opening]
 
 
 def prompts(domain: str, split: str) -> Iterator[dict]:
     """Every context once; `reference` is the first answer to it with a thumb up, or empty."""
+    session = _sessions(domain, split)
     for rows in _by_context(domain, split):
         reference = next(iter(_answers(rows, 1.0)), '')
         inputs = taskmaster_text.prompt(rows[0].context)
-        yield {'inputs': inputs, 'reference': reference, 'group': rows[0].opening}
+        yield {'inputs': inputs, 'reference': reference} | session[rows[0].opening]
 
 
 def well_formed(prompt: str, response: str, example: dict) -> float:
@@ -83,6 +87,15 @@ def known_calls(domain: str) -> dict[str, frozenset[str]]:
         if call := taskmaster_text.parse_call(line):
             known[call[0]] = known.get(call[0], frozenset()).union(call[1])
     return known
+
+
+def _sessions(domain: str, split: str) -> dict[str, dict[str, str]]:
+    """What the examples of each opening say of it."""
+    rated = taskmaster_files.rated(domain)
+    train, mine = ({row.opening for row in rated if row.split == name} for name in ('train', split))
+    if split == 'train':
+        return {opening: {'group': opening} for opening in train}
+    return {opening: {'group': opening, 'nearness': splits.nearness(opening, train)} for opening in mine}
 
 
 def _by_context(domain: str, split: str) -> list[list[taskmaster_files.Rated]]:

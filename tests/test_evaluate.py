@@ -118,6 +118,27 @@ def test_a_group_that_a_row_has_not_is_refused():
         evaluate.groups('test', GROUPED, 'opening')
 
 
+NEAR = [{'group': 'abcd'[i // 2], 'nearness': 'near' if i < 2 else 'far', 'size': i % 3} for i in range(8)]
+
+
+def test_rows_of_each_value_are_measured_apart(caplog):
+    """Rows 0, 1 are near, and one group; 2 to 7 are far, and three."""
+    caplog.set_level('INFO', 'perl_jax')
+    values = np.arange(8.0)
+    measure = lambda rows: {'mean': float(values[rows].mean())}  # noqa: E731
+    got = evaluate.figures('test', NEAR, measure)
+    assert {name: (figure.value, figure.rows) for name, figure in got.items()} == {
+        'mean': (3.5, 8), 'near/mean': (0.5, 2), 'far/mean': (4.5, 6)
+    }  # fmt: skip
+    assert got['far/mean'][:3] == evaluate.with_intervals(lambda rows: measure(2 + rows), list('bbccdd'))['mean']
+    assert 'test, nearness far: intervals over 6 rows, in 3 groups by `group`' in caplog.text
+    sizes = evaluate.figures('test', NEAR, measure, by='size')
+    assert {name: figure.rows for name, figure in sizes.items()} == {'mean': 8, '0/mean': 3, '1/mean': 3, '2/mean': 2}
+    assert evaluate.figures('test', GROUPED, measure).keys() == {'mean'}, 'rows that do not say'
+    with pytest.raises(UserError, match=r'--by=near: an example of test has no such field; it has'):
+        evaluate.figures('test', NEAR, measure, by='near')
+
+
 def interval(values, groups, **options):
     measure = lambda rows: {'mean': float(np.mean(values[rows]))}  # noqa: E731
     return evaluate.with_intervals(measure, groups, **options)['mean']

@@ -333,7 +333,7 @@ def test_eval_measures_a_whole_split_with_intervals(toys, name, tmp_path):
     result = json.loads((folder / 'eval_test.json').read_text())
     assert set(result) == MEASURED[name]
     for key, value in result.items():
-        assert value['low'] <= value['value'] <= value['high']
+        assert value['low'] <= value['value'] <= value['high'] and value['rows'] > 0
         assert f'test  {key:20s} {value["value"]:8.4f}' in out
     assert str(folder / 'eval_test.json') in out
 

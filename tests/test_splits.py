@@ -26,6 +26,15 @@ def test_near_copies_are_one_group():
     assert splits.normalised('Größe?') == 'größe'
 
 
+def test_near_is_what_shares_most_words():
+    near = splits.nearest_jaccard
+    assert near('a b c d', ['x', 'a b c d e', 'd c b']) == 4 / 5
+    assert near('a a b', ['b a']) == 1 and near('a', []) == near('a', ['b']) == near('a', ['']) == 0
+    assert near('', ['']) == 1
+    assert splits.nearness('a b c d', {'a b c d e'}) == 'near'  # 0.8 is near
+    assert splits.nearness('a b c', {'a b c d', 'x'}) == 'far'
+
+
 def test_a_sample_is_spread_over_groups_and_the_same_each_time():
     groups = [f'g{i // 20}' for i in range(400)]  # 20 groups, one behind the other
     chosen = rows.spread(groups, 40)

@@ -254,6 +254,7 @@ def test_thumbs(folder):
     assert contradiction['label'] == 0
     (held_out,) = everything('taskmaster_coffee_thumbs', 'validation')
     assert held_out['targets_pretokenized'].decode() == 'agent: Sure — à bientôt.'
+    assert held_out['nearness'] == b'far' and 'nearness' not in first  # 3 of 5 words are train's
     assert everything('taskmaster_coffee_thumbs', 'test') == []
     assert seqio.TaskRegistry.get('taskmaster_coffee_thumbs').num_input_examples('train') == 4
 
@@ -282,6 +283,7 @@ def test_pairs_and_prompts(folder):
     call = TEXT.encode()
     assert found == [(b'agent: good', b'agent: bad'), (call, b'agent: bad'), (call, b'agent: good')]
     example = everything('taskmaster_coffee_pairs')[0]
+    assert example['weight'] == pytest.approx(1 / 3) and 'nearness' not in example
     assert example['chosen'][-1] == example['rejected'][-1] == seqio.ByteVocabulary().eos_id
     prompts = everything('taskmaster_coffee_prompts')
     assert [(p['inputs_pretokenized'].decode(), p['reference']) for p in prompts] == [
@@ -449,6 +451,19 @@ def test_real_counts(real, kind, domain, train, validation):
     examples = getattr(taskmaster, kind)
     assert len(list(examples(domain, 'train'))) == train
     assert len(list(examples(domain, 'validation'))) == validation
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ('kind', 'domain', 'openings', 'near', 'rows'),
+    [('thumbs', 'coffee', 138, 11, 42), ('pairs', 'coffee', 34, 3, 5), ('thumbs', 'ticketing', 38, 7, 108)],
+)
+def test_real_near_openings(real, kind, domain, openings, near, rows):
+    examples = list(getattr(taskmaster, kind)(domain, 'validation'))
+    nearness = {example['group']: example['nearness'] for example in examples}
+    assert (len(nearness), sum(value == 'near' for value in nearness.values())) == (openings, near)
+    assert sum(example['nearness'] == 'near' for example in examples) == rows
+    assert all('nearness' not in example for example in getattr(taskmaster, kind)(domain, 'train'))
 
 
 @needs_data

@@ -157,6 +157,7 @@ def _evaluate(argv: list[str]) -> None:
     options = [
         ('--split', {'default': 'validation', 'help': 'which split to measure'}),
         ('--group', {'help': 'a field of the examples: its rows are drawn together for the intervals (group)'}),
+        ('--by', {'help': 'a field of the examples: rows of each value are measured apart, too (nearness)'}),
     ]
     _with_model_dir('eval', argv, options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,16 @@ from perl_jax.rl.sampling import SamplingConfig
 from perl_jax.types import Responses, Rollout
 
 BLOCKS = 200  # of groups, each left out once
+NEARNESS = 'nearness'  # of a row's group to those of train: tasks/splits.py
+
+
+class Figure(NamedTuple):
+    """A metric, its 95% interval, and how many rows it is of."""
+
+    value: float
+    low: float
+    high: float
+    rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +166,39 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return metrics
 
 
+def figures(
+    name: str,
+    examples: Sequence[Mapping[str, Any]],
+    measure: Callable[[np.ndarray], Mapping[str, float]],
+    group: str | None = None,
+    by: str | None = None,
+) -> dict[str, Figure]:
+    """Every metric of `measure(row indices)` with its interval, of all rows and of their parts as VALUE/METRIC.
+
+    Args:
+      name: of the rows, for the lines that say how intervals are made.
+      examples: of the N rows.
+      group: the field by which rows are drawn (`groups`).
+      by: the field whose values are the parts; None is `nearness` where all rows have it, and else no parts.
+
+    Raises:
+      UserError: a field that was asked for and that an example has not.
+    """
+    if by is None:
+        by = NEARNESS if examples and all(NEARNESS in example for example in examples) else None
+    else:
+        _check_field('--by', by, name, examples)
+    values = np.array(['' if by is None else str(example[by]) for example in examples])
+    parts = {'': np.arange(len(examples))}
+    parts |= {f'{value}/': np.flatnonzero(values == value) for value in sorted(set(values))} if by is not None else {}
+    result = {}
+    for part, rows in parts.items():
+        names = groups(f'{name}, {by} {part[:-1]}' if part else name, [examples[i] for i in rows], group)
+        found = with_intervals(lambda index, rows=rows: measure(rows[index]), names)
+        result |= {f'{part}{metric}': Figure(*figure, len(rows)) for metric, figure in found.items()}
+    return result
+
+
 def groups(name: str, examples: Sequence[Mapping[str, Any]], field: str | None = None) -> list[str]:
     """Say which rows belong together: by a field of the examples, by default `group` where all have it.
 
@@ -168,13 +211,18 @@ def groups(name: str, examples: Sequence[Mapping[str, Any]], field: str | None =
     """
     if field is None:
         field = 'group' if examples and all('group' in example for example in examples) else None
-    elif lacking := next((example for example in examples if field not in example), None):
-        fields = ', '.join(key for key in lacking if not key.endswith('_pretokenized')) or 'none'
-        raise UserError(f'--group={field}: an example of {name} has no such field; it has {fields}')
+    else:
+        _check_field('--group', field, name, examples)
     names = [str(i) if field is None else str(example[field]) for i, example in enumerate(examples)]
     how = 'each by itself' if field is None else f'in {len(set(names)):,} groups by `{field}`'
     logging.getLogger('perl_jax').info(f'{name}: intervals over {len(names):,} rows, {how}')
     return names
+
+
+def _check_field(flag: str, field: str, name: str, examples: Sequence[Mapping[str, Any]]) -> None:
+    if lacking := next((example for example in examples if field not in example), None):
+        fields = ', '.join(key for key in lacking if not key.endswith('_pretokenized')) or 'none'
+        raise UserError(f'{flag}={field}: an example of {name} has no such field; it has {fields}')
 
 
 def with_intervals(

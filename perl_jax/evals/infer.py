@@ -37,13 +37,15 @@ def eval_reward(
     dataset: DatasetConfig | None,
     split: str = 'validation',
     group: str | None = None,
+    by: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
-) -> dict[str, Any]:
+) -> dict[str, evaluate.Figure]:
     """Score a whole split with a reward's best checkpoint; prints the metrics with 95% intervals.
 
     Of an ensemble it is the members' mean that is measured; of several tasks of one kind, all their rows together.
-    `group` is the field of the examples that are drawn together in the bootstrap (evaluate.groups). Writes
-    MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a reliability diagram for each task.
+    `group` is the field of the examples that are drawn together in the bootstrap, and `by` that whose values are
+    measured apart, too (evaluate.figures). Writes MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a
+    reliability diagram for each task.
     """
     with partitioner.scope():
         frozen, adapters = members(model_dir, base, partitioner)
@@ -59,17 +61,16 @@ def eval_reward(
         config.mixture_or_task_name: calibration.reliability(*calibration.outcomes(one, values))
         for config, one, values in zip(configs, heldout, rewards, strict=True)
     }
-    result: dict[str, Any] = {}
+    result: dict[str, evaluate.Figure] = {}
     for kind in dict.fromkeys(kinds):
         alike = [i for i, other in enumerate(kinds) if other == kind]
         one, values = datasets.joined([heldout[i] for i in alike]), np.concatenate([rewards[i] for i in alike])
-        groups = evaluate.groups(f'{kind} of {split}', one.examples, group)
 
         def measure(rows: np.ndarray, one: datasets.Dataset = one, values: np.ndarray = values) -> dict[str, float]:
             some = one.take(rows)
             return evaluate.reward_metrics([some], [values[rows]]) | calibration.metrics(some, values[rows])
 
-        result |= evaluate.with_intervals(measure, groups)
+        result |= evaluate.figures(f'{kind} of {split}', one.examples, measure, group, by)
     if jax.process_index() == 0:
         rundir.replace(os.path.join(model_dir, f'calibration_{split}.json'), json.dumps(bins, indent=2))
     return _report(model_dir, split, result)
@@ -83,9 +84,10 @@ def eval_policy(
     metric_fns: Mapping[str, TextFunction] | None = None,
     split: str = 'validation',
     group: str | None = None,
+    by: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
-) -> dict[str, Any]:
-    """Answer a whole split once and average what `metric_fns` say, with 95% intervals, `group` as for a reward.
+) -> dict[str, evaluate.Figure]:
+    """Answer a whole split once and average what `metric_fns` say, with 95% intervals; `group`, `by` as for a reward.
 
     Where a task has metric_fns of its own, they are measured too, by TASK/NAME. Writes MODEL_DIR/eval_SPLIT.json.
     """
@@ -95,14 +97,15 @@ def eval_policy(
         parts = datasets.tasks_with_rows(config, 'prompts')
         prompts = datasets.joined([part for _, part, _ in parts])
         rows = _answers(model_dir, base, prompts, config.batch_size, sampling, metric_fns, partitioner)
-    groups = evaluate.groups(split, prompts.examples, group)
-    result = evaluate.with_intervals(lambda index: evaluate.means([rows[i] for i in index]), groups)
+    measure = lambda index: evaluate.means([rows[i] for i in index])  # noqa: E731
+    result = evaluate.figures(split, prompts.examples, measure, group, by)
     responses = iter([row['response'] for row in rows])
     for task, _, examples in parts:
         given = list(itertools.islice(responses, len(examples)))
         if task_metrics.usable(task):
             measure = functools.partial(_task_metrics, task, examples, given)
-            result |= evaluate.with_intervals(measure, list(map(str, range(len(examples)))), TASK_METRIC_DRAWS)
+            found = evaluate.with_intervals(measure, list(map(str, range(len(examples)))), TASK_METRIC_DRAWS)
+            result |= {name: evaluate.Figure(*figure, len(examples)) for name, figure in found.items()}
     return _report(model_dir, split, result)
 
 
@@ -220,13 +223,13 @@ def _given(dataset: DatasetConfig | None) -> DatasetConfig:
     return dataset
 
 
-def _report(model_dir: str, split: str, result: dict[str, Any]) -> dict[str, Any]:
+def _report(model_dir: str, split: str, result: dict[str, evaluate.Figure]) -> dict[str, evaluate.Figure]:
     if jax.process_index() != 0:
         return result
-    for name, (value, low, high) in result.items():
-        print(f'{split}  {name:20s} {value:8.4f}   95% [{low:.4f}, {high:.4f}]')
+    for name, (value, low, high, rows) in result.items():
+        print(f'{split}  {name:20s} {value:8.4f}   95% [{low:.4f}, {high:.4f}]   {rows:,} rows')
     path = os.path.join(model_dir, f'eval_{split}.json')
-    values = {k: {'value': v[0], 'low': v[1], 'high': v[2]} for k, v in result.items()}
+    values = {name: figure._asdict() for name, figure in result.items()}
     rundir.replace(path, json.dumps(values, indent=2) + '\n')  # its presence tells that the run is measured
     print(path)
     return result
