@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
@@ -20,7 +18,7 @@ def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None])
     by the part that it holds, and the products change places. Both found by the plan: docs/tpu.md.
     """
     rest, tokens = (None,) * (x.ndim - 2), x.size // x.shape[-1]
-    whole = _whole(axes)
+    whole = gathered(axes)
     if 'embed' not in axes or partitions('embed') == 1 or 4 * tokens > kernel.shape[axes.index('embed')]:
         return x @ nn.with_logical_constraint(kernel, whole)
     y = nn.with_logical_constraint(x, (None, *rest, axes[0])) @ kernel
@@ -28,30 +26,8 @@ def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None])
     return nn.with_logical_constraint(y, ('batch', *rest, whole[1]))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul_widening(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
-    """As `matmul`, for LoRA's B [r, out], whose gradient is a product with the thin x^T [r, batch * ...] in front.
-
-    JAX's own gradient has dy^T in front and turns the result; for that XLA on a CPU first turns all of dy.
-    """
-    return matmul(x, kernel, axes)
-
-
-def _widening_forward(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]):
-    return matmul(x, kernel, axes), (x, kernel)
-
-
-def _widening_backward(axes: tuple[str | None, str | None], kept: tuple[jax.Array, jax.Array], given: jax.Array):
-    x, kernel = kept
-    back = jax.linear_transpose(lambda x: matmul(x, kernel, axes), x)
-    slope = jnp.einsum('...r,...o->ro', x, given)
-    return *back(given), nn.with_logical_constraint(slope, _whole(axes))
-
-
-matmul_widening.defvjp(_widening_forward, _widening_backward)
-
-
-def _whole(axes: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
+def gathered(axes: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
+    """The axes of a kernel that lies whole on each chip of FSDP."""
     return tuple(None if axis == 'embed' else axis for axis in axes)
 
 

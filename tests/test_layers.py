@@ -104,18 +104,6 @@ def test_rotation_is_a_complex_product_of_the_halves():
         np.testing.assert_allclose(got[b, t, h], np.concatenate([z.real, z.imag]), atol=1e-5)
 
 
-@pytest.mark.parametrize('times', [3, 5])
-def test_however_often_something_is_turned_sines_are_made_twice(times):
-    """Once for each table, and not in each operation that turns something."""
-
-    def run(x, positions):
-        table = layers.rope_table(positions, 8, 100.0)
-        return [layers.rotate(x * i, table) for i in range(times)]
-
-    text = jax.jit(run).lower(normal(2, 16, 4, 8), jnp.zeros((2, 16), int)).compile().as_text()
-    assert text.count(' sine(') == text.count(' cosine(') == 2
-
-
 def test_scores_depend_on_the_distance_alone():
     q, k = normal(1, 1, 8), normal(1, 1, 8)
 

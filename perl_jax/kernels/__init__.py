@@ -1,1 +1,1 @@
-"""What exists for the sake of a chip, each behind one call."""
+"""What exists for the sake of a chip or of a CPU, each behind one call."""

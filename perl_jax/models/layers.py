@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from perl_jax import sharded
+from perl_jax.kernels import widening
 
 MASKED = -1e30  # finite, so that a row which may see nothing gives a uniform softmax instead of NaN
 
@@ -48,7 +49,7 @@ class Dense(nn.Module):
         if self.has_variable('lora', 'a'):
             a, b = (self.get_variable('lora', name).astype(self.dtype) for name in 'ab')
             low = sharded.matmul(self._drop(x), a, (self.axes[0], None))
-            y += sharded.matmul_widening(low, b, (None, self.axes[1]))
+            y += widening.matmul(low, b, (None, self.axes[1]))
         return y
 
     def _drop(self, x: jax.Array) -> jax.Array:
@@ -160,11 +161,7 @@ def rope_table(
     if scaling is not None:
         frequency = scaling(frequency)
     angles = jnp.tensordot(positions.astype(jnp.float32), frequency, axes=0)
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    # A length of 1, but for rounding. XLA on a CPU puts a sine into each operation that uses it, and makes it there
-    # again for each head, which takes a twentieth of a training step; a quotient it makes once.
-    length = jnp.sqrt(sin * sin + cos * cos)
-    return sin / length, cos / length
+    return jnp.sin(angles), jnp.cos(angles)
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
