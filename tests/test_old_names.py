@@ -66,6 +66,33 @@ BETA = 0.1
     assert lines[8] == 'BETA = 0.1' and 'train_policy.train.objective = @objective.Objective()' in lines[9:]
 
 
+@pytest.mark.parametrize('text', [
+    'decoder.DecoderConfig.scan_layers = {}\nBETA = 0.1\n',
+    'perl_jax.networks.decoder.DecoderConfig.scan_layers = {} # no loop\nBETA = 0.1\n',
+    'decoder.DecoderConfig:\n  scan_layers = {}\nBETA = 0.1\n',
+    'decoder.DecoderConfig:\n  scan_layers = {}\n  emb_dim = 64\nBETA = 0.1\n',
+])  # fmt: skip
+def test_layers_are_in_one_loop_whatever_an_older_file_says(text, caplog):
+    """Of True nothing is said, of False one line; a binding of T5X's own config of that name stays."""
+    old_names._say.cache_clear()
+    for value in 'True', 'False', 'False':
+        kept = {'BETA': 0.1} | ({'decoder.DecoderConfig.emb_dim': 64} if 'emb_dim' in text else {})
+        with caplog.at_level('INFO', 'perl_jax'):
+            assert configure.settings(text.format(value)) == kept
+        assert caplog.text.count('take it out') == (value == 'False')
+    line = 'network.T5Config.scan_layers = True\n'
+    assert old_names.translate(line) == line
+
+
+def test_a_run_without_the_loop_goes_on_with_it():
+    text = (OLD / 'toy_policy_0_1.gin').read_text()
+    other = text.replace('scan_layers = True', 'scan_layers = False')
+    assert text != other and configure._check_resume(other, text) == []
+    assert said(configured('policy', f'--gin_file={OLD}/toy_policy_0_1.gin')) == said(
+        configured('policy', f'--gin_file={OLD}/toy_policy_0_1.gin', '--gin.decoder.DecoderConfig.scan_layers=False')
+    )
+
+
 def test_todays_text_stays_as_it_is():
     for path in GOLDEN.glob('*.gin'):
         assert old_names.translate(path.read_text()) == path.read_text()

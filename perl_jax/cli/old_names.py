@@ -1,10 +1,13 @@
 """Bindings of older versions, translated: a config.gin that was written then still says what it said.
 
     train_policy.train.sampling = %SAMPLING    ->    Objective.sampling = %SAMPLING
+    decoder.DecoderConfig.scan_layers = True      ->    (nothing)
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 
 _TUNING = {name: f'Tuning.{name}' for name in ('spec', 'optimizer', 'schedule', 'num_microbatches')}
@@ -40,13 +43,19 @@ GIVEN = {
     },
 }
 VALUE = 'Objective.value = @value/tuning.Tuning()'
-_BLOCK = re.compile(r'^(train_(?:sft|reward|policy)\.train):[ \t]*\n((?:[ \t]+\S[^\n]*\n?|[ \t]*\n)+)', re.MULTILINE)
+# Of DecoderConfig: what is always so today, and why another value needs no translation.
+SETTLED = {'scan_layers': ('True', 'layers are always in one loop, and compute the same')}
+_HEADER = r'train_(?:sft|reward|policy)\.train|(?:[\w./]*[./])?DecoderConfig'
+_BLOCK = re.compile(rf'^({_HEADER}):[ \t]*\n((?:[ \t]+\S[^\n]*\n?|[ \t]*\n)+)', re.MULTILINE)
 _BINDING = re.compile(r'^([ \t]*)(?:perl_jax\.)?(train_(?:sft|reward|policy)\.train)\.(\w+)(?=\s*=)', re.MULTILINE)
+_SETTLED = re.compile(
+    rf'^(?:[\w./]*[./])?DecoderConfig\.({"|".join(SETTLED)})[ \t]*=[ \t]*([^#\n]*)[^\n]*', re.MULTILINE
+)
 
 
 def translate(text: str) -> str:
     """The text of a gin file in today's names; each line stays where it is, and what is added stands at the end."""
-    text = _BLOCK.sub(_flat, text)
+    text = _SETTLED.sub(_settled, _BLOCK.sub(_flat, text))
     trainings = {training for _, training, name in _BINDING.findall(text) if name in PARAMETERS[training]}
     if not trainings:
         return text
@@ -60,9 +69,22 @@ def translate(text: str) -> str:
 
 def _flat(block: re.Match[str]) -> str:
     """A block that binds an older parameter, as bindings of one line each."""
-    training, body = block[1], block[2]
+    name, body = block[1], block[2]
     indent = re.match(r'[ \t]+', body)[0]
     names = re.findall(rf'^{indent}(\w+)\s*=', body, re.MULTILINE)
-    if not PARAMETERS[training].keys() & set(names):
+    if not PARAMETERS.get(name, SETTLED).keys() & set(names):
         return block[0]
-    return '\n' + re.sub(rf'^{indent}(?=\w+\s*=)', f'{training}.', body, flags=re.MULTILINE)
+    return '\n' + re.sub(rf'^{indent}(?=\w+\s*=)', f'{name}.', body, flags=re.MULTILINE)
+
+
+def _settled(binding: re.Match[str]) -> str:
+    """Nothing in the place of a setting that is always so; of another value a line is said."""
+    if (value := binding[2].strip()) != SETTLED[binding[1]][0]:
+        _say(binding[1], value)
+    return ''
+
+
+@functools.cache
+def _say(name: str, value: str) -> None:
+    why = SETTLED[name][1]
+    logging.getLogger('perl_jax').info(f'DecoderConfig.{name} = {value} has no effect any more: {why}; take it out')

@@ -36,7 +36,6 @@ class DecoderConfig:
     sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
     local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
     flash: attention over whole prompts and responses in one kernel on TPUs (flash.py).
-    scan_layers: without effect, for older config.gin files: layers are always in one loop.
     remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
     """
     vocab_size: int
@@ -64,7 +63,6 @@ class DecoderConfig:
     local_rope_theta: float | None = None
     dtype: str = 'float32'
     flash: bool = True
-    scan_layers: bool = True
     remat: str = 'none'
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 Description = Mapping[str, Any]
-_HOW = ('dtype', 'flash', 'remat', 'scan_layers')  # how it is computed: these may differ
+_HOW = ('dtype', 'flash', 'remat')  # how it is computed: these may differ
 
 
 def describe(network: nn.Module) -> dict[str, Any]:

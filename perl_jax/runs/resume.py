@@ -48,7 +48,7 @@ SAMPLED = {  # in a policy run, whose batches are its own answers
     '*SamplingConfig.max_decode_length': 'where answers are cut',
 }
 # How a network is computed, not what.
-HOW = ('*DecoderConfig.dtype', '*T5Config.dtype', '*Config.flash', '*Config.remat', '*Config.scan_layers')
+HOW = ('*DecoderConfig.dtype', '*T5Config.dtype', '*Config.flash', '*Config.remat')
 TAKEN = (
     'BaseConfig.path',  # where the same weights lie now: their fingerprint is compared
     '*DatasetConfig.vocabulary',  # likewise its tokens, by whatever name: vocabulary.py
