@@ -29,6 +29,7 @@ from perl_jax.rewards import ensembles
 from perl_jax.rewards.scoring import member_scores
 from perl_jax.rl.sampling import SamplingConfig, sample
 from perl_jax.runs import base as bases
+from perl_jax.runs import finished
 from perl_jax.tasks import toy_grammar
 
 BATCH = 8
@@ -71,7 +72,7 @@ def main() -> None:
 
 def read(folder: str) -> list[lora.Adapter]:
     """The members of an ensemble run, and last their weight average."""
-    adapters, _ = bases.read_adapters(folder, phase='reward', flag='--rewards')
+    adapters, _ = finished.read_adapters(folder, phase='reward', flag='--rewards')
     members = list(adapters.values())
     return [*members, averaging.concatenate(members, [1 / len(members)] * len(members))]
 

@@ -26,6 +26,7 @@ from perl_jax.rl import advantages, steps
 from perl_jax.rl.objective import Objective
 from perl_jax.rl.sampling import SamplingConfig, sample
 from perl_jax.runs import base as bases
+from perl_jax.runs import finished
 
 BATCH = 16
 COLUMNS = ('value', 'prompt', 'prefix')
@@ -44,9 +45,9 @@ def main() -> None:
     config = configure.configured('base.BaseConfig', [f'{args.reward}/config.gin'], bindings, [])()
     with Partitioner().scope():
         frozen = bases.load(config, Partitioner(), 0)
-        (judge,) = bases.read_adapters(args.reward, phase='reward', flag='--reward')[0].values()
+        (judge,) = finished.read_adapters(args.reward, phase='reward', flag='--reward')[0].values()
         for folder in args.policies.split(','):
-            roles = bases.read_adapters(folder, phase='policy', flag='--policies')[0]
+            roles = finished.read_adapters(folder, phase='policy', flag='--policies')[0]
             pooled = pool(config.network, frozen.params, roles, judge, args.prompts, args.samples)
             print(folder, report(*pooled), flush=True)
 

@@ -18,8 +18,10 @@ from perl_jax.models.decoder import Decoder
 from perl_jax.models.description import describe
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.runs import base as bases
+from perl_jax.runs import finished
 from perl_jax.runs.base import BaseConfig
-from perl_jax.runs.checkpoints import Checkpoints, fingerprint
+from perl_jax.runs.checkpoints import Checkpoints
+from perl_jax.runs.fingerprints import fingerprint
 
 NETWORK, ONE = tiny.NETWORK, Partitioner()
 
@@ -95,7 +97,7 @@ def test_a_policy_is_a_base_too_with_the_scale_of_each_of_its_layers(tmp_path, d
     adapter = lora.rescaled(adapter, 0.1).replace(scale=tuple((layer, each) for layer in sorted(layers)))
     sft_run(tmp_path, first, None, phase='policy', adapter=adapter)
     tiny.assert_close(load(str(tmp_path), dtype=dtype).params, lora.merge(first.params, adapter), atol=1e-6)
-    read, _ = bases.read_adapter(str(tmp_path), 'policy', phase='policy', flag='')
+    read, _ = finished.read_adapter(str(tmp_path), 'policy', phase='policy', flag='')
     assert read.scale == adapter.scale
 
 
@@ -196,7 +198,7 @@ def test_of_a_reward_run_the_best_checkpoint_is_read(tmp_path):
         about = {'phase': 'reward', 'adapters': {'reward': {'scale': 1.0, 'dropout': 0.0}}}
         checkpoints.save(step, {'reward': types.TrainState(jnp.int32(step), adapter, ())}, about, {'auc': auc})
     checkpoints.close()
-    adapter, _ = bases.read_adapter(str(tmp_path), 'reward', phase='reward', flag='x')
+    adapter, _ = finished.read_adapter(str(tmp_path), 'reward', phase='reward', flag='x')
     np.testing.assert_array_equal(adapter.head['kernel'], 2.0)
 
 

@@ -15,8 +15,9 @@ from tiny import D, specs
 from perl_jax.errors import UserError
 from perl_jax.models.lora import LoraSpec
 from perl_jax.optim import train_state
-from perl_jax.runs.base import read_adapter
-from perl_jax.runs.checkpoints import Checkpoints, fingerprint
+from perl_jax.runs.checkpoints import Checkpoints
+from perl_jax.runs.fingerprints import fingerprint
+from perl_jax.runs.finished import read_adapter
 
 # Orbax abandons its other reads where one fails; Python tells of that as it throws them away.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_runs import perl, quoted, ran, rows, state, toy, toys  # noqa: F401
 
-from perl_jax.runs import base as bases
+from perl_jax.runs import finished
 
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
@@ -53,7 +53,7 @@ def test_its_average_is_a_reward_run(ensemble, toys, tmp_path):
     ran('average', f'--model_dirs={ensemble},{toys.reward}', f'--model_dir={exact}')
     said = ran('average', f'--model_dirs={ensemble}', f'--model_dir={cut}', '--rank=2').err
     assert 'rank 2 is' in said and 'off the exact average' in said
-    adapter, about = bases.read_adapter(str(exact), 'reward', phase='reward', flag='')
+    adapter, about = finished.read_adapter(str(exact), 'reward', phase='reward', flag='')
     assert adapter.lora['decoder']['layers']['self_attention']['query']['a'].shape[-1] == 8 + 3 + 8
     assert about['base']['fingerprint'] == json.loads((toys.reward / 'run.json').read_text())['base']['fingerprint']
     for folder in (exact, cut):

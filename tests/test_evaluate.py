@@ -6,7 +6,7 @@ import pytest
 from perl_jax import types
 from perl_jax.data.datasets import Dataset
 from perl_jax.errors import UserError
-from perl_jax.evals import evaluate
+from perl_jax.evals import answering, intervals, reward_metrics
 from perl_jax.parallel.partitioning import Partitioner
 
 
@@ -33,7 +33,7 @@ def test_classification_equals_the_slow_one(levels, share):
     logits = rng.standard_normal(60) + labels
     if levels:
         logits = np.round(logits * (levels - 1) / 2)  # 0 is among them: not a thumb up
-    got = evaluate.classification(logits.astype(np.float32), labels)
+    got = reward_metrics.classification(logits.astype(np.float32), labels)
     assert got['auc'] == pytest.approx(slow_auc(logits, labels))
     assert got['balanced_accuracy'] == pytest.approx(slow_balanced_accuracy(logits, labels))
     assert got['accuracy'] == pytest.approx(np.mean([(z > 0) == bool(y) for z, y in zip(logits, labels)]))
@@ -42,25 +42,25 @@ def test_classification_equals_the_slow_one(levels, share):
 def test_auc_at_its_ends():
     labels = np.array([0, 0, 1, 1], np.float32)
     for logits, auc in (([1, 2, 3, 4], 1), ([4, 3, 2, 1], 0), ([1, 1, 1, 1], 0.5)):
-        assert evaluate.classification(np.float32(logits), labels)['auc'] == auc
+        assert reward_metrics.classification(np.float32(logits), labels)['auc'] == auc
 
 
 @pytest.mark.parametrize('label', [0.0, 1.0])
 def test_one_class_alone_has_no_auc(label):
-    got = evaluate.classification(np.array([1.0, -1.0, 2.0]), np.full(3, label))
+    got = reward_metrics.classification(np.array([1.0, -1.0, 2.0]), np.full(3, label))
     assert got == {'accuracy': pytest.approx(2 / 3 if label else 1 / 3)}
 
 
 def test_ranking_counts_ties_as_half():
     rewards = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 3.0], [0.5, 0.25]])
-    assert evaluate.ranking(rewards, np.arange(4)) == {
+    assert reward_metrics.ranking(rewards, np.arange(4)) == {
         'pairwise_accuracy': 2.5 / 4, 'context_accuracy': 2.5 / 4, 'margin': 0.25 / 4
     }  # fmt: skip
 
 
 def test_a_context_with_many_pairs_counts_once_by_context():
     rewards = np.array([[2.0, 1.0]] * 28 + [[1.0, 2.0], [3.0, 3.0]])
-    got = evaluate.ranking(rewards, np.array(['a'] * 28 + ['b', 'c']))
+    got = reward_metrics.ranking(rewards, np.array(['a'] * 28 + ['b', 'c']))
     assert got['pairwise_accuracy'] == pytest.approx(28.5 / 30) and got['context_accuracy'] == pytest.approx(1.5 / 3)
 
 
@@ -72,30 +72,30 @@ def pairs_of(*prompts):
 
 def test_metrics_of_several_tasks_stand_together():
     pairs, thumbs = pairs_of(7), Dataset({'labels': np.array([[1.0], [0.0]])}, [], None, 1)
-    got = evaluate.reward_metrics([pairs, thumbs], [np.array([[2.0, 1.0]]), np.array([[1.0], [-1.0]])])
+    got = reward_metrics.measure([pairs, thumbs], [np.array([[2.0, 1.0]]), np.array([[1.0], [-1.0]])])
     ranked = {'pairwise_accuracy': 1, 'context_accuracy': 1, 'margin': 1}
     assert got == ranked | {'accuracy': 1, 'balanced_accuracy': 1, 'auc': 1}
 
 
 def test_several_tasks_of_a_kind_are_measured_as_one():
     pairs = [pairs_of(7), pairs_of(7, 7, 8)]  # 7 of one task is not 7 of another
-    got = evaluate.reward_metrics(pairs, [np.array([[2.0, 1.0]]), np.array([[1.0, 2.0]] * 3)])
+    got = reward_metrics.measure(pairs, [np.array([[2.0, 1.0]]), np.array([[1.0, 2.0]] * 3)])
     assert got == {'pairwise_accuracy': 0.25, 'context_accuracy': pytest.approx(1 / 3), 'margin': -0.5}
     up, down = (Dataset({'labels': np.full((2, 1), label)}, [], None, 1) for label in (1.0, 0.0))
-    got = evaluate.reward_metrics([up, down], [np.array([[1.0], [3.0]]), np.array([[-1.0], [2.0]])])
+    got = reward_metrics.measure([up, down], [np.array([[1.0], [3.0]]), np.array([[-1.0], [2.0]])])
     assert got == {'accuracy': 0.75, 'balanced_accuracy': 0.75, 'auc': 0.75}
 
 
 def test_labels_between_count_as_the_nearer():
-    got = evaluate.classification(np.array([3.0, -3.0, 1.0]), np.array([0.9, 0.1, 0.2]))
+    got = reward_metrics.classification(np.array([3.0, -3.0, 1.0]), np.array([0.9, 0.1, 0.2]))
     assert got == {'accuracy': 2 / 3, 'balanced_accuracy': 0.75, 'auc': 1}
 
 
 def test_a_metric_that_the_rows_cannot_give_is_refused():
     alike = Dataset({'labels': np.ones((2, 1))}, [{}, {}], None, 1)
-    evaluate.check_metric('BEST_METRIC', 'accuracy', [alike])
+    reward_metrics.check_metric('BEST_METRIC', 'accuracy', [alike])
     with pytest.raises(UserError, match="BEST_METRIC = 'auc': the held-out rows give accuracy; name one"):
-        evaluate.check_metric('BEST_METRIC', 'auc', [alike])
+        reward_metrics.check_metric('BEST_METRIC', 'auc', [alike])
 
 
 # Intervals.
@@ -106,16 +106,16 @@ GROUPED = [{'group': 'a', 'inputs_pretokenized': 'x'}, {'group': 'b', 'opening':
 
 def test_rows_are_drawn_by_group_where_all_have_one(caplog):
     caplog.set_level('INFO', 'perl_jax')
-    assert evaluate.groups('test', GROUPED) == ['a', 'b', 'a']
+    assert intervals.groups('test', GROUPED) == ['a', 'b', 'a']
     assert 'test: intervals over 3 rows, in 2 groups by `group`' in caplog.text
-    assert evaluate.groups('test', [*GROUPED, {}]) == ['0', '1', '2', '3']
+    assert intervals.groups('test', [*GROUPED, {}]) == ['0', '1', '2', '3']
     assert 'test: intervals over 4 rows, each by itself' in caplog.text
-    assert evaluate.groups('test', GROUPED[1:], 'opening') == ['1', '1']
+    assert intervals.groups('test', GROUPED[1:], 'opening') == ['1', '1']
 
 
 def test_a_group_that_a_row_has_not_is_refused():
     with pytest.raises(UserError, match=r'--group=opening: an example of test has no such field; it has group$'):
-        evaluate.groups('test', GROUPED, 'opening')
+        intervals.groups('test', GROUPED, 'opening')
 
 
 NEAR = [{'group': 'abcd'[i // 2], 'nearness': 'near' if i < 2 else 'far', 'size': i % 3} for i in range(8)]
@@ -126,22 +126,22 @@ def test_rows_of_each_value_are_measured_apart(caplog):
     caplog.set_level('INFO', 'perl_jax')
     values = np.arange(8.0)
     measure = lambda rows: {'mean': float(values[rows].mean())}  # noqa: E731
-    got = evaluate.figures('test', NEAR, measure)
+    got = intervals.figures('test', NEAR, measure)
     assert {name: (figure.value, figure.rows) for name, figure in got.items()} == {
         'mean': (3.5, 8), 'near/mean': (0.5, 2), 'far/mean': (4.5, 6)
     }  # fmt: skip
-    assert got['far/mean'][:3] == evaluate.with_intervals(lambda rows: measure(2 + rows), list('bbccdd'))['mean']
+    assert got['far/mean'][:3] == intervals.with_intervals(lambda rows: measure(2 + rows), list('bbccdd'))['mean']
     assert 'test, nearness far: intervals over 6 rows, in 3 groups by `group`' in caplog.text
-    sizes = evaluate.figures('test', NEAR, measure, by='size')
+    sizes = intervals.figures('test', NEAR, measure, by='size')
     assert {name: figure.rows for name, figure in sizes.items()} == {'mean': 8, '0/mean': 3, '1/mean': 3, '2/mean': 2}
-    assert evaluate.figures('test', GROUPED, measure).keys() == {'mean'}, 'rows that do not say'
+    assert intervals.figures('test', GROUPED, measure).keys() == {'mean'}, 'rows that do not say'
     with pytest.raises(UserError, match=r'--by=near: an example of test has no such field; it has'):
-        evaluate.figures('test', NEAR, measure, by='near')
+        intervals.figures('test', NEAR, measure, by='near')
 
 
 def interval(values, groups, **options):
     measure = lambda rows: {'mean': float(np.mean(values[rows]))}  # noqa: E731
-    return evaluate.with_intervals(measure, groups, **options)['mean']
+    return intervals.with_intervals(measure, groups, **options)['mean']
 
 
 def test_intervals_of_a_mean_are_those_of_theory():
@@ -170,7 +170,7 @@ def test_intervals_repeat_with_the_seed():
 
 def test_draws_without_one_class_are_left_out():
     labels, logits = np.array([1.0, 0, 0, 0]), np.array([3.0, 2.0, 1.0, 4.0])
-    got = evaluate.with_intervals(lambda rows: evaluate.classification(logits[rows], labels[rows]), list('abcd'))
+    got = intervals.with_intervals(lambda rows: reward_metrics.classification(logits[rows], labels[rows]), list('abcd'))
     assert got['auc'][0] == pytest.approx(2 / 3)
     assert all(0 <= x <= 1 for x in got['auc'])
 
@@ -192,7 +192,7 @@ class Words:
 
 
 def test_scores_are_those_of_every_row_once():
-    got = evaluate.scores([dataset(7), dataset(2)], 3, Partitioner(), lambda batch: batch.inputs[:, :2] * 0.5)
+    got = reward_metrics.scores([dataset(7), dataset(2)], 3, Partitioner(), lambda batch: batch.inputs[:, :2] * 0.5)
     assert [x.shape for x in got] == [(7, 2), (2, 2)]
     np.testing.assert_array_equal(got[0][:, 0], 0.5 * np.arange(7))
 
@@ -209,7 +209,7 @@ def test_answers_are_rows_with_texts_scores_and_judgements():
         return rollout, {'score': prompts.inputs[:, :1] * 0.1}
 
     judge = lambda prompt, response, example: len(prompt) + (example['reference'][-1] == response[-1])  # noqa: E731
-    rows = evaluate.answers(dataset(5), 3, Partitioner(), respond, {'truth': judge})
+    rows = answering.answer_all(dataset(5), 3, Partitioner(), respond, {'truth': judge})
     assert [i for i, _ in seen] == [0, 1]
     assert rows[3] == {
         'prompt': 'question 3', 'response': '13', 'tokens': 1, 'score': pytest.approx(0.3), 'truth': 11.0,
@@ -217,8 +217,8 @@ def test_answers_are_rows_with_texts_scores_and_judgements():
     }  # fmt: skip
     assert [row['prompt'] for row in rows] == [f'question {i}' for i in range(5)]
     assert rows[4]['tokens'] == 2
-    means = evaluate.means(rows)
+    means = answering.means(rows)
     assert means == {'length': pytest.approx(6 / 5), 'score': pytest.approx(0.2), 'truth': pytest.approx(10 + 4 / 5)}
-    assert evaluate.beside(rows[3]) == {
+    assert answering.beside(rows[3]) == {
         'sft_response': '13', 'sft_tokens': 1, 'sft_score': pytest.approx(0.3), 'sft_truth': 11.0
     }  # fmt: skip

@@ -14,6 +14,7 @@ from perl_jax.models.decoder import Decoder
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.runs import base as bases
+from perl_jax.runs import finished
 from perl_jax.runs.base import BaseConfig
 
 MODEL = '--gin_file=models/toy.gin'
@@ -33,7 +34,7 @@ def load(path):
 def merged(folder, role):
     """The parameters that a run ended with, and its adapter."""
     phase = json.loads((folder / 'run.json').read_text())['phase']
-    adapter, about = bases.read_adapter(str(folder), role, phase=phase, flag='')
+    adapter, about = finished.read_adapter(str(folder), role, phase=phase, flag='')
     network = toy_network()
     with settings(), Partitioner().scope():  # random weights hang on how their making is compiled
         return lora.merge(bases.named(network, about['base'], Partitioner()).params, adapter), adapter
@@ -96,8 +97,8 @@ def test_an_adapter_goes_out_and_comes_back(toys, tmp_path):
 
     theirs = tmp_path / 'theirs'
     ran('import', '--format=peft', f'--input={tmp_path}/adapter', f'--model_dir={theirs}', MODEL)
-    was, _ = bases.read_adapter(str(run), 'reward', phase='reward', flag='')
-    now, about = bases.read_adapter(str(theirs), 'reward', phase='reward', flag='')
+    was, _ = finished.read_adapter(str(run), 'reward', phase='reward', flag='')
+    now, about = finished.read_adapter(str(theirs), 'reward', phase='reward', flag='')
     assert (was.scale, was.dropout) == (now.scale, now.dropout)
     assert_same(was, now)
     # It serves a policy as a reward of our own does.

@@ -203,7 +203,7 @@ def test_one_reply_in_twenty_may_be_unread_without_a_word():
 @pytest.fixture
 def few_draws(monkeypatch):
     """For the tests that look at no interval."""
-    monkeypatch.setattr(judge.evaluate, 'with_intervals', functools.partial(judge.evaluate.with_intervals, draws=10))
+    monkeypatch.setattr(judge.intervals, 'with_intervals', functools.partial(judge.intervals.with_intervals, draws=10))
 
 
 class Learned:

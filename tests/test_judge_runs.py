@@ -13,7 +13,7 @@ from perl_jax.data import datasets, texts
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.evals.judging import cautions, judge
 from perl_jax.parallel.partitioning import Partitioner
-from perl_jax.rewards import scoring
+from perl_jax.rewards import sources
 from perl_jax.runs import base
 from perl_jax.tasks import toy as toy_tasks
 from perl_jax.tokenizers import vocabularies
@@ -114,7 +114,7 @@ def in_training(toys, answers):
         partitioner = Partitioner()
         with partitioner.scope():
             frozen = base.load(config, partitioner, 0)
-            score = scoring.LearnedReward(str(toys.reward)).scorer(config.network, frozen, partitioner, None)
+            score = sources.LearnedReward(str(toys.reward)).scorer(config.network, frozen, partitioner, None)
             (inputs, inputs_mask), (targets, targets_mask) = padded('prompt'), padded('response')
             rollout = Rollout(inputs, inputs_mask, targets[:, None], targets_mask[:, None], 0.0 * targets[:, None])
             return np.asarray(score(rollout, [])[0])[:, 0]

@@ -26,7 +26,10 @@ UPWARD = {
 }
 
 # Only the networks are made of layers; gin may name RopeScaling, and readers of configs make one.
-ONLY_FOR = {'models.layers': r'models\..*|cli\.configurables|interop\.hf_config|interop\.gguf_keys'}
+ONLY_FOR = {
+    'models.layers': r'models\..*',
+    'models.attention': r'models\..*|cli\.configurables|interop\.hf_config|interop\.gguf_keys',
+}
 
 # Modules that are imported under another name than their distribution's, or that come with another one.
 DISTRIBUTIONS = {

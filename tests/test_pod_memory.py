@@ -15,7 +15,7 @@ from toy_runs import ENVIRONMENT
 from perl_jax.interop import gguf, hf, t5x
 from perl_jax.models.t5 import T5, T5Config
 from perl_jax.parallel import partitioning
-from perl_jax.runs.checkpoints import fingerprint
+from perl_jax.runs.fingerprints import fingerprint
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROOM = 300e6

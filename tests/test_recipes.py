@@ -19,6 +19,7 @@ from toy_runs import configured, perl, quoted, ran, rows, state, steps, toy, toy
 from perl_jax.cli import configure
 from perl_jax.evals import infer
 from perl_jax.runs import checkpoints
+from perl_jax.runs.fingerprints import fingerprint
 from perl_jax.tasks import toy as toy_task
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -119,7 +120,7 @@ def test_the_base_stays_as_it_is_bit_for_bit(toys, name):
     for base, before in seen.bases:
         after = jax.device_get(base.params)
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.view(np.uint8), y.view(np.uint8)), before, after)
-        assert checkpoints.fingerprint(base.params) == base.fingerprint
+        assert fingerprint(base.params) == base.fingerprint
 
 
 @every_run

@@ -12,8 +12,8 @@ from perl_jax.errors import UserError
 from perl_jax.models import lora
 from perl_jax.models.lora import FullSpec, LoraSpec
 from perl_jax.parallel.partitioning import Partitioner
-from perl_jax.rewards import ensembles, scoring
-from perl_jax.rewards.scoring import LearnedReward, TextReward
+from perl_jax.rewards import ensembles, scoring, text_functions
+from perl_jax.rewards.sources import LearnedReward, TextReward, scorer
 from perl_jax.runs import checkpoints
 from perl_jax.runs.base import BaseConfig
 from perl_jax.runs.base import load as load_base
@@ -86,7 +86,7 @@ def total(sources, base=None, network=tiny.NETWORK):
 
 
 def judged(sources, base=None, network=tiny.NETWORK):
-    judge = scoring.scorer(sources, network, base, Partitioner(), Digits())
+    judge = scorer(sources, network, base, Partitioner(), Digits())
     return judge(Partitioner().batch(BATCH), EXAMPLES)
 
 
@@ -109,7 +109,7 @@ def test_sources_add_up_by_their_weights():
 @pytest.mark.parametrize('name', ['test_rewards.nothing', 'no_such_module.f', 'not a name', 'tiny', 'tiny.V'])
 def test_what_is_no_function_is_named(name):
     with pytest.raises(UserError, match=name):
-        scoring.function(name)
+        text_functions.function(name)
 
 
 # A reward that a run has learned.

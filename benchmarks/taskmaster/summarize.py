@@ -13,7 +13,7 @@ import pathlib
 
 import numpy as np
 
-from perl_jax.evals import evaluate
+from perl_jax.evals import intervals, reward_metrics
 from perl_jax.tasks import taskmaster
 from perl_jax.tokenizers import vocabularies
 
@@ -56,10 +56,10 @@ def reward(cell: dict, scores: dict, arrays: str) -> dict:
 
         def measure(index: np.ndarray, values=values, labels=labels) -> dict[str, float]:
             if labels is None:
-                return {'pairwise_accuracy': evaluate.ranking(values[index], index)['pairwise_accuracy']}
-            return evaluate.classification(values[index, 0], labels[index, 0])
+                return {'pairwise_accuracy': reward_metrics.ranking(values[index], index)['pairwise_accuracy']}
+            return reward_metrics.classification(values[index, 0], labels[index, 0])
 
-        for name, (value, low, high) in evaluate.with_intervals(measure, list(group)).items():
+        for name, (value, low, high) in intervals.with_intervals(measure, list(group)).items():
             row |= {name: round(value, 4), f'{name}_low': round(low, 4), f'{name}_high': round(high, 4)}
     return row
 
@@ -85,7 +85,7 @@ def policy(cell: dict, scores: dict, args: argparse.Namespace) -> dict:
             means = {'score': values[index].mean(), 'well_formed': formed[index].mean(), 'valid': valid[index].mean()}
             return {k: float(v) for k, v in means.items()}
 
-        for metric, (value, low, high) in evaluate.with_intervals(measure, list(groups)).items():
+        for metric, (value, low, high) in intervals.with_intervals(measure, list(groups)).items():
             names = (f'{metric}_{when}', f'{metric}_{when}_low', f'{metric}_{when}_high')
             row |= dict(zip(names, (round(value, 4), round(low, 4), round(high, 4))))
         print(name, [text[:60] for text in texts[:3]])

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from perl_jax.data import datasets
-from perl_jax.evals import evaluate
+from perl_jax.evals import reward_metrics
 from perl_jax.interop import gguf
 from perl_jax.models import lora
 from perl_jax.models.decoder import Decoder
@@ -272,7 +272,7 @@ def best_rate(bench: Bench, base, tuning: str) -> float:
     for rate in RATES[tuning]:
         bench.reward(base, 'coffee', tuning, rate, 0, 'rate')
         scores = bench.scores[f'rate-coffee-{tuning}-{rate}-0-thumbs']
-        found[evaluate.classification(scores.ravel(), labels)['auc']] = rate
+        found[reward_metrics.classification(scores.ravel(), labels)['auc']] = rate
     return found[max(found)]
 
 

@@ -9,6 +9,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from perl_jax.models import attention
+from perl_jax.rewards import sources
+
 
 @functools.cache
 def register() -> None:
@@ -29,12 +32,12 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
     import optax
 
     from perl_jax.data import datasets
-    from perl_jax.evals import evaluate, infer
+    from perl_jax.evals import answering, infer
     from perl_jax.evals.judging import models
-    from perl_jax.models import decoder, layers, lora, t5
+    from perl_jax.models import decoder, lora, t5
     from perl_jax.optim import schedules, tuning
     from perl_jax.parallel import partitioning
-    from perl_jax.rewards import ensembles, scoring
+    from perl_jax.rewards import ensembles
     from perl_jax.rl import kl, objective, sampling, shaping
     from perl_jax.rl.algorithms import grpo, ppo, reinforce, rloo
     from perl_jax.runs import base, lineage
@@ -53,12 +56,12 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
         'perl_jax.lora': [lora.LoraSpec, lora.FullSpec],
         'perl_jax.partitioning': [partitioning.Partitioner, partitioning.standard_logical_axis_rules],
         'perl_jax.runs': [loop.RunConfig],
-        'perl_jax.rewards': [scoring.LearnedReward, scoring.TextReward],
+        'perl_jax.rewards': [sources.LearnedReward, sources.TextReward],
         'perl_jax.ensembles': [ensembles.mean, ensembles.minimum, ensembles.median, ensembles.lower_bound],
         'perl_jax.sampling': [sampling.SamplingConfig],
         'perl_jax.networks.decoder': [decoder.Decoder, decoder.DecoderConfig],
         'perl_jax.networks.t5': [t5.T5, t5.T5Config],
-        'perl_jax.layers': [layers.RopeScaling],
+        'perl_jax.layers': [attention.RopeScaling],
         'perl_jax.interop.hf': [lineage.network],
         'perl_jax.interop.tokenizers': [tokenizers.TokenizersVocabulary],
         'perl_jax.algorithms.reinforce': [reinforce.Reinforce],
@@ -70,7 +73,7 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
         'perl_jax.tuning': [tuning.Tuning],
         'perl_jax.schedules': [schedules.linear],
         'perl_jax.shaping': [shaping.whiten, shaping.clip, shaping.length, shaping.missing_eos],
-        'perl_jax.evaluate': [evaluate.Answers],
+        'perl_jax.evaluate': [answering.Answers],
         'perl_jax.infer': [infer.eval_policy, infer.eval_reward, infer.sample_policy, infer.answer_split],
         'perl_jax.judging.models': [models.ask, models.score],
         'perl_jax.exchange': [exchange.export_run, exchange.import_run],

@@ -19,14 +19,14 @@ import numpy as np
 from perl_jax.data import datasets, texts, vocabulary
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.evals import calibration, evaluate, task_metrics
-from perl_jax.models import lora
+from perl_jax.evals import answering, calibration, intervals, reward_metrics, task_metrics
 from perl_jax.parallel.partitioning import Partitioner
-from perl_jax.rewards.scoring import TextFunction, functions, member_scores
+from perl_jax.rewards.scoring import member_scores
+from perl_jax.rewards.text_functions import TextFunction, functions
 from perl_jax.rl.sampling import SamplingConfig, make_sampler
-from perl_jax.runs import base as bases
 from perl_jax.runs import rundir
 from perl_jax.runs.base import BaseConfig
+from perl_jax.runs.bound import bound, members
 
 TASK_METRIC_DRAWS = 100  # for their intervals: a task's metric may take seconds
 
@@ -39,12 +39,12 @@ def eval_reward(
     group: str | None = None,
     by: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
-) -> dict[str, evaluate.Figure]:
+) -> dict[str, intervals.Figure]:
     """Score a whole split with a reward's best checkpoint; prints the metrics with 95% intervals.
 
     Of an ensemble it is the members' mean that is measured; of several tasks of one kind, all their rows together.
     `group` is the field of the examples that are drawn together in the bootstrap, and `by` that whose values are
-    measured apart, too (evaluate.figures). Writes MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a
+    measured apart, too (intervals.figures). Writes MODEL_DIR/eval_SPLIT.json, and calibration_SPLIT.json, the bins of a
     reliability diagram for each task.
     """
     with partitioner.scope():
@@ -54,23 +54,23 @@ def eval_reward(
         configs = [dataclasses.replace(words.read(config), split=split, limit=None) for config in dataset.each()]
         kinds = [datasets.reward_kind(config.mixture_or_task_name) for config in configs]
         heldout = [datasets.load(config, kind) for config, kind in zip(configs, kinds)]
-        rewards = evaluate.scores(
+        rewards = reward_metrics.scores(
             heldout, dataset.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapters, batch).mean(0)
         )
     bins = {
         config.mixture_or_task_name: calibration.reliability(*calibration.outcomes(one, values))
         for config, one, values in zip(configs, heldout, rewards, strict=True)
     }
-    result: dict[str, evaluate.Figure] = {}
+    result: dict[str, intervals.Figure] = {}
     for kind in dict.fromkeys(kinds):
         alike = [i for i, other in enumerate(kinds) if other == kind]
         one, values = datasets.joined([heldout[i] for i in alike]), np.concatenate([rewards[i] for i in alike])
 
         def measure(rows: np.ndarray, one: datasets.Dataset = one, values: np.ndarray = values) -> dict[str, float]:
             some = one.take(rows)
-            return evaluate.reward_metrics([some], [values[rows]]) | calibration.metrics(some, values[rows])
+            return reward_metrics.measure([some], [values[rows]]) | calibration.metrics(some, values[rows])
 
-        result |= evaluate.figures(f'{kind} of {split}', one.examples, measure, group, by)
+        result |= intervals.figures(f'{kind} of {split}', one.examples, measure, group, by)
     if jax.process_index() == 0:
         rundir.replace(os.path.join(model_dir, f'calibration_{split}.json'), json.dumps(bins, indent=2))
     return _report(model_dir, split, result)
@@ -86,7 +86,7 @@ def eval_policy(
     group: str | None = None,
     by: str | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
-) -> dict[str, evaluate.Figure]:
+) -> dict[str, intervals.Figure]:
     """Answer a whole split once and average what `metric_fns` say, with 95% intervals; `group`, `by` as for a reward.
 
     Where a task has metric_fns of its own, they are measured too, by TASK/NAME. Writes MODEL_DIR/eval_SPLIT.json.
@@ -97,15 +97,15 @@ def eval_policy(
         parts = datasets.tasks_with_rows(config, 'prompts')
         prompts = datasets.joined([part for _, part, _ in parts])
         rows = _answers(model_dir, base, prompts, config.batch_size, sampling, metric_fns, partitioner)
-    measure = lambda index: evaluate.means([rows[i] for i in index])  # noqa: E731
-    result = evaluate.figures(split, prompts.examples, measure, group, by)
+    measure = lambda index: answering.means([rows[i] for i in index])  # noqa: E731
+    result = intervals.figures(split, prompts.examples, measure, group, by)
     responses = iter([row['response'] for row in rows])
     for task, _, examples in parts:
         given = list(itertools.islice(responses, len(examples)))
         if task_metrics.usable(task):
             measure = functools.partial(_task_metrics, task, examples, given)
-            found = evaluate.with_intervals(measure, list(map(str, range(len(examples)))), TASK_METRIC_DRAWS)
-            result |= {name: evaluate.Figure(*figure, len(examples)) for name, figure in found.items()}
+            found = intervals.with_intervals(measure, list(map(str, range(len(examples)))), TASK_METRIC_DRAWS)
+            result |= {name: intervals.Figure(*figure, len(examples)) for name, figure in found.items()}
     return _report(model_dir, split, result)
 
 
@@ -160,7 +160,7 @@ def answer_split(
     """One answer to each of the first `num` prompts of a split, for a judge: prompt, response, reference, group, ids.
 
     ids: the tokens of prompt and response, the vocabulary that they are of, and whether the response ended by itself.
-    `anchor` answers with the run's base, as it was before the run. `group` as in evaluate.groups.
+    `anchor` answers with the run's base, as it was before the run. `group` as in intervals.groups.
     """
     config = dataclasses.replace(_given(dataset), split=split, limit=num)
     with partitioner.scope():
@@ -168,25 +168,10 @@ def answer_split(
         config = words.read(config)
         prompts = datasets.load(config, 'prompts')
         rows = _answers(model_dir, base, prompts, config.batch_size, sampling, None, partitioner, anchor, ids=True)
-    for row, name in zip(rows, evaluate.groups(split, prompts.examples, group), strict=True):
+    for row, name in zip(rows, intervals.groups(split, prompts.examples, group), strict=True):
         row['group'] = name
         row['ids'] |= {'vocabulary': words.name, 'ended': row['ids']['response'][-1] in prompts.eos_ids}
     return rows
-
-
-def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
-    """The base of a finished run, and its best adapter for a role, on the mesh."""
-    phase = rundir.read(model_dir)['phase']
-    run = bases.finished(model_dir, phase=phase, flag='--model_dir', role=role)
-    frozen = bases.named(config.network, run.about['base'], partitioner, config.path)
-    return frozen, run.placed(partitioner, frozen.axes, [role])[role]
-
-
-def members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, list[lora.Adapter]]:
-    """`bound`, for all members of a reward run."""
-    run = bases.finished(model_dir, phase='reward', flag='--model_dir')
-    frozen = bases.named(config.network, run.about['base'], partitioner, config.path)
-    return frozen, list(run.placed(partitioner, frozen.axes).values())
 
 
 def _answers(
@@ -205,7 +190,7 @@ def _answers(
     sampling, sample_fn = dataclasses.replace(sampling, num_samples=1), make_sampler(base.network, prompts.eos_ids)
     respond = lambda batch, _, i: (  # noqa: E731
         sample_fn(frozen.params, adapter, batch, jax.random.key(i), sampling), {})  # fmt: skip
-    return evaluate.answers(prompts, batch_size, partitioner, respond, functions(metric_fns), ids)
+    return answering.answer_all(prompts, batch_size, partitioner, respond, functions(metric_fns), ids)
 
 
 def _task_metrics(task: Any, rows: Sequence[Any], responses: Sequence[str], index: np.ndarray) -> dict[str, float]:
@@ -223,7 +208,7 @@ def _given(dataset: DatasetConfig | None) -> DatasetConfig:
     return dataset
 
 
-def _report(model_dir: str, split: str, result: dict[str, evaluate.Figure]) -> dict[str, evaluate.Figure]:
+def _report(model_dir: str, split: str, result: dict[str, intervals.Figure]) -> dict[str, intervals.Figure]:
     if jax.process_index() != 0:
         return result
     for name, (value, low, high, rows) in result.items():

@@ -10,8 +10,14 @@ tests/test_intervals.py counts.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
 from scipy import special
+
+from perl_jax.errors import UserError
 
 
 def bca(whole: float, draws: np.ndarray, without: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -35,3 +41,100 @@ def bca(whole: float, draws: np.ndarray, without: np.ndarray, level: float = 0.9
     room = 1 - acceleration * w
     z = np.where(room > 0, bias + w / np.where(room > 0, room, 1), np.sign(w) * np.inf)
     return tuple(np.quantile(draws, special.ndtr(z)).tolist())
+
+
+BLOCKS = 200  # of groups, each left out once
+NEARNESS = 'nearness'  # of a row's group to those of train: tasks/splits.py
+
+
+class Figure(NamedTuple):
+    """A metric, its 95% interval, and how many rows it is of."""
+
+    value: float
+    low: float
+    high: float
+    rows: int
+
+
+def figures(
+    name: str,
+    examples: Sequence[Mapping[str, Any]],
+    measure: Callable[[np.ndarray], Mapping[str, float]],
+    group: str | None = None,
+    by: str | None = None,
+) -> dict[str, Figure]:
+    """Every metric of `measure(row indices)` with its interval, of all rows and of their parts as VALUE/METRIC.
+
+    Args:
+      name: of the rows, for the lines that say how intervals are made.
+      examples: of the N rows.
+      group: the field by which rows are drawn (`groups`).
+      by: the field whose values are the parts; None is `nearness` where all rows have it, and else no parts.
+
+    Raises:
+      UserError: a field that was asked for and that an example has not.
+    """
+    if by is None:
+        by = NEARNESS if examples and all(NEARNESS in example for example in examples) else None
+    else:
+        _check_field('--by', by, name, examples)
+    values = np.array(['' if by is None else str(example[by]) for example in examples])
+    parts = {'': np.arange(len(examples))}
+    parts |= {f'{value}/': np.flatnonzero(values == value) for value in sorted(set(values))} if by is not None else {}
+    result = {}
+    for part, rows in parts.items():
+        names = groups(f'{name}, {by} {part[:-1]}' if part else name, [examples[i] for i in rows], group)
+        found = with_intervals(lambda index, rows=rows: measure(rows[index]), names)
+        result |= {f'{part}{metric}': Figure(*figure, len(rows)) for metric, figure in found.items()}
+    return result
+
+
+def groups(name: str, examples: Sequence[Mapping[str, Any]], field: str | None = None) -> list[str]:
+    """Say which rows belong together: by a field of the examples, by default `group` where all have it.
+
+    Args:
+      name: of the rows, for the line that says how intervals are made.
+      field: None is the default; without it each row stands for itself.
+
+    Raises:
+      UserError: a field that was asked for and that an example has not.
+    """
+    if field is None:
+        field = 'group' if examples and all('group' in example for example in examples) else None
+    else:
+        _check_field('--group', field, name, examples)
+    names = [str(i) if field is None else str(example[field]) for i, example in enumerate(examples)]
+    how = 'each by itself' if field is None else f'in {len(set(names)):,} groups by `{field}`'
+    logging.getLogger('perl_jax').info(f'{name}: intervals over {len(names):,} rows, {how}')
+    return names
+
+
+def _check_field(flag: str, field: str, name: str, examples: Sequence[Mapping[str, Any]]) -> None:
+    if lacking := next((example for example in examples if field not in example), None):
+        fields = ', '.join(key for key in lacking if not key.endswith('_pretokenized')) or 'none'
+        raise UserError(f'{flag}={field}: an example of {name} has no such field; it has {fields}')
+
+
+def with_intervals(
+    measure: Callable[[np.ndarray], Mapping[str, float]], groups: Sequence[str], draws: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Every metric of `measure(row indices)`, with its 95% interval from a bootstrap over whole groups of rows.
+
+    Rows of one group (of one conversation, say) are not independent, so groups are what is drawn, and what is left out
+    in turn: one at a time, or where there are many a block of them (intervals.py).
+    """
+    rng, names = np.random.default_rng(seed), sorted(set(groups))
+    of = np.array(groups)
+    members = [np.flatnonzero(of == name) for name in names]
+
+    def some(chosen: np.ndarray) -> Mapping[str, float]:
+        return measure(np.concatenate([members[i] for i in chosen]))
+
+    drawn = [some(rng.integers(len(names), size=len(names))) for _ in range(draws)]
+    blocks = np.array_split(rng.permutation(len(names)), min(len(names), draws, BLOCKS))
+    without = [some(np.setdiff1d(np.arange(len(names)), block)) for block in blocks] if len(blocks) > 1 else []
+    result = {}
+    for k, v in measure(np.arange(len(groups))).items():
+        figures = [np.array([one[k] for one in each if k in one]) for each in (drawn, without)]
+        result[k] = v, *bca(v, *figures)
+    return result

@@ -26,8 +26,8 @@ from perl_jax.interop.hf_families import (
     refuse,
     size,
 )
+from perl_jax.models.attention import RopeScaling
 from perl_jax.models.decoder import Decoder, DecoderConfig
-from perl_jax.models.layers import RopeScaling
 from perl_jax.models.t5 import T5, T5Config
 
 _DECODERS = {kind: family.settings for kind, family in FAMILIES.items() if kind not in ('t5', 'mt5')}

@@ -17,8 +17,8 @@ from flax import struct
 
 from perl_jax import masked
 from perl_jax.kernels import flash
-from perl_jax.models import layers
-from perl_jax.models.layers import Segment
+from perl_jax.models import attention
+from perl_jax.models.attention import Segment
 
 
 @struct.dataclass
@@ -57,7 +57,7 @@ def attend(
       cache: keys and values of the prompt [B, P, N, E] and of responses [B, K, S, N, E], where `run` has no prompt.
       local: bool [], whether only the last `window` tokens are seen, the token itself included; None is no.
       use_flash: whole runs in one kernel, where flash.usable says so.
-      scale, softcap: as in `layers.attend`.
+      scale, softcap: as in `attention.attend`.
 
     Returns:
       [B, T, H * E] in the query's dtype; the softmax is float32.
@@ -75,7 +75,7 @@ def attend(
     if P:
         at = run.positions[:, None, :P]
         itself = Segment(*(x[:, :P] for x in own), _causal(P) & near(at, at))
-        outs.append(layers.attend(query[:, None, :P], [itself], **how)[:, 0])
+        outs.append(attention.attend(query[:, None, :P], [itself], **how)[:, 0])
     if run.K:
         at = run.branches(run.positions)
         prompt = tuple(x[:, :P] for x in own) if P else cache[0]
@@ -88,7 +88,7 @@ def attend(
             ahead = jnp.arange(cache[1][0].shape[2])
             there = masked.lengths(run.prompt_mask)[:, None, None] + ahead[None, None]
             segments.append(Segment(*cache[1], (ahead < run.cached)[None, None, None] & near(at, there)))
-        out = layers.attend(run.branches(query), segments, **how)
+        out = attention.attend(run.branches(query), segments, **how)
         outs.append(out.reshape(len(out), -1, out.shape[-1]))
     return jnp.concatenate(outs, axis=1)
 

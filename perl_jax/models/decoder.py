@@ -18,7 +18,7 @@ from flax import struct
 
 from perl_jax import masked, sharded
 from perl_jax.errors import UserError, check_count
-from perl_jax.models import branches, layers, unpadding
+from perl_jax.models import attention, branches, layers, unpadding
 from perl_jax.models.branches import Packed
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 from perl_jax.models.unpadding import Unpadding
@@ -57,7 +57,7 @@ class DecoderConfig:
     query_scale: float | None = None
     attention_softcap: float | None = None
     logits_softcap: float | None = None
-    rope_scaling: layers.RopeScaling | None = None
+    rope_scaling: attention.RopeScaling | None = None
     sliding_window: int | None = None
     global_every: int = 1
     local_rope_theta: float | None = None
@@ -113,7 +113,7 @@ class _Attention(nn.Module):
         rope = context.rope
         if local is not None:
             rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
-        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
+        q, k = attention.rotate(q, rope), attention.rotate(k, rope)
         kept = None
         if context.keep:
             kept = jax.tree.map(_by_heads, (run.branches(k), run.branches(v)) if run.K else (k, v))
@@ -215,9 +215,9 @@ class Decoder(nn.Module):
                 k, read = jnp.repeat(k, R), jnp.tile(jnp.arange(R), K)[None]
             at = jnp.where(read > 0, P + R * k[None] + read - 1, jnp.maximum(length - 1, 0)[:, None])
             if run is not None:
-                slots = layers.tokens_at(run.slot.reshape(run.shape), at)
+                slots = attention.tokens_at(run.slot.reshape(run.shape), at)
                 at = real.targets.unpad(slots) if ends is None else slots.reshape(len(run.slot), -1)
-            pick = lambda y: layers.tokens_at(y, at)  # noqa: E731
+            pick = lambda y: attention.tokens_at(y, at)  # noqa: E731
         x, _ = self._run(tokens, positions, inputs_mask, None, pick, real=run, P=P, K=K)
         if self.is_initializing():
             self.logits(x)
@@ -265,9 +265,9 @@ class Decoder(nn.Module):
         run = Packed(positions, prompt_mask, cached, P, K)
         if real is not None:
             tokens, positions = real.unpad(tokens), real.unpad(positions)
-        rope = layers.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        rope = attention.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         if c.sliding_window is not None:
-            local_rope = layers.rope_table(positions, c.head_dim, c.local_rope_theta or c.rope_theta)
+            local_rope = attention.rope_table(positions, c.head_dim, c.local_rope_theta or c.rope_theta)
         x = self.token_embedder(tokens)
         if c.scale_embedding:
             x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
@@ -283,7 +283,7 @@ def _write(room: KeyValue, new: KeyValue, step: jax.Array) -> KeyValue:
 
 def _last_token(x: jax.Array, length: jax.Array) -> jax.Array:
     """x at each prompt's last real token: [B, P, ...], length [B] -> [B, 1, ...]."""
-    return layers.tokens_at(x, jnp.maximum(length - 1, 0)[:, None])
+    return attention.tokens_at(x, jnp.maximum(length - 1, 0)[:, None])
 
 
 def _by_heads(x: jax.Array) -> jax.Array:

@@ -20,8 +20,9 @@ from flax import struct
 
 from perl_jax import sharded
 from perl_jax.errors import check_count
-from perl_jax.models import layers, unpadding
-from perl_jax.models.layers import Dense, Mlp, RelativeBias, RMSNorm, Segment
+from perl_jax.models import attention, layers, unpadding
+from perl_jax.models.attention import RelativeBias, Segment
+from perl_jax.models.layers import Dense, Mlp, RMSNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Attention(nn.Module):
         return self._heads(self.key(x)), self._heads(self.value(x))
 
     def __call__(self, x: jax.Array, segments: list[Segment]) -> jax.Array:
-        return self.out(layers.attend(self._heads(self.query(x)), segments, scale=1.0))
+        return self.out(attention.attend(self._heads(self.query(x)), segments, scale=1.0))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)

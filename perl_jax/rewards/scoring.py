@@ -1,26 +1,19 @@
-"""Where a response's score comes from: the learned reward, a Python function of the text, or a sum of both."""
+"""The score of a response: a scalar head on the state that has read it, of one reward or of several on one base."""
 
 from __future__ import annotations
 
-import dataclasses
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from perl_jax import masked
-from perl_jax.data import datasets
-from perl_jax.errors import UserError
 from perl_jax.models import lora, unpadding
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import ensembles
-from perl_jax.runs import base as bases
-from perl_jax.runs.base import Base
 from perl_jax.types import Metrics, Responses, Variables
 
 
@@ -61,122 +54,3 @@ def compiled(
     return jax.jit(judge, out_shardings=(partitioner.sharding('batch'), None))
 
 
-TextFunction = Callable[[str, str, Mapping[str, Any]], float] | str  # or its dotted name, 'my_module.my_function'
-Scorer = Callable[[Responses, Sequence[Mapping[str, Any]]], tuple[jax.Array, Metrics]]
-
-
-def function(name: TextFunction) -> Callable[[str, str, Mapping[str, Any]], float]:
-    """A text function, by itself or by its dotted name."""
-    if not isinstance(name, str):
-        return name
-    try:
-        found, why = pkgutil.resolve_name(name), 'that is none'
-    except (ImportError, AttributeError, ValueError) as error:
-        found, why = None, error
-    if not callable(found):
-        raise UserError(f"no function '{name}': {why}; write 'module.function', with the module on the path")
-    return found
-
-
-def functions(names: Mapping[str, TextFunction] | None) -> dict[str, Callable[[str, str, Mapping[str, Any]], float]]:
-    """Several of them, by what they are called; None is none."""
-    return {name: function(f) for name, f in (names or {}).items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnedReward:
-    """The best checkpoint of a reward run, or of several: an ensemble, scored in one program.
-
-    Rewards share the policy's base if they were trained on it, else bring their own, one for all. A run of several
-    members (tuning/lora_ensemble.gin) brings all of them. `aggregate` makes one score of theirs: see ensembles.py.
-    """
-
-    model_dir: str | Sequence[str]
-    weight: float = 1.0
-    aggregate: Callable[[Float[Array, 'M B K']], Float[Array, 'B K']] = ensembles.mean
-
-    def scorer(self, network: nn.Module, base: Base, partitioner: Partitioner, vocabulary: Any) -> Scorer:
-        """A jitted function of a rollout; the examples are not looked at.
-
-        Raises:
-          UserError: no reward run there, or members that were trained on different bases.
-        """
-        del vocabulary
-        runs, own = [], base
-        for folder in [self.model_dir] if isinstance(self.model_dir, str) else self.model_dir:
-            run = bases.finished(folder, phase='reward', flag='LearnedReward.model_dir')
-            _check_network(folder, run, network, base)
-            if _on_base(run) and run.about['base']['fingerprint'] != own.fingerprint:
-                if own is not base or any(map(_on_base, runs)):
-                    raise UserError(
-                        f"LearnedReward.model_dir: '{folder}' was trained on another base than those before it; "
-                        'the members of an ensemble share one'
-                    )
-                own = bases.named(network, run.about['base'], partitioner)
-            runs.append(run)
-        # A reward is not trained any more: of full tuning, its weights come in the base's dtype.
-        members = [x for run in runs for x in run.placed(partitioner, base.axes, dtype=own.name['dtype']).values()]
-
-        judge = compiled(network, self.aggregate, partitioner)
-        return lambda rollout, examples: judge(own.params, members, rollout)
-
-
-def _check_network(folder: str, run: bases.Finished, network: nn.Module, base: Base) -> None:
-    """A reward has to be of the policy's network, and one with weights of its own of its shapes."""
-    bases.check_network(network, run.about['base'], f"LearnedReward.model_dir: '{folder}'")
-    for adapter in run.shapes.values():
-        if adapter.params is None:
-            continue
-        theirs, ours = (
-            {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
-            for tree in (adapter.params, base.params)
-        )
-        if theirs != ours:
-            name = min(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-            raise UserError(
-                f"LearnedReward.model_dir: '{folder}' is of another network than the policy: {name} has shape "
-                f'{theirs.get(name)} there and {ours.get(name)} here'
-            )
-
-
-def _on_base(run: bases.Finished) -> bool:
-    """Whether a reward of the run needs the base that it was trained on, as LoRA's do."""
-    return any(adapter.params is None for adapter in run.shapes.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class TextReward:
-    """`function(prompt, response, example) -> float`; `example` holds the task's other fields, as SeqIO gives them."""
-
-    function: TextFunction
-    weight: float = 1.0
-
-    def scorer(self, network: nn.Module, base: Base, partitioner: Partitioner, vocabulary: Any) -> Scorer:
-        """A function of the text on the host, [B, K] float32; each process judges its own rows."""
-        del network, base
-        judge = function(self.function)
-
-        def one(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:
-            rows = zip(datasets.decode(vocabulary, partitioner.local(rollout)), examples, strict=True)
-            values = [[judge(e['inputs_pretokenized'], r, e) for r in answers] for answers, e in rows]
-            return partitioner.batch(np.array(values, np.float32)), {}
-
-        return one
-
-
-def scorer(
-    sources: Sequence[LearnedReward | TextReward],
-    network: nn.Module,
-    base: Base,
-    partitioner: Partitioner,
-    vocabulary: Any,
-) -> Scorer:
-    """The weighted sum of several sources of reward: (rollout, own examples) -> float32 [B, K], and metrics."""
-    parts = [(source.weight, source.scorer(network, base, partitioner, vocabulary)) for source in sources]
-
-    def all_of_them(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:
-        judged = [(weight, *one(rollout, examples)) for weight, one in parts]
-        metrics = {name: value for _, _, found in judged for name, value in found.items()}
-        return sum(weight * scores for weight, scores, _ in judged), metrics
-
-    return all_of_them

@@ -7,10 +7,9 @@ of an SFT or a policy run (its own base with its adapter merged in), or nothing,
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,15 +26,15 @@ from perl_jax.models.description import Description, describe, difference
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.leaves import Merged, Placed
 from perl_jax.parallel.partitioning import Partitioner, place
-from perl_jax.runs import checkpoints
-from perl_jax.runs.checkpoints import Checkpoints, fingerprint
+from perl_jax.runs import fingerprints, finished
+from perl_jax.runs.fingerprints import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseConfig:
     """The frozen model of a run.
 
-    network: a module with the methods of networks.decoder.Decoder and a `config`.
+    network: a module with the methods of models.decoder.Decoder and a `config`.
     path: see above; None is random weights from the run's seed.
     dtype: of the parameters as they lie on the devices; 'bfloat16' halves them.
     shared: False gives policy, value, anchor and learned reward a copy of it each, as the paper did.
@@ -108,7 +107,7 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
     else:
         _check(config.path, shapes, tree)
         params = partitioner.place(tree, shardings, config.dtype)
-    hash_, odd = checkpoints.read_through(params)
+    hash_, odd = fingerprints.read_through(params)
     if odd:
         raise UserError(
             f"'{config.path}': {odd[0]} ({len(odd)} tensors in all) has numbers that are not finite; get it again"
@@ -191,7 +190,7 @@ def _weights(config: BaseConfig, shapes: PyTree, classifier: bool) -> PyTree | N
 
 def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes: PyTree) -> PyTree:
     """What an SFT or a policy run made of its base, on the mesh."""
-    run = finished(config.path, phase=('sft', 'policy'), flag='INITIAL_CHECKPOINT_PATH', role='policy')
+    run = finished.best(config.path, phase=('sft', 'policy'), flag='INITIAL_CHECKPOINT_PATH', role='policy')
     check_network(config.network, run.about['base'], f"INITIAL_CHECKPOINT_PATH: '{config.path}'")
     if (full := run.shapes['policy'].params) is not None:
         _check(config.path, shapes, full)
@@ -210,81 +209,6 @@ def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes:
         elif flat[path].dtype != config.dtype:
             flat[path] = place(leaf, where[path], config.dtype, path)
     return traverse_util.unflatten_dict(flat, sep='/')
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """The best (or latest) checkpoint of a run: what it says of itself, and its adapters once they are asked for.
-
-    shapes: of each role's adapter.
-    """
-
-    model_dir: str
-    step: int
-    about: dict[str, Any]
-    shapes: dict[str, lora.Adapter]
-
-    def on_host(self, roles: Iterable[str] | None = None) -> dict[str, lora.Adapter]:
-        """The adapters of these roles, or of all, as whole host arrays."""
-        return self._read({role: self.shapes[role] for role in roles or self.shapes})
-
-    def placed(
-        self, partitioner: Partitioner, axes: PyTree, roles: Iterable[str] | None = None, dtype: Any = None
-    ) -> dict[str, lora.Adapter]:
-        """The same on the mesh, each process reading its own part.
-
-        Args:
-          axes: logical axes of the run's base.
-          dtype: of a fully tuned adapter's parameters; None is float32, as they were trained.
-        """
-        roles = roles or self.shapes
-        return self._read({role: partitioner.adapter(self.shapes[role], axes, dtype) for role in roles})
-
-    def _read(self, like: dict[str, lora.Adapter]) -> dict[str, lora.Adapter]:
-        with contextlib.closing(Checkpoints(self.model_dir, read_only=True)) as checkpoints:
-            return checkpoints.restore_adapters(self.step, like)
-
-
-def finished(model_dir: str, *, phase: str | tuple[str, ...], flag: str, role: str | None = None) -> Finished:
-    """Open the best (or latest) checkpoint of a run.
-
-    Raises:
-      UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`, or several adapters in the
-        place of `role` (an ensemble).
-    """
-    if hf.is_checkpoint(model_dir):
-        raise UserError(
-            f"{flag}: '{model_dir}' is a Hugging Face checkpoint and not the MODEL_DIR of a run; make one of it with "
-            '`perl_jax import --format=hf`'
-        )
-    if not epath.Path(model_dir, 'checkpoints').is_dir():
-        raise UserError(f"{flag}: '{model_dir}' is not the MODEL_DIR of a run: it has no checkpoints/")
-    with contextlib.closing(Checkpoints(model_dir, read_only=True)) as checkpoints:
-        if (step := checkpoints.best()) is None:
-            raise UserError(f"{flag}: '{model_dir}' has no checkpoint yet; let that run finish first")
-        about = checkpoints.about(step)
-        phases = (phase,) if isinstance(phase, str) else phase
-        if about['phase'] not in phases:
-            raise UserError(f"{flag}: '{model_dir}' is a run of {about['phase']}; name one of {' or '.join(phases)}")
-        shapes = checkpoints.adapters(step)
-    if role is not None and role not in shapes:
-        raise UserError(
-            f"{flag}: '{model_dir}' holds {', '.join(shapes)}, where one '{role}' is needed; "
-            'make one of an ensemble with perl_jax average'
-        )
-    return Finished(model_dir, step, about, shapes)
-
-
-def read_adapter(model_dir: str, role: str, *, phase: str, flag: str) -> tuple[lora.Adapter, dict[str, Any]]:
-    """The adapter of one role as host arrays, and what the checkpoint says of itself; raises as `finished`."""
-    run = finished(model_dir, phase=phase, flag=flag, role=role)
-    return run.on_host([role])[role], run.about
-
-
-def read_adapters(model_dir: str, *, phase: str, flag: str) -> tuple[dict[str, lora.Adapter], dict[str, Any]]:
-    """As `read_adapter`, for all roles."""
-    run = finished(model_dir, phase=phase, flag=flag)
-    return run.on_host(), run.about
 
 
 def _check(path: str, shapes: PyTree, params: PyTree) -> None:

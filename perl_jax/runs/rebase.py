@@ -23,7 +23,7 @@ from perl_jax.models.description import describe, difference
 from perl_jax.models.lora import Adapter
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.runs import base as bases
-from perl_jax.runs import lineage, rundir
+from perl_jax.runs import finished, lineage, rundir
 from perl_jax.runs.base import BaseConfig
 
 _OUTPUT = 'decoder/logits_dense/kernel'  # a classifier has none
@@ -113,7 +113,7 @@ def _joined(runs: list[str], adapter: Adapter) -> Adapter:
         if _is_copy(run):
             continue
         phase = rundir.read(run)['phase']
-        before, _ = bases.read_adapter(run, 'policy', phase=phase, flag='export')
+        before, _ = finished.read_adapter(run, 'policy', phase=phase, flag='export')
         if before.lora is None:
             raise UserError(
                 f"export: '{run}' was full tuning, which no adapter holds; export it with --format=hf --output=FOLDER, "

@@ -14,8 +14,7 @@ from etils import epath
 from perl_jax.data import vocabulary
 from perl_jax.errors import UserError, check_count
 from perl_jax.models import averaging
-from perl_jax.runs import base as bases
-from perl_jax.runs import rundir
+from perl_jax.runs import finished, rundir
 from perl_jax.train import loop
 
 
@@ -39,7 +38,7 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
         if any(None not in (name, other.get(key)) and name != other[key] for key, name in words.items()):
             raise UserError(f"average: '{folder}' reads with another vocabulary than '{first}'; average runs of one")
     for folder in model_dirs:
-        adapters, of = bases.read_adapters(folder, phase=phase, flag='average')
+        adapters, of = finished.read_adapters(folder, phase=phase, flag='average')
         if of['base']['fingerprint'] != about['base']['fingerprint']:
             raise UserError(f"average: '{folder}' is on another base than '{first}'; average runs of one base")
         members += [adapter for name, adapter in adapters.items() if name.startswith(role)]

@@ -25,7 +25,7 @@ from perl_jax.models.t5 import T5
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.runs import base as bases
-from perl_jax.runs import lineage, rebase, rundir
+from perl_jax.runs import finished, lineage, rebase, rundir
 from perl_jax.runs.base import BaseConfig
 from perl_jax.tools import companions, peft_card
 from perl_jax.train import loop
@@ -65,7 +65,7 @@ def export_run(
     if rank is not None:
         check_count('export: --rank', rank)
     with partitioner.scope(), rundir.whole(output) as folder:
-        adapter, about = bases.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
+        adapter, about = finished.read_adapter(model_dir, role, phase=phase, flag='--model_dir')
         beside = _companions(model_dir, role)
         if format == 'peft':
             adapter, weights = _on_their_base(model_dir, adapter, onto, rank, base, partitioner)

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from perl_jax.data import datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.evals import evaluate, task_metrics
-from perl_jax.evals.evaluate import Answers
+from perl_jax.evals import answering, task_metrics
+from perl_jax.evals.answering import Answers
 from perl_jax.models import lora
 from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel.partitioning import Partitioner
-from perl_jax.rewards import scoring
-from perl_jax.rewards.scoring import LearnedReward, TextReward
+from perl_jax.rewards import sources, text_functions
+from perl_jax.rewards.sources import LearnedReward, TextReward
 from perl_jax.rl import steps
 from perl_jax.rl.kl import KLConfig
 from perl_jax.rl.learner import learn, make_learner
@@ -56,7 +56,7 @@ def train(
       tuning: what of the policy is trained, and how.
       reward: where scores come from; several are added up by their weights.
     """
-    network, key, judges = base.network, jax.random.key(run.random_seed), scoring.functions(answers.metric_fns)
+    network, key, judges = base.network, jax.random.key(run.random_seed), text_functions.functions(answers.metric_fns)
     _check(base, dataset, objective, tuning, reward)
     with partitioner.scope():
         minibatch = dataset.batch_size // objective.algorithm.minibatches
@@ -82,7 +82,7 @@ def train(
 
         # The reward stays as it is.
         judge = dataclasses.replace(frozen, params=roles.reward)
-        score_fn = scoring.scorer(reward, network, judge, partitioner, stream.vocabulary)
+        score_fn = sources.scorer(reward, network, judge, partitioner, stream.vocabulary)
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
             sampling = answers.one_each(objective.sampling)
@@ -91,20 +91,20 @@ def train(
                 rollout = learner.sample(roles.policy, adapter, prompts, jax.random.fold_in(key, i), sampling)
                 return rollout, {'score': score_fn(rollout, examples)[0]}
 
-            return evaluate.answers(heldout, dataset.batch_size, partitioner, respond, judges)
+            return answering.answer_all(heldout, dataset.batch_size, partitioner, respond, judges)
 
         with loop.start('policy', run, tuning.spec.tuning, frozen, _saved(state), words) as log:
             state = _with_beta(PolicyState(**log.states), objective.kl, learner.shardings.beta)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if heldout is not None and int(state.policy.step) == 0:
-                log.evaluated(0, evaluate.means(before()))
+                log.evaluated(0, answering.means(before()))
 
             def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
                 if heldout is None:
                     return {}, []
                 rows = answer(adapter)
                 pairs = zip(rows, before(), strict=True)
-                return evaluate.means(rows), [row | evaluate.beside(old) for row, old in pairs]
+                return answering.means(rows), [row | answering.beside(old) for row, old in pairs]
 
             for step in log.steps():
                 (prompts, examples), rng = stream(step), jax.random.fold_in(jax.random.fold_in(key, 2), step)  # 1

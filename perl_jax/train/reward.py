@@ -23,7 +23,7 @@ from perl_jax import sharded
 from perl_jax.data import datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.evals import evaluate, task_metrics
+from perl_jax.evals import reward_metrics, task_metrics
 from perl_jax.models import lora
 from perl_jax.optim import accumulate, train_state
 from perl_jax.optim.tuning import Tuning
@@ -165,7 +165,7 @@ def train(
         configs = eval_dataset.each() if eval_dataset else []
         heldout = [datasets.load(config, datasets.reward_kind(config.mixture_or_task_name)) for config in configs]
         if heldout:
-            evaluate.check_metric('BEST_METRIC', best_metric, heldout)
+            reward_metrics.check_metric('BEST_METRIC', best_metric, heldout)
         lexicon.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
 
         # The frozen base, and the state that is trained; each array is made where it will lie.
@@ -182,7 +182,8 @@ def train(
 
         def measure(adapters: Sequence[lora.Adapter]) -> tuple[dict[str, float], list[dict[str, Any]]]:
             mean = lambda batch: ensembles.mean(score_fn(params, adapters, batch))  # noqa: E731
-            return evaluate.reward_metrics(heldout, evaluate.scores(heldout, dataset.batch_size, partitioner, mean)), []
+            scores = reward_metrics.scores(heldout, dataset.batch_size, partitioner, mean)
+            return reward_metrics.measure(heldout, scores), []
 
         tunings = ' and '.join(sorted({spec.tuning for spec in specs}))
         with loop.start('reward', run, tunings, frozen, states, words, best_metric if heldout else None) as log:

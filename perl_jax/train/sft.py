@@ -17,14 +17,14 @@ from jaxtyping import Array, Float, PyTree
 from perl_jax import masked, sharded
 from perl_jax.data import datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
-from perl_jax.evals import evaluate, task_metrics
-from perl_jax.evals.evaluate import Answers
+from perl_jax.evals import answering, reward_metrics, task_metrics
+from perl_jax.evals.answering import Answers
 from perl_jax.models import lora
 from perl_jax.models.logprobs import response_logprobs
 from perl_jax.optim import accumulate, train_state
 from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel.partitioning import Partitioner
-from perl_jax.rewards import scoring
+from perl_jax.rewards import text_functions
 from perl_jax.rl.sampling import SamplingConfig, make_sampler
 from perl_jax.runs import base as bases
 from perl_jax.runs.base import BaseConfig
@@ -90,7 +90,7 @@ def train(
       tuning: what is trained, and how.
     """
     network, key = base.network, jax.random.key(run.random_seed)
-    judges, sampling = scoring.functions(answers.metric_fns), answers.one_each(SamplingConfig())
+    judges, sampling = text_functions.functions(answers.metric_fns), answers.one_each(SamplingConfig())
     with partitioner.scope():
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
@@ -125,13 +125,13 @@ def train(
             metrics, rows = {}, []
             if heldout is not None:
                 score = functools.partial(logprob_fn, params, adapter)
-                (total,) = evaluate.scores([heldout], dataset.batch_size, partitioner, score)  # [N, 1]
+                (total,) = reward_metrics.scores([heldout], dataset.batch_size, partitioner, score)  # [N, 1]
                 metrics['nll'] = float(-total.sum() / heldout.arrays['targets_mask'].sum())
             if prompts is not None:
                 respond = lambda batch, _, i: (  # noqa: E731
                     sample_fn(params, adapter, batch, jax.random.fold_in(key, i), sampling), {})  # fmt: skip
-                rows = evaluate.answers(prompts, dataset.batch_size, partitioner, respond, judges)
-                metrics |= evaluate.means(rows)
+                rows = answering.answer_all(prompts, dataset.batch_size, partitioner, respond, judges)
+                metrics |= answering.means(rows)
             return metrics, rows
 
         with loop.start('sft', run, tuning.spec.tuning, frozen, {'policy': state}, words) as log:

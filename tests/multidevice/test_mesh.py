@@ -29,7 +29,8 @@ from perl_jax.rl.sampling import SamplingConfig, sample
 from perl_jax.rl.steps import experience
 from perl_jax.runs.base import BaseConfig
 from perl_jax.runs.base import load as load_base
-from perl_jax.runs.checkpoints import Checkpoints, fingerprint
+from perl_jax.runs.checkpoints import Checkpoints
+from perl_jax.runs.fingerprints import fingerprint
 from perl_jax.train import loop
 
 B, K, KEY = 8, 2, jax.random.key(0)

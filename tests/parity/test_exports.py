@@ -65,6 +65,7 @@ print(json.dumps({
     'ids': [tokenizer(text)['input_ids'] for text in texts],
 }))
 """
+from perl_jax.runs import finished  # noqa: E402
 
 
 def reads(kind, folder, *texts):
@@ -155,7 +156,7 @@ def scores(runs):
     network, partitioner = hf.network(str(runs.weights)), Partitioner()
     with partitioner.scope():
         base = bases.load(BaseConfig(network, str(runs.sft)), partitioner, 0)
-    adapter, _ = bases.read_adapter(str(runs.reward), 'reward', phase='reward', flag='')
+    adapter, _ = finished.read_adapter(str(runs.reward), 'reward', phase='reward', flag='')
     variables = lora.bind(base.params, jax.tree.map(jax.numpy.asarray, adapter))
 
     def score(ids):

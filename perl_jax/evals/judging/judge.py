@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from perl_jax.errors import UserError
-from perl_jax.evals import evaluate
+from perl_jax.evals import intervals
 from perl_jax.evals.judging import cautions as caution
 from perl_jax.evals.judging import flags, reading, rubrics, winrate
 from perl_jax.evals.judging.endpoint import Endpoint
 from perl_jax.evals.judging.mentions import HARM, ORDER
-from perl_jax.rewards import scoring
+from perl_jax.rewards import text_functions
 from perl_jax.runs import rundir
 
 OfRun = Callable[[str, str], Callable[..., Any]]
@@ -63,7 +63,7 @@ def run(
         raise UserError(f'judge: {"a reward judges without --rubric" if rubric else "give --rubric, such as helpful"}')
     if (rubric == 'harmless') == bool(against):
         raise UserError('judge: give --against=MODEL_DIR, sft or reference, but none with --rubric=harmless')
-    form = None if rubric in (None, 'harmless') else rubrics.PAIRWISE.get(rubric) or scoring.function(rubric)
+    form = None if rubric in (None, 'harmless') else rubrics.PAIRWISE.get(rubric) or text_functions.function(rubric)
     ask: Ask | None = None
     if not phases:
         ask = _endpoint(judge, os.path.join(model_dir, 'judge.sqlite'), **settings)
@@ -80,7 +80,7 @@ def run(
     else:
         cautions = _compare(ask, form, rows)
 
-    result = evaluate.with_intervals(lambda index: measure([rows[i] for i in index]), [row['group'] for row in rows])
+    result = intervals.with_intervals(lambda index: measure([rows[i] for i in index]), [row['group'] for row in rows])
     about = {'split': split, 'rubric': rubric, 'judge': judge, 'judge_model': settings.get('model'), 'against': against}
     path = os.path.join(model_dir, f'judge_{split}_{rubric or "reward"}')
     _report(path, about | {'cautions': cautions}, rows, result)

@@ -17,11 +17,12 @@ from perl_jax.data import texts
 from perl_jax.data import vocabulary as vocabularies
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError, check_count
-from perl_jax.evals import evaluate, infer
+from perl_jax.evals import answering, reward_metrics
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import scoring
 from perl_jax.rl.sampling import SamplingConfig, make_sampler
 from perl_jax.runs.base import BaseConfig
+from perl_jax.runs.bound import bound, members
 
 Ids = Mapping[str, Any]  # prompt, response, vocabulary, ended
 STEP = 64  # lengths are rounded up to it, so that few shapes are compiled
@@ -58,11 +59,11 @@ def ask(
     longest = 1 + max(len(words.encode(prompt)) for prompt in prompts)  # 1: BOS
     asked = texts.dataset(words, prompts, -(-longest // STEP) * STEP)
     with partitioner.scope():
-        frozen, adapter = infer.bound(model_dir, 'policy', base, partitioner)
+        frozen, adapter = bound(model_dir, 'policy', base, partitioner)
         sample_fn = make_sampler(base.network, asked.eos_ids)
         respond = lambda batch, _, i: (sample_fn(frozen.params, adapter, batch, jax.random.key(0), greedy), {})  # noqa: E731
         batch_size = dataset.batch_size if dataset else partitioner.data_parallelism
-        rows = evaluate.answers(asked, batch_size, partitioner, respond, {})
+        rows = answering.answer_all(asked, batch_size, partitioner, respond, {})
     return [row['response'] for row in rows]
 
 
@@ -102,8 +103,8 @@ def score(
     answers = [[answer(*each) for each in zip(row, x, strict=True)] for row, x in zip(responses, ids, strict=True)]
     scored = texts.dataset(words.vocabulary, asked, length, answers)
     with partitioner.scope():
-        frozen, adapters = infer.members(model_dir, base, partitioner)
+        frozen, adapters = members(model_dir, base, partitioner)
         fn = jax.jit(functools.partial(scoring.member_scores, base.network))
         scores = lambda batch: jnp.moveaxis(fn(frozen.params, adapters, batch), 0, 1)  # noqa: E731 (rows come first)
-        (values,) = evaluate.scores([scored], dataset.batch_size, partitioner, scores)
+        (values,) = reward_metrics.scores([scored], dataset.batch_size, partitioner, scores)
     return np.moveaxis(values, 1, 0)

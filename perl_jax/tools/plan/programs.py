@@ -22,7 +22,7 @@ from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel import partitioning, topology
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import ensembles, scoring
-from perl_jax.rewards.scoring import LearnedReward, TextReward
+from perl_jax.rewards.sources import LearnedReward, TextReward
 from perl_jax.rl import steps
 from perl_jax.rl.learner import make_learner
 from perl_jax.rl.objective import Objective
