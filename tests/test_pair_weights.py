@@ -122,7 +122,8 @@ def stepped(kind, parts=1):
         'none': PAIRS, 'ones': weighted(PAIRS, np.ones(4)), 'weights': weighted(PAIRS, WEIGHTS),
         'no padding': tiny.without_padding(weighted(PAIRS, WEIGHTS), parts=parts),
     }[kind]  # fmt: skip
-    return jax.jit(lambda state: reward_step(tiny.NETWORK, SGD, tiny.base(), state, (batch,), KEY, parts))(start())
+    step = functools.partial(reward_step, tiny.NETWORK, SGD, num_microbatches=parts)
+    return jax.jit(lambda state: step(tiny.base(), state, (batch,), KEY))(start())
 
 
 def test_the_loss_by_hand():
