@@ -2,7 +2,8 @@
 
 toy_sft      demonstrations, most of them with a mistake      toy_pairs    two answers, ranked by a rater
 toy_prompts  what users say; `reference` is the right call    toy_thumbs   one answer, up or down
-toy_noisy_pairs, toy_noisy_thumbs   the same of a rater who mixes up a quarter: for rewards that can be exploited
+toy_noisy_pairs, toy_noisy_thumbs   the same of a rater who mixes up a quarter: for rewards that can be exploited;
+               their splits train_1 and train_2 are other draws of 256, for rewards that share no rating
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from perl_jax.tasks import registration, taskmaster_text
 from perl_jax.tasks import toy_grammar as grammar
 
 SIZES = {'train': 12288, 'validation': 512, 'test': 512}
+OTHER_DRAWS = {'train_1': 256, 'train_2': 256}
 MIXED_UP = 0.25
 
 
@@ -85,9 +87,9 @@ def _answer(arguments: grammar.Answer) -> str:
 
 
 def _requests(kind: str, split: str) -> Iterator[tuple[random.Random, str, grammar.Order, grammar.Order]]:
-    """Each split and kind draws its own; sizes are `SIZES`."""
+    """Each split and kind draws its own; sizes are `SIZES` and `OTHER_DRAWS`."""
     rng = random.Random(f'{kind} {split}')
-    for _ in range(SIZES[split]):
+    for _ in range((SIZES | OTHER_DRAWS)[split]):
         said, meant, first = grammar.request(rng)
         yield rng, _prompt(said), meant, first
 
@@ -142,6 +144,8 @@ def vocabulary() -> WordVocabulary:
 
 
 _VOCABULARY = vocabulary()
-for _kind in (sft, pairs, thumbs, prompts, noisy_pairs, noisy_thumbs):
+for _kind in (sft, pairs, thumbs, prompts):
+    registration.add(f'toy_{_kind.__name__}', _kind.__name__, _kind, _VOCABULARY)
+for _kind in (noisy_pairs, noisy_thumbs):
     _name = _kind.__name__
-    registration.add(f'toy_{_name}', _name.removeprefix('noisy_'), _kind, _VOCABULARY)
+    registration.add(f'toy_{_name}', _name.removeprefix('noisy_'), _kind, _VOCABULARY, splits=(*SIZES, *OTHER_DRAWS))

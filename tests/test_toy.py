@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import pathlib
 import random
 import re
@@ -207,3 +208,14 @@ def test_the_noisy_rater_turns_a_quarter_round(split):
     assert all(noisy | {'label': plain['label']} == plain for noisy, plain in thumbs)
     for share in (sum(turned) / len(turned), sum(flipped) / len(flipped)):
         assert abs(share - toy.MIXED_UP) < 0.05
+
+
+@pytest.mark.parametrize('kind', ['pairs', 'thumbs'])
+def test_other_draws_of_noisy_ratings_share_hardly_a_prompt(kind):
+    """Rewards of several draws would else be wrong together for what they have in common."""
+    task = seqio.get_mixture_or_task(f'toy_noisy_{kind}')
+    read = [task.get_dataset(None, split, shuffle=False).take(256) for split in ('train', *toy.OTHER_DRAWS)]
+    prompts = [[row['inputs_pretokenized'].numpy() for row in rows] for rows in read]
+    assert [len(texts) for texts in prompts] == [256] * 3
+    for first, second in itertools.combinations(prompts, 2):
+        assert sum(text in first for text in second) < 0.1 * 256
