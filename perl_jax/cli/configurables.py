@@ -5,7 +5,10 @@ The names are stable: a config.gin of any version says them, wherever a class li
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +42,6 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
     from perl_jax.parallel import partitioning
     from perl_jax.rewards import ensembles
     from perl_jax.rl import kl, objective, sampling, shaping
-    from perl_jax.rl.algorithms import grpo, ppo, reinforce, rloo
     from perl_jax.runs import base, lineage
     from perl_jax.tokenizers import tokenizers
     from perl_jax.tools import exchange, sweep
@@ -64,10 +66,7 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
         'perl_jax.layers': [attention.RopeScaling],
         'perl_jax.interop.hf': [lineage.network],
         'perl_jax.interop.tokenizers': [tokenizers.TokenizersVocabulary],
-        'perl_jax.algorithms.reinforce': [reinforce.Reinforce],
-        'perl_jax.algorithms.rloo': [rloo.RLOO],
-        'perl_jax.algorithms.grpo': [grpo.GRPO],
-        'perl_jax.algorithms.ppo': [ppo.PPO],
+        **_algorithms(),
         'perl_jax.objective': [objective.Objective],
         'perl_jax.kl': [kl.KLConfig],
         'perl_jax.tuning': [tuning.Tuning],
@@ -86,3 +85,15 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
             optax.warmup_exponential_decay_schedule,
         ],
     }  # fmt: skip
+
+
+def _algorithms() -> dict[str, list[type]]:
+    """The dataclass of each page of rl/algorithms/, so that a new page is named nowhere else."""
+    from perl_jax.rl import algorithms
+
+    pages = {}
+    for page in pkgutil.iter_modules(algorithms.__path__):
+        module = importlib.import_module(f'{algorithms.__name__}.{page.name}')
+        classes = [x for x in vars(module).values() if dataclasses.is_dataclass(x) and x.__module__ == module.__name__]
+        pages[f'perl_jax.algorithms.{page.name}'] = classes
+    return pages

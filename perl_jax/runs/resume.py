@@ -27,10 +27,8 @@ FIXED = {
     '*Tuning.optimizer': 'its state is saved',
     'train_reward.train.head_seed': 'heads have started from it',
     'Objective.algorithm': 'the value and the updates so far are of it',
-    '*PPO.epochs': 'updates are counted by it',
-    '*PPO.minibatches': 'updates are counted by it',
-    '*GRPO.epochs': 'updates are counted by it',
-    '*GRPO.minibatches': 'updates are counted by it',
+    '*.epochs': 'updates are counted by it',
+    '*.minibatches': 'updates are counted by it',
 }
 DATA = {
     'train_*.train.dataset': 'the data set',
