@@ -37,6 +37,7 @@ setup(
         'absl-py>=2.1',
         'clu>=0.0.12',
         'etils>=1.9',  # paths in a bucket; Orbax asks for its epath
+        'filelock>=3.12',  # JAX's cache of compiled programs asks for it
         'flax>=0.12.2',
         'gin-config>=0.5',
         'jax>=0.10',

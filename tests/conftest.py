@@ -1,7 +1,10 @@
 """The environment of every test, set before anything imports JAX; subprocesses of tests inherit it."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import pytest
 
@@ -9,6 +12,11 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # [B] + [B, K] is a bug here, never a broadcast
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu would ask for its metadata server
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+# What commands in processes of their own keep of what they compile lies here and not in the user's cache.
+if 'PERL_JAX_TESTS' not in os.environ:  # the workers of xdist, and these processes, share one
+    os.environ['PERL_JAX_TESTS'] = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='perl_jax_tests_')
+    atexit.register(shutil.rmtree, os.environ['PERL_JAX_TESTS'], ignore_errors=True)
 
 MULTIDEVICE = pathlib.Path(__file__).parent / 'multidevice'
 FLAG = '--xla_force_host_platform_device_count=8'

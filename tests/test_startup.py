@@ -138,3 +138,40 @@ sys.exit(main.cli(['compute']))
 
 def test_devices_that_are_there_are_no_fault():
     assert startup.no_devices() is None
+
+
+KEPT = """
+import os, sys
+from perl_jax.parallel import startup
+startup.keep_compiled()
+print(os.environ.get('JAX_COMPILATION_CACHE_DIR'), len(list(startup.pathlib.Path(sys.argv[1]).glob('running/*'))))
+if sys.argv[2] == 'killed':
+    (startup.pathlib.Path(sys.argv[1]) / 'cut-cache').write_text('half')
+    os._exit(1)
+"""
+
+
+def kept(folder, how='', **env):
+    command = [sys.executable, '-c', KEPT, folder / 'perl_jax', how]
+    env = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')} | {'XDG_CACHE_HOME': str(folder)} | env
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout.split()
+
+
+def test_what_is_compiled_is_kept_in_the_users_cache(tmp_path):
+    assert kept(tmp_path) == [str(tmp_path / 'perl_jax'), '1']
+    assert not list((tmp_path / 'perl_jax/running').iterdir()), 'it has signed out'
+    assert kept(tmp_path, JAX_ENABLE_COMPILATION_CACHE='0')[0] == 'None'
+    assert kept(tmp_path, JAX_COMPILATION_CACHE_DIR='/mine')[0] == '/mine'
+
+
+def test_what_a_killed_process_wrote_is_not_read(tmp_path):
+    (tmp_path / 'perl_jax').mkdir()
+    old, cut = tmp_path / 'perl_jax/old-cache', tmp_path / 'perl_jax/cut-cache'
+    old.write_text('whole')
+    os.utime(old, (1e9, 1e9))
+    kept(tmp_path, 'killed')
+    assert cut.exists()
+    kept(tmp_path)
+    assert old.exists() and not cut.exists()
+    (tmp_path / 'no').write_text('')
+    assert kept(tmp_path / 'no') == ['None', '0'], 'no folder can be made there'

@@ -1,6 +1,5 @@
 """Small runs of the toy recipes by way of the command line, in this process, for the tests that look at whole runs."""
 
-import atexit
 import contextlib
 import dataclasses
 import functools
@@ -9,9 +8,7 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 import types
 
 import jax
@@ -26,9 +23,8 @@ from perl_jax.runs import base, checkpoints
 from perl_jax.tasks import toy as grammar_tasks
 from perl_jax.train import loop
 
-# What is compiled once serves every later run of this process and its children; little is gained by compiling well.
-CACHE = tempfile.mkdtemp(prefix='perl_jax_compiled_')
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# What is compiled once serves every later run of all processes that test; little is gained by compiling well.
+CACHE = os.path.join(os.environ['XDG_CACHE_HOME'], 'toy_runs')
 SETTINGS = {
     'jax_compilation_cache_dir': CACHE,
     'jax_persistent_cache_min_compile_time_secs': 0,

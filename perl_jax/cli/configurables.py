@@ -12,9 +12,6 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from perl_jax.models import attention
-from perl_jax.rewards import sources
-
 
 @functools.cache
 def register() -> None:
@@ -37,10 +34,10 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
     from perl_jax.data import datasets
     from perl_jax.evals import answering, infer
     from perl_jax.evals.judging import models
-    from perl_jax.models import decoder, lora, t5
+    from perl_jax.models import attention, decoder, lora, t5
     from perl_jax.optim import schedules, tuning
     from perl_jax.parallel import partitioning
-    from perl_jax.rewards import ensembles
+    from perl_jax.rewards import ensembles, sources
     from perl_jax.rl import kl, objective, sampling, shaping
     from perl_jax.runs import base, lineage
     from perl_jax.tokenizers import tokenizers

@@ -66,6 +66,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
     if program:
         startup.begin()
         survivor.begin(argv)
+        if not survivor.is_one_of_several(argv):  # hosts of a pod should not load what others compile
+            startup.keep_compiled()
     startup.quiet()
     with configure.released():
         return _command(argv)

@@ -6,6 +6,7 @@ What makes a CPU faster is exported by launch/local.sh.
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import importlib.util
 import logging
@@ -14,6 +15,7 @@ import pathlib
 import sys
 
 PCI = pathlib.Path('/sys/bus/pci/devices')
+OFF = ('0', 'false', 'False', 'off')  # as JAX reads them
 GOOGLE, OTHERS = '0x1ae0', ('0x01', '0x02')  # a vendor; classes of its devices that are no TPUs: storage, network
 
 
@@ -23,6 +25,35 @@ def begin() -> None:
         os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
         if not has_plugins():
             os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def keep_compiled() -> None:
+    """Have JAX keep what a command compiles in the user's cache directory, up to 4 GiB, the oldest going first.
+
+    JAX_ENABLE_COMPILATION_CACHE=0 turns it off; a JAX_COMPILATION_CACHE_DIR of the user's own is JAX's alone. JAX
+    writes an entry in place and never again, so one that is cut short with its process would be tried and refused for
+    ever. A process therefore signs in: what was written since one began that has gone without signing out is removed.
+    """
+    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'perl_jax'
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ or os.environ.get('JAX_ENABLE_COMPILATION_CACHE', '1') in OFF:
+        return
+    try:
+        running = folder / 'running'
+        running.mkdir(parents=True, exist_ok=True)
+        for process in running.iterdir():
+            if not pathlib.Path('/proc', process.name).exists():
+                since = process.stat().st_mtime
+                for entry in folder.glob('*-cache'):
+                    if entry.stat().st_mtime >= since:
+                        entry.unlink(missing_ok=True)
+                process.unlink(missing_ok=True)
+        own = running / str(os.getpid())
+        own.touch()
+    except OSError:  # no room, a folder that is not ours: then without
+        return
+    atexit.register(own.unlink, missing_ok=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+    os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(4 * 2**30))  # JAX then locks it, too
 
 
 def has_tpu() -> bool:
