@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import PyTree
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from perl_jax import masked, sharded
 from perl_jax.errors import UserError, check_count, check_number
@@ -70,16 +71,16 @@ def sample(
     Raises:
       UserError: the prompts do not divide into microbatches.
     """
-    one, parts = functools.partial(_sample, network, variables, eos_ids, config), config.num_microbatches
+    draw, parts = functools.partial(_sample, network, variables, eos_ids, config), config.num_microbatches
     if parts == 1:
-        return one(prompts, rng)
+        return draw(prompts, rng)
     if len(prompts.inputs) % (parts * sharded.partitions('batch')):
         rows = sharded.partitions('batch')
         raise UserError(
             f'SamplingConfig.num_microbatches = {parts}: {len(prompts.inputs)} prompts on {rows} rows of the mesh do '
             f'not divide into so many parts; give a divisor of {len(prompts.inputs) // rows}'
         )
-    return accumulate.one_by_one(one, prompts, parts, rng)
+    return accumulate.one_by_one(draw, prompts, parts, rng)
 
 
 def make_sampler(network: nn.Module, eos_ids: int | Sequence[int], out_shardings: Any = None) -> Callable[..., Rollout]:
@@ -91,6 +92,25 @@ def make_sampler(network: nn.Module, eos_ids: int | Sequence[int], out_shardings
         return sample(network, lora.bind(base, adapter), prompts, rng, eos_ids, config)
 
     return jax.jit(draw, static_argnames='config', out_shardings=out_shardings)
+
+
+@struct.dataclass
+class _State:
+    """What the loop over tokens hands on.
+
+    Attributes:
+      t: the place in the responses that is drawn next.
+      tokens, logprobs, mask: the responses so far, 0 where nothing was drawn; see Rollout.
+      alive: which branches have not ended.
+      cache: the network's keys and values.
+    """
+
+    t: Int[Array, '']
+    tokens: Int[Array, 'B K R']
+    logprobs: Float[Array, 'B K R']
+    mask: Bool[Array, 'B K R']
+    alive: Bool[Array, 'B K']
+    cache: PyTree
 
 
 def _sample(
@@ -114,29 +134,32 @@ def _sample(
         picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
         return token, picked - jnp.log(weights.sum(-1))
 
-    def write(
-        t: jax.Array, tokens: jax.Array, logprobs: jax.Array, mask: jax.Array, hidden: jax.Array, alive: jax.Array
-    ):
+    def write(state: _State, t: jax.Array, hidden: jax.Array) -> _State:
         token, logprob = draw(hidden, t)
-        token, logprob = jnp.where(alive, token, 0), jnp.where(alive, logprob, 0.0)
-        tokens, logprobs, mask = (
-            tokens.at[:, :, t].set(token),
-            logprobs.at[:, :, t].set(logprob),
-            mask.at[:, :, t].set(alive),
+        return state.replace(
+            tokens=state.tokens.at[:, :, t].set(jnp.where(state.alive, token, 0)),
+            logprobs=state.logprobs.at[:, :, t].set(jnp.where(state.alive, logprob, 0.0)),
+            mask=state.mask.at[:, :, t].set(state.alive),
+            alive=state.alive & ~masked.is_any(token, eos_ids),
         )
-        return tokens, logprobs, mask, alive & ~masked.is_any(token, eos_ids)
 
-    def body(state):
-        t, tokens, logprobs, mask, alive, cache = state
-        hidden, cache = network.apply(variables, tokens[:, :, t - 1], t - 1, cache, method='decode')
-        return t + 1, *write(t, tokens, logprobs, mask, hidden, alive), cache
+    def body(state: _State) -> _State:
+        last_token, t = state.tokens[:, :, state.t - 1], state.t
+        hidden, cache = network.apply(variables, last_token, t - 1, state.cache, method='decode')
+        return write(state, t, hidden).replace(t=t + 1, cache=cache)
 
     last, cache = network.apply(variables, prompts.inputs, prompts.inputs_mask, K, R, method='prefill')
-    empty = jnp.zeros((B, K, R), jnp.int32), jnp.zeros((B, K, R)), jnp.zeros((B, K, R), bool)
-    first = jnp.broadcast_to(last[:, None], (B, K, last.shape[-1]))
-    start = (jnp.int32(1), *write(jnp.int32(0), *empty, first, jnp.ones((B, K), bool)), cache)
-    _, tokens, logprobs, mask, _, _ = jax.lax.while_loop(lambda s: (s[0] < R) & s[4].any(), body, start)
-    return Rollout(prompts.inputs, prompts.inputs_mask, tokens, mask, logprobs)
+    empty = _State(
+        t=jnp.int32(1),
+        tokens=jnp.zeros((B, K, R), jnp.int32),
+        logprobs=jnp.zeros((B, K, R)),
+        mask=jnp.zeros((B, K, R), bool),
+        alive=jnp.ones((B, K), bool),
+        cache=cache,
+    )
+    first = write(empty, jnp.int32(0), jnp.broadcast_to(last[:, None], (B, K, last.shape[-1])))
+    state = jax.lax.while_loop(lambda state: (state.t < R) & state.alive.any(), body, first)
+    return Rollout(prompts.inputs, prompts.inputs_mask, state.tokens, state.mask, state.logprobs)
 
 
 def categorical(rng: jax.Array, weights: jax.Array) -> jax.Array:
