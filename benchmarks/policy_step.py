@@ -15,7 +15,7 @@ import argparse
 import json
 from typing import Any
 
-from perl_jax.parallel import partitioning, startup
+from perl_jax.parallel import startup
 from perl_jax.rl.learner import Learner, learn, make_learner
 from perl_jax.rl.objective import Objective
 from perl_jax.types import Roles
@@ -56,11 +56,10 @@ def objective_of(args: argparse.Namespace) -> Objective:
 
 def learner_of(args: argparse.Namespace, model: Decoder, on: Partitioner) -> Learner:
     """The programs of a run."""
-    base, axes = partitioning.abstract(model)
     eos = EOS if args.ends else args.vocab  # which is no token
     return make_learner(
-        network=model, objective=objective_of(args), tuning=measure.tuning(args), base=base, axes=axes, eos_ids=eos,
-        partitioner=on, length_buckets=args.buckets,
+        network=model, objective=objective_of(args), tuning=measure.tuning(args), eos_ids=eos, partitioner=on,
+        length_buckets=args.buckets,
     )  # fmt: skip
 
 

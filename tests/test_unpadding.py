@@ -15,7 +15,6 @@ from tiny import CONFIG, NETWORK, UNTIED, P, R
 from perl_jax.models import logprobs, lora, unpadding
 from perl_jax.models.decoder import Decoder
 from perl_jax.optim.tuning import Tuning
-from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards.scoring import score
 from perl_jax.rl import steps
@@ -81,10 +80,8 @@ def test_a_rollouts_fill_holds_every_minibatch_to_come():
     on, tuning, fills = Partitioner(), Tuning(tiny.SPECS['lora'], TX, num_microbatches=2), set()
     objective = Objective(PPO(epochs=3, minibatches=2), value=tuning)
     with on.scope():
-        base, axes = partitioning.abstract(NETWORK)
         programs = make_learner(
-            network=NETWORK, objective=objective, tuning=tuning, base=base, axes=axes, eos_ids=(1,), partitioner=on,
-            length_buckets=8,
+            network=NETWORK, objective=objective, tuning=tuning, eos_ids=(1,), partitioner=on, length_buckets=8,
         )  # fmt: skip
         for step in range(12):
             exp, turns = tiny.experience(8, 2, seed=step), steps.turns(objective, 8, 0, step)

@@ -1,6 +1,6 @@
 """The RL of a policy as it is compiled: what each program is given and gives up, and where its results lie.
 
-    learner = make_learner(network=.., objective=.., tuning=.., base=.., axes=.., eos_ids=.., partitioner=..)
+    learner = make_learner(network=.., objective=.., tuning=.., eos_ids=.., partitioner=..)
     roles, state = Roles.sharing(base), learner.init(key, base)
     each step:   rollout = learner.sample(..)   experience = learner.experience(..)   state = learn(learner, ..)
 
@@ -66,25 +66,29 @@ def make_learner(
     network: nn.Module,
     objective: Objective,
     tuning: Tuning,
-    base: PyTree,
-    axes: PyTree,
     eos_ids: int | Sequence[int],
-    partitioner: Partitioner,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
     length_buckets: int = 1,
 ) -> Learner:
-    """Compile an objective for a network on a mesh. Nothing is computed yet.
+    """Make the functions of an RL run, jitted for a network on a mesh. Nothing is computed yet.
 
     Args:
-      tuning: what the policy trains; the value's is `objective.value`.
-      base: the frozen parameters, or their shapes.
-      axes: their logical axes (partitioning.abstract).
-      eos_ids: any of them ends a response.
+      network: a Decoder, a T5, or a module with their methods.
+      objective: what the policy learns by.
+      tuning: what the policy trains, and the optimizer; the value's is `objective.value`.
+      eos_ids: any of these tokens ends a response.
+      partitioner: the devices, and how arrays are split over them.
       length_buckets: above 1 the learning steps compute real tokens alone, their number rounded up to so many parts.
+
+    Returns:
+      A Learner. Call its functions within `partitioner.scope()`.
 
     Raises:
       UserError: an optimizer that cannot be scheduled.
     """
-    batch = partitioner.sharding('batch')
+    if objective.algorithm.has_value and objective.value is None:
+        objective = dataclasses.replace(objective, value=tuning)
+    batch, (base, axes) = partitioner.sharding('batch'), partitioning.abstract(network)
     policy_tx = tuning.tx('OPTIMIZER', objective.updates)
     value_tx = objective.value and objective.value.tx('VALUE_OPTIMIZER', objective.updates)
     init = functools.partial(initial, objective, tuning, network.config.emb_dim)
@@ -130,9 +134,19 @@ def initial(objective: Objective, tuning: Tuning, width: int, key: jax.Array, ba
 def learn(
     learner: Learner, roles: Roles, state: PolicyState, experience: Experience, turns: np.ndarray, key: jax.Array
 ) -> tuple[PolicyState, Metrics]:
-    """All that is learned from one rollout, in these `turns` (steps.py).
+    """Learn from one judged rollout: each update is a step of the value, if there is one, and a step of the policy.
 
-    The anchor is the one that the rollout was judged by. The metrics are of the last update.
+    Args:
+      learner: of `make_learner`.
+      roles: the frozen base of each role.
+      state: the policy, the value and beta so far; its buffers are donated.
+      experience: of `learner.experience`, [B, K, R]; judged by the anchor in `roles` and `state`.
+      turns: int [U, b]: whose prompts each of U updates learns from; all of them at once are `np.arange(B)[None]`, and
+        an algorithm with epochs and minibatches takes `rl.steps.turns`.
+      key: a key of jax.random, for dropout; each update folds its step in.
+
+    Returns:
+      The next state, and the metrics of the last update: float32 [] by name.
     """
     anchor, values, metrics = (roles.anchor, state.anchor), None, {}
     if state.value is not None and steps.values_first(learner.objective, state.value.adapter.dropout):

@@ -34,7 +34,8 @@ class Objective:
       shaping: what is done to scores before they become rewards, in turn; evaluation never does it.
       entropy_bonus: weight of the policy's entropy (nats a token) in its loss.
       anchor_ema: how far the anchor follows the policy each step (WARP's mu); 0 leaves it at the base.
-      value: how the value baseline is trained, where the algorithm learns one. The paper gives it the policy's rank.
+      value: how the value baseline is trained, where the algorithm learns one; None is as the policy. The paper gives
+        it the policy's rank.
 
     Raises:
       UserError: settings that do not go together.

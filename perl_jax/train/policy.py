@@ -49,12 +49,17 @@ def train(
     """Train a policy, or go on with it, in `run.model_dir`.
 
     Args:
+      run: where it goes, and how long.
       base: where the policy starts, and the anchor it is held to: an SFT run, or weights. It brings the vocabulary too.
       dataset: prompts (inputs). A step takes `batch_size` of them, K answers each (paper: 128 in all).
       answers: the prompts that an evaluation answers, and what judges the answers; without any none is kept.
       objective: what the policy learns by.
       tuning: what of the policy is trained, and how.
       reward: where scores come from; several are added up by their weights.
+      partitioner: the devices, and how arrays are split over them.
+
+    Raises:
+      UserError: settings, data, weights, rewards or a MODEL_DIR that do not go together.
     """
     network, key, judges = base.network, jax.random.key(run.random_seed), text_functions.functions(answers.metric_fns)
     _check(base, dataset, objective, tuning, reward)
@@ -73,8 +78,8 @@ def train(
         # One frozen base under four roles. What learns is compiled for it, and the state made where it will lie.
         frozen = bases.load(base, partitioner, run.random_seed)
         learner = make_learner(
-            network=network, objective=objective, tuning=tuning, base=frozen.params, axes=frozen.axes,
-            eos_ids=stream.eos_ids, partitioner=partitioner, length_buckets=dataset.length_buckets,
+            network=network, objective=objective, tuning=tuning, eos_ids=stream.eos_ids, partitioner=partitioner,
+            length_buckets=dataset.length_buckets,
         )  # fmt: skip
         state = learner.init(key, frozen.params)
         params, frozen = frozen.params, frozen.released()

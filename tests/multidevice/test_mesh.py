@@ -230,11 +230,10 @@ def test_rollouts_and_the_samplers_cache_lie_split(mesh):
     on = MESHES[mesh]
     with on.scope():
         base, adapter, prompts, scores = placed_rollout_inputs(on, K)
-        _, axes = partitioning.abstract(NETWORK)
         tuning = Tuning(LORA, TX)
         learner = make_learner(
-            network=NETWORK, objective=Objective(sampling=SAMPLING, value=tuning), tuning=tuning, base=base, axes=axes,
-            eos_ids=EOS, partitioner=on,
+            network=NETWORK, objective=Objective(sampling=SAMPLING, value=tuning), tuning=tuning, eos_ids=EOS,
+            partitioner=on,
         )  # fmt: skip
         drawn = learner.sample(base, adapter, prompts, KEY, SAMPLING)
         judged, _ = learner.experience(

@@ -142,9 +142,7 @@ def policy(
     params, axes = _base(base, on)
     roles = Roles.sharing(params) if base.shared else Roles.copies(params, _copy)
     network, width = base.network, base.network.config.emb_dim
-    learner = make_learner(
-        network=network, objective=objective, tuning=tuning, base=params, axes=axes, eos_ids=EOS, partitioner=on
-    )
+    learner = make_learner(network=network, objective=objective, tuning=tuning, eos_ids=EOS, partitioner=on)
     state = _placed(jax.eval_shape(learner.init, _key(), params), learner.shardings)
     learned = [source for source in reward if isinstance(source, LearnedReward)]
     members = []
