@@ -26,7 +26,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 @struct.dataclass
 class Prompts:
-    """What is asked."""
+    """A batch of prompts, padded on the right.
+
+    Attributes:
+      inputs: int32 [B, P], the tokens; what stands at the padding may be anything.
+      inputs_mask: bool [B, P], true at the tokens.
+    """
 
     inputs: Int[Array, 'B P']
     inputs_mask: Bool[Array, 'B P']
@@ -34,9 +39,13 @@ class Prompts:
 
 @struct.dataclass
 class Responses(Prompts):
-    """Prompts and their responses; a response's last real token is its EOS, unless it ran out of room.
+    """Prompts and K responses each, padded on the right.
 
-    `fill` is what share of all tokens, and of the targets, is real at most, in any part of the batch: unpadding.py.
+    Attributes:
+      targets: int32 [B, K, R]; a response's last token is its EOS, unless it ran out of room.
+      targets_mask: bool [B, K, R], true at the tokens, EOS included.
+      fill: upper bounds on the share of tokens that is no padding, of the whole run and of the targets, in any data
+        shard: dense layers then compute no more (unpadding.py). None computes the padding too.
     """
 
     targets: Int[Array, 'B K R']
@@ -63,7 +72,11 @@ class WeightedPairs(Responses):
 
 @struct.dataclass
 class Rollout(Responses):
-    """Responses that the policy sampled, with the log-probability that each token was drawn with."""
+    """Responses that the policy sampled.
+
+    Attributes:
+      logprobs: float32 [B, K, R], nats: the log-probability that each token was drawn with; 0 at the padding.
+    """
 
     logprobs: Float[Array, 'B K R']
 
@@ -72,7 +85,11 @@ class Rollout(Responses):
 class Experience(Rollout):
     """A rollout that has been judged: what the learning steps need.
 
-    `values` are those before it was learned from; None where the value's own step has them (rl.values_first).
+    Attributes:
+      rewards: float32 [B, K, R], of each token, the KL's part in it: -beta KL, and at the last token (1 - beta) score
+        (the paper, eq. 1); 0 at the padding.
+      anchor_logprobs: float32 [B, K, R], nats: those of the anchor for the same tokens.
+      values: float32 [B, K, R], before any update of this rollout; None where the value's own step computes them.
     """
 
     rewards: Float[Array, 'B K R']
@@ -104,7 +121,14 @@ class PolicyState:
 
 @struct.dataclass
 class Roles:
-    """The frozen base of each role: the same tree, or a copy each for the comparator (the paper, section 4.2)."""
+    """The frozen base of each role: the same tree, or a copy each for the comparator (the paper, section 4.2).
+
+    Attributes:
+      policy: parameters that the policy's adapter is bound to.
+      value: those of the value baseline.
+      anchor: those of the anchor, the reference of the KL.
+      reward: those of a learned reward.
+    """
 
     policy: PyTree
     value: PyTree
@@ -113,12 +137,12 @@ class Roles:
 
     @classmethod
     def sharing(cls, base: PyTree) -> Roles:
-        """One base under all four."""
+        """Put one base under all four roles."""
         return cls(policy=base, value=base, anchor=base, reward=base)
 
     @classmethod
     def copies(cls, base: PyTree, copy: Callable[[PyTree], PyTree]) -> Roles:
-        """A base each; the policy's is `base` itself."""
+        """Give each role a base of its own; the policy's is `base` itself."""
         return cls(policy=base, value=copy(base), anchor=copy(base), reward=copy(base))
 
 

@@ -17,10 +17,17 @@ Text = str | Sequence[int]  # or its tokens, which are taken as they are
 def dataset(
     vocabulary: Any, prompts: Sequence[Text], length: int | None, responses: Sequence[Sequence[Text]] = ()
 ) -> Dataset:
-    """Prompts [N, length] as a task's are read: the END of a longer one, behind BOS if there is one.
+    """Make a data set of texts.
 
-    With `responses`, K for each prompt, it has their targets [N, K, R] too, each text with its EOS, R being the
-    longest's. Prompts that are given as tokens may be longer than `length`, which is None to cut none.
+    Args:
+      vocabulary: of `load_tokenizer`, or any of SeqIO.
+      prompts: N texts, read as a task's are: behind BOS if there is one. One given as tokens is taken as it is.
+      length: P in tokens, of a longer text the END is kept; None cuts none.
+      responses: K texts for each prompt, which then get an EOS; none by default.
+
+    Returns:
+      A Dataset: `rows(index)` is a batch of these rows (Prompts, or with `responses` Responses, R being the longest's)
+      and their examples, which say the prompt as 'inputs_pretokenized'; `vocabulary` and `eos_ids`.
     """
     bos = bos_id(vocabulary)
     head = [] if bos is None else [bos]

@@ -197,10 +197,13 @@ def save(
     dtype: str,
     head: jax.Array | None = None,
 ) -> None:
-    """Write plain parameters (base, or base and adapter merged) as transformers loads them.
+    """Write plain parameters as transformers loads them; a tokenizer does not go along.
 
     Args:
-      dtype: 'float32', 'bfloat16' or 'float16'.
+      folder: gets config.json and model.safetensors, of a large model several; it is made if it is not there.
+      network: what the parameters are of.
+      params: those of a base, or of base and adapter: `merge(base, adapter)`.
+      dtype: of the file: 'float32', 'bfloat16' or 'float16'.
       head: a reward's [D]; the model becomes a classifier with one label, which reads it at the last token.
 
     Raises:

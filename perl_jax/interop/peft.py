@@ -25,7 +25,7 @@ from flax import traverse_util
 from jaxtyping import PyTree
 
 from perl_jax.errors import UserError
-from perl_jax.interop import hf_names, peft_config, safetensors
+from perl_jax.interop import hf, hf_names, peft_config, safetensors
 from perl_jax.models.lora import Adapter, Scale, scale_of
 from perl_jax.models.t5 import T5
 
@@ -47,7 +47,13 @@ _FOREIGN = {  # what a tensor that is no pair belongs to
 
 
 def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: str | None) -> str:
-    """Write an adapter; `base` is the name or folder of the original model, for base_model_name_or_path.
+    """Write a LoRA adapter as PEFT loads it.
+
+    Args:
+      folder: gets adapter_config.json and adapter_model.safetensors; it is made if it is not there.
+      network: what the adapter is for.
+      adapter: with `lora`; a reward's head becomes a classifier's.
+      base: the original model, for base_model_name_or_path: its folder, or its name on the hub, with or without hf://.
 
     Returns:
       PEFT's task_type.
@@ -86,7 +92,7 @@ def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: 
     config = {
         'peft_type': 'LORA',
         'task_type': task,
-        'base_model_name_or_path': base,
+        'base_model_name_or_path': base and base.removeprefix(hf.HUB),
         'r': rank,
         'lora_alpha': alpha,
         'rank_pattern': {name: each for name, each in ranks.items() if each != rank},

@@ -28,16 +28,38 @@ from perl_jax.models.unpadding import Unpadding
 class DecoderConfig:
     """Sizes, numerics and what families differ in; field names are T5X's where T5X has one. The defaults are Llama's.
 
-    logits_via_embedding: the embedding is the output layer too (tied).     activation: 'silu' or 'gelu' (Gemma).
-    use_qkv_bias: on query, key and value (Qwen 2).     qk_norm: RMSNorm of each head (Qwen 3, Gemma 3).
-    scale_embedding: times sqrt(D) (Gemma).     norm_offset: see RMSNorm; 1 for Gemma.
-    post_norms: RMSNorm behind attention and MLP too (Gemma 2 and 3).     query_scale: of scores; None is E^-1/2.
-    attention_softcap, logits_softcap: c tanh(x / c) (Gemma 2).     rope_scaling: see RopeScaling (Llama 3.1).
-    sliding_window: local layers see so many tokens, themselves included; every `global_every`-th layer sees all.
-    local_rope_theta: of local layers, never scaled (Gemma 3); None is rope_theta.
-    flash: attention over whole prompts and responses in one kernel on TPUs (flash.py).
-    remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
+    Attributes:
+      vocab_size: V.
+      num_layers: L.
+      emb_dim: D.
+      num_heads: H, query heads.
+      num_kv_heads: N, a divisor of H; each serves H / N query heads.
+      head_dim: E, even.
+      mlp_dim: F.
+      rope_theta: the base of the rotary frequencies.
+      norm_epsilon: added to the mean square in RMSNorm.
+      logits_via_embedding: the embedding is the output layer too (tied).
+      activation: 'silu', or 'gelu' (Gemma).
+      use_qkv_bias: a bias on query, key and value (Qwen 2).
+      qk_norm: RMSNorm of each head's query and key (Qwen 3, Gemma 3).
+      scale_embedding: embeddings times sqrt(D) (Gemma).
+      norm_offset: added to RMSNorm's scale; 1 for Gemma.
+      post_norms: RMSNorm behind attention and MLP too (Gemma 2 and 3).
+      query_scale: what attention scores are multiplied by; None is E^-1/2.
+      attention_softcap: c, where attention scores x become c tanh(x / c) (Gemma 2); None leaves them.
+      logits_softcap: the same of logits.
+      rope_scaling: how frequencies are scaled for long texts (Llama 3.1); None is not at all.
+      sliding_window: so many tokens, themselves included, are seen by local layers; None is no local layer.
+      global_every: every so many-th layer is not local.
+      local_rope_theta: of local layers, never scaled (Gemma 3); None is `rope_theta`.
+      dtype: of what is computed between the parameters; logits are float32.
+      flash: attention over whole prompts and responses in one kernel on TPUs (kernels/flash.py).
+      remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
+
+    Raises:
+      UserError: sizes that are no counts, or do not go together.
     """
+
     vocab_size: int
     num_layers: int
     emb_dim: int
@@ -174,7 +196,11 @@ class _Stack(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Hidden states first; logits only where somebody asks for them."""
+    """A decoder-only transformer: hidden states first, logits only where somebody asks for them.
+
+    Attributes:
+      config: sizes and what families differ in.
+    """
 
     config: DecoderConfig
 
@@ -192,7 +218,14 @@ class Decoder(nn.Module):
         ends: jax.Array | None = None,
         real: unpadding.Real | None = None,
     ) -> jax.Array:
-        """Read prompts [B, P] (padded right) and all their responses [B, K, R] at once.
+        """Read prompts and all their responses at once.
+
+        Args:
+          inputs: int [B, P], the prompts, padded on the right.
+          inputs_mask: bool [B, P], true at their tokens.
+          targets: int [B, K, R], the responses, padded on the right.
+          ends: int [B, K], where only one state of each response is wanted.
+          real: the padding's absence (unpadding.py); None computes the padding too.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
@@ -230,7 +263,17 @@ class Decoder(nn.Module):
         return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
-        """Read the prompts; make room for K responses of R tokens. Returns the last hidden [B, D] and the cache."""
+        """Read the prompts, and make room for their responses.
+
+        Args:
+          inputs: int [B, P].
+          inputs_mask: bool [B, P].
+          K: responses each.
+          R: tokens of each at most.
+
+        Returns:
+          The last token's hidden state [B, D], and the cache.
+        """
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
         length = masked.lengths(inputs_mask)
@@ -242,10 +285,17 @@ class Decoder(nn.Module):
         return x[:, 0], Cache(prompt, inputs_mask, (room, room))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D].
+        """Read one more token of every response.
 
-        The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
+        Args:
+          tokens: int [B, K].
+          step: int [], which token of the response they are, the same for all.
+          cache: of the prompts and the tokens before.
+
+        Returns:
+          hidden [B, K, D], and the cache with these tokens in it.
         """
+        # The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
         (B, K) = tokens.shape
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
         before = cache.prompt, cache.responses

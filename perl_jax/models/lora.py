@@ -36,18 +36,37 @@ ALL_LINEAR = r'.*(attention/(query|key|value|out)|mlp/(wi|wi_0|wi_1|wo))'
 
 @struct.dataclass
 class Adapter:
-    """`lora` or `params`, and for a reward or a value also `head`; what a role does not have is None."""
+    """All that is trained for one role: `lora` or `params`, and for a reward or a value also `head`.
 
-    lora: PyTree = None  # mirrors the base: {..., 'query': {'a': [..., in, r], 'b': [..., r, out]}}
-    params: PyTree = None  # full tuning: a tree like the base
-    head: PyTree = None  # {'kernel': [D]}
-    scale: Scale = struct.field(pytree_node=False, default=1.0)  # alpha / r
+    Attributes:
+      lora: mirrors the base, {.., 'query': {'a': [.., in, r], 'b': [.., r, out]}} in float32; None for full tuning.
+      params: of full tuning, a float32 tree like the base that takes its place; None for LoRA.
+      head: {'kernel': [D]} in float32; None for a policy.
+      scale: alpha / r, what A B is multiplied by: a number, or (path of a layer, its numbers) where layers differ.
+      dropout: the share of a layer's inputs that its pair does not see while it is trained.
+    """
+
+    lora: PyTree = None
+    params: PyTree = None
+    head: PyTree = None
+    scale: Scale = struct.field(pytree_node=False, default=1.0)
     dropout: float = struct.field(pytree_node=False, default=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraSpec:
-    """Which layers get a pair of matrices. `targets` is a regex over the whole path of a layer."""
+    """LoRA (Hu et al. 2021, section 4.1): chosen layers compute x W + alpha/r x A B, of which A and B are trained.
+
+    Attributes:
+      rank: r.
+      alpha: a constant; what A B is multiplied by is alpha / r.
+      dropout: the share of a layer's inputs that its pair does not see while it is trained, from 0 to below 1.
+      targets: which layers, a regex over a layer's whole path. `lora.ATTENTION` is the paper's choice (section 2);
+        `lora.ALL_LINEAR` adds the MLPs.
+
+    Raises:
+      UserError: a rank or dropout out of range.
+    """
 
     rank: int = 8
     alpha: float = 16.0
@@ -62,7 +81,18 @@ class LoraSpec:
             raise UserError(f'LoraSpec.dropout = {self.dropout}: give a number from 0 to below 1')
 
     def init(self, rng: jax.Array, base: PyTree) -> Adapter:
-        """A fresh adapter in float32; the bound network still computes exactly what the base does."""
+        """Draw a fresh adapter; the bound network still computes exactly what the base does, as B is zero.
+
+        Args:
+          rng: a key of jax.random.
+          base: the frozen parameters, or their shapes.
+
+        Returns:
+          An Adapter with `lora` in float32.
+
+        Raises:
+          UserError: `targets` is no regular expression, or matches no layer.
+        """
         flat, lora = traverse_util.flatten_dict(base, sep='/'), {}
         layers = [path.removesuffix('/kernel') for path in flat if path.endswith('/kernel')]
         try:
@@ -89,7 +119,15 @@ class FullSpec:
     tuning = 'full'
 
     def init(self, rng: jax.Array, base: PyTree) -> Adapter:
-        """`rng` is unused: there is nothing random in a copy."""
+        """Copy the base.
+
+        Args:
+          rng: unused, as there is nothing random in a copy.
+          base: the parameters to start from.
+
+        Returns:
+          An Adapter with `params` in float32.
+        """
         del rng
         return Adapter(params=jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base))
 
@@ -100,9 +138,15 @@ def with_head(adapter: Adapter, rng: jax.Array, width: int, std: float) -> Adapt
 
 
 def bind(base: PyTree, adapter: Adapter | None, *, train: bool = False) -> Variables:
-    """The variables of one role, for `network.apply`. None is the anchor policy: the base itself.
+    """Join the frozen base and an adapter to the variables of one role. Nothing is copied.
 
-    `train` lets LoRA's dropout happen, in an `apply` that also gets `rngs={'dropout': key}`.
+    Args:
+      base: the frozen parameters.
+      adapter: what the role trains; None is the anchor policy, the base itself.
+      train: let LoRA's dropout happen, in an `apply` that also gets `rngs={'dropout': key}`.
+
+    Returns:
+      Linen's collections for `network.apply`: 'params', and of the adapter 'lora' (its B times alpha / r) and 'head'.
     """
     if adapter is None:
         return {'params': base}
@@ -120,7 +164,15 @@ def bind(base: PyTree, adapter: Adapter | None, *, train: bool = False) -> Varia
 
 
 def merge(base: PyTree, adapter: Adapter) -> PyTree:
-    """Plain parameters that compute what `bind(base, adapter)` does: W + alpha/r A B. The head stays outside."""
+    """Make plain parameters that compute what `bind(base, adapter)` does: W + alpha/r A B.
+
+    Args:
+      base: the frozen parameters.
+      adapter: of LoRA or of full tuning. Its head stays outside.
+
+    Returns:
+      A tree like the base, in its dtypes; of full tuning the adapter's own parameters.
+    """
     if adapter.params is not None:
         return adapter.params
     flat = dict(traverse_util.flatten_dict(base, sep='/'))

@@ -30,8 +30,26 @@ class T5Config:
     """Sizes and numerics; the names are T5X's. The defaults are those of T5 1.1 and of all that came after it.
 
     T5 1.0 is activation 'relu', gated False, logits_via_embedding True.
-    logits_via_embedding: the embedding is the output layer too, whose logits are then divided by sqrt(D).
-    remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
+
+    Attributes:
+      vocab_size: V.
+      emb_dim: D.
+      num_heads: H.
+      head_dim: E.
+      mlp_dim: F.
+      num_encoder_layers: of the encoder.
+      num_decoder_layers: L, of the decoder.
+      activation: 'gelu', 'relu' or 'silu'.
+      gated: the MLP has a gate.
+      logits_via_embedding: the embedding is the output layer too, whose logits are then divided by sqrt(D).
+      relative_attention_num_buckets: of relative positions, at least 4.
+      relative_attention_max_distance: from which distance on all share a bucket.
+      norm_epsilon: added to the mean square in RMSNorm.
+      dtype: of what is computed between the parameters; logits are float32.
+      remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
+
+    Raises:
+      UserError: sizes that are no counts, or do not go together.
     """
 
     vocab_size: int
@@ -228,7 +246,11 @@ class _Decoder(nn.Module):
 
 
 class T5(nn.Module):
-    """Hidden states first; logits only where somebody asks for them. The calls are networks.decoder.Decoder's."""
+    """T5's encoder-decoder (Raffel et al. 2020, arXiv 1910.10683); its methods are those of Decoder.
+
+    Attributes:
+      config: sizes and numerics.
+    """
 
     config: T5Config
 
@@ -247,7 +269,14 @@ class T5(nn.Module):
         ends: jax.Array | None = None,
         real: unpadding.Real | None = None,
     ) -> jax.Array:
-        """Read prompts [B, P] (padded right) with the encoder, and all their responses [B, K, R] with the decoder.
+        """Read prompts with the encoder, and all their responses with the decoder.
+
+        Args:
+          inputs: int [B, P], the prompts, padded on the right.
+          inputs_mask: bool [B, P], true at their tokens.
+          targets: int [B, K, R], the responses, padded on the right.
+          ends: int [B, K], where only one state of each response is wanted.
+          real: the padding's absence (unpadding.py); None computes the padding too.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
@@ -265,9 +294,16 @@ class T5(nn.Module):
         return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
-        """Read the prompts and the start token; make room for K responses of R tokens.
+        """Read the prompts and the start token, and make room for the responses.
 
-        Returns the last hidden [B, D] and the cache.
+        Args:
+          inputs: int [B, P].
+          inputs_mask: bool [B, P].
+          K: responses each.
+          R: tokens of each at most.
+
+        Returns:
+          The start token's hidden state [B, D], and the cache.
         """
         c, B = self.config, inputs.shape[0]
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
@@ -279,10 +315,17 @@ class T5(nn.Module):
         return hidden[:, 0, 0], Cache(prompt, inputs_mask, _write((room, room), own, 0))
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Read response token `step` (int, the same for all) of every branch: tokens [B, K] -> hidden [B, K, D].
+        """Read one more token of every response.
 
-        The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
+        Args:
+          tokens: int [B, K].
+          step: int [], which token of the response they are, the same for all.
+          cache: of the prompts and the tokens before.
+
+        Returns:
+          hidden [B, K, D], and the cache with these tokens in it.
         """
+        # The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
         x, at = self.token_embedder(tokens[..., None]), step + 1
         hidden, own = self.decoder(x, cache.prompt_mask, cache=cache, at=at, keep=True)
         return hidden[:, :, 0], cache.replace(responses=_write(cache.responses, own, at))

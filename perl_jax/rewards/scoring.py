@@ -18,9 +18,17 @@ from perl_jax.types import Metrics, Responses, Variables
 
 
 def score(network: nn.Module, variables: Variables, batch: Responses, **apply: Any) -> Float[Array, 'B K']:
-    """The reward of each response: the scalar head on the state that has read its last token. A logit.
+    """Score responses by a learned reward: the scalar head on the state that has read the last token.
 
-    `apply` goes to `network.apply` (`rngs` for dropout).
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      variables: of the reward, `bind(base, adapter)` with an adapter that has a head.
+      batch: prompts and responses.
+      **apply: goes to `network.apply` (`rngs` for dropout).
+
+    Returns:
+      float32 [B, K]: a logit, no probability; a difference of two is the log-odds that the first is preferred (the
+      paper, A.1.2).
     """
     ends, real = masked.lengths(batch.targets_mask), unpadding.of(batch)
     hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, ends, real, **apply)
@@ -52,5 +60,3 @@ def compiled(
         return aggregate(scores), ensembles.disagreement(scores)
 
     return jax.jit(judge, out_shardings=(partitioner.sharding('batch'), None))
-
-

@@ -29,8 +29,13 @@ Scorer = Callable[[Responses, Sequence[Mapping[str, Any]]], tuple[jax.Array, Met
 class LearnedReward:
     """The best checkpoint of a reward run, or of several: an ensemble, scored in one program.
 
-    Rewards share the policy's base if they were trained on it, else bring their own, one for all. A run of several
-    members (tuning/lora_ensemble.gin) brings all of them. `aggregate` makes one score of theirs: see ensembles.py.
+    Rewards share the policy's base if they were trained on it, else bring their own, one for all.
+
+    Attributes:
+      model_dir: the MODEL_DIR of a reward run, or of several; a run of several members (tuning/lora_ensemble.gin)
+        brings all of them.
+      weight: what its scores are multiplied by, beside other sources.
+      aggregate: makes one score [B, K] of the members' [M, B, K]; see rewards/ensembles.py.
     """
 
     model_dir: str | Sequence[str]
@@ -38,7 +43,16 @@ class LearnedReward:
     aggregate: Callable[[Float[Array, 'M B K']], Float[Array, 'B K']] = ensembles.mean
 
     def scorer(self, network: nn.Module, base: Base, partitioner: Partitioner, vocabulary: Any) -> Scorer:
-        """A jitted function of a rollout; the examples are not looked at.
+        """Read the rewards, and make the function that scores by them.
+
+        Args:
+          network: the policy's, which has to be the rewards' too.
+          base: the policy's.
+          partitioner: the devices.
+          vocabulary: unused; the scores are of tokens.
+
+        Returns:
+          (rollout, examples) -> scores float32 [B, K], metrics. It is jitted, and does not look at the examples.
 
         Raises:
           UserError: no reward run there, or members that were trained on different bases.
@@ -88,13 +102,32 @@ def _on_base(run: finished.Finished) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class TextReward:
-    """`function(prompt, response, example) -> float`; `example` holds the task's other fields, as SeqIO gives them."""
+    """A Python function of the text.
+
+    Attributes:
+      function: (prompt, response, example) -> float, or its dotted name 'module.function'; `example` holds the task's
+        other fields, as SeqIO gives them.
+      weight: what its scores are multiplied by, beside other sources.
+    """
 
     function: TextFunction
     weight: float = 1.0
 
     def scorer(self, network: nn.Module, base: Base, partitioner: Partitioner, vocabulary: Any) -> Scorer:
-        """A function of the text on the host, [B, K] float32; each process judges its own rows."""
+        """Make the function that scores a rollout, on the host; each process judges its own rows.
+
+        Args:
+          network: unused.
+          base: unused.
+          partitioner: where the scores lie.
+          vocabulary: what the responses are decoded with.
+
+        Returns:
+          (rollout, this process's examples) -> scores float32 [B, K], no metrics.
+
+        Raises:
+          UserError: no function has this name.
+        """
         del network, base
         judge = function(self.function)
 

@@ -48,10 +48,15 @@ ESTIMATORS = {'k1': k1, 'k2': k2, 'k3': k3, 'full': None}  # the full one needs 
 class KLConfig:
     """How a policy is held to its anchor.
 
-    estimator: 'k1', 'k2', 'k3' or 'full'.   place: 'reward' or 'loss'.
-    beta: the weight of the KL, against 1 - beta for the reward (the paper, eq. 1); where it starts if it adapts.
-    target: nats a response that beta is steered to (Ziegler et al. 2019, section 2.2); None leaves beta where it is.
-    horizon: of that steering, in responses.
+    Attributes:
+      beta: the weight of the KL, against 1 - beta for the score (the paper, eq. 1); where it starts if it adapts.
+      estimator: 'k1', 'k2', 'k3' or 'full', as the formulas in rl/kl.py.
+      place: 'reward' or 'loss'.
+      target: nats a response that beta is steered to (Ziegler et al. 2019, section 2.2); None leaves beta where it is.
+      horizon: of that steering, in responses.
+
+    Raises:
+      UserError: a setting out of range, or an estimator that has no gradient in its place.
     """
 
     beta: float = 0.05
@@ -81,7 +86,16 @@ class KLConfig:
         return self.place == 'loss'
 
     def adapt(self, beta: Float[Array, ''], kl: Float[Array, ''], responses: int) -> Float[Array, '']:
-        """The coefficient after a batch of `kl` nats a response; at most 1, so that rewards keep their sign."""
+        """Steer beta after a batch (Ziegler et al. 2019, section 2.2).
+
+        Args:
+          beta: float32 [], as it was.
+          kl: float32 [], nats a response, the mean of the batch.
+          responses: how many the batch had.
+
+        Returns:
+          float32 []; at most 1, so that rewards keep their sign.
+        """
         if self.target is None:
             return beta
         error = jnp.clip(kl / self.target - 1, -0.2, 0.2)

@@ -27,10 +27,18 @@ from perl_jax.types import Prompts, Rollout, Variables
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How to draw. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
+    """How responses are drawn.
 
-    `num_samples` is K, `max_decode_length` is R. The paper samples with temperature 0.7 (0.9 for its VQA).
-    `num_microbatches`: prompts are sampled in so many parts, one after the other, where the cache of all is too large.
+    Attributes:
+      num_samples: K, responses to each prompt.
+      max_decode_length: R, tokens of a response at most, its EOS included.
+      temperature: logits are divided by it; 0 is greedy. The paper takes 0.7 (0.9 for its VQA).
+      top_k: only the so many likeliest tokens are drawn; 0 is all.
+      top_p: only the likeliest tokens that make up this probability are drawn; 1 is all.
+      num_microbatches: prompts are sampled in so many parts, one after the other, where the cache of all is too large.
+
+    Raises:
+      UserError: a setting out of range, by the name of its macro.
     """
 
     num_samples: int = 1
@@ -64,9 +72,19 @@ def sample(
 ) -> Rollout:
     """Draw K responses of at most R tokens for each of B prompts. Pure: the same `rng` draws the same tokens.
 
-    `Rollout.logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p), float32;
-    of greedy tokens those at temperature 1.
-    Any of `eos_ids` ends a response, which keeps it as its last real token; one that ran out of room has none.
+    Each prompt is read once for all of its responses. Jit it, with `config` and `network` static.
+
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      variables: whose responses they are, `bind(base, adapter)`.
+      prompts: [B, P].
+      rng: a key of jax.random.
+      eos_ids: any of these tokens ends a response, which keeps it as its last token.
+      config: K, R and the distribution.
+
+    Returns:
+      A Rollout, [B, K, R]. Its `logprobs` (float32, nats) are those of the distribution that was drawn from, after
+      temperature, top-k and top-p; of greedy tokens those at temperature 1. A response that ran out of room has no EOS.
 
     Raises:
       UserError: the prompts do not divide into microbatches.

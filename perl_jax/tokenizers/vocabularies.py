@@ -19,7 +19,7 @@ _UNREAD = ('vocab.json', 'merges.txt', 'tekken.json', '*.tiktoken', 'vocab.txt')
 
 
 def vocabulary(path: str) -> seqio.Vocabulary:
-    """The vocabulary that a path names.
+    """Load the tokenizer at a path, as a SeqIO vocabulary.
 
         byt5           bytes, as ByT5 has them
         X.model        sentencepiece (T5, mT5, Llama 2, Gemma), ending sequences with its own </s> or <eos>
@@ -27,6 +27,12 @@ def vocabulary(path: str) -> seqio.Vocabulary:
         a folder       the tokenizer in it, as Hugging Face lays models out; hf://OWNER/NAME likewise
 
     A sentencepiece model of T5's kind (padding 0, no BOS) that has no sentinels gets the 100 that T5 puts behind it.
+
+    Args:
+      path: as above.
+
+    Returns:
+      A seqio.Vocabulary: `encode(text)` gives ids without BOS and EOS, `decode(ids)` a text up to the first EOS.
 
     Raises:
       UserError: a folder without a tokenizer, or a file that is no sentencepiece model. What is wrong with a

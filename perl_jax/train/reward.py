@@ -132,15 +132,21 @@ def train(
     """Train a reward, or go on with it, in `run.model_dir`; the best checkpoint is kept beside the latest.
 
     Args:
+      run: where it goes, and how long.
       base: the policy should start from the same one. It brings the vocabulary: vocabulary.py.
-      dataset, eval_dataset: tasks with pairs or thumbs (their features tell), one or several that are learned together,
-        each with `batch_size` examples a step. Without the second nothing is measured, and the latest is the best.
+      dataset: tasks with pairs or thumbs (their features tell), one or several that are learned together, each with
+        `batch_size` examples a step.
+      eval_dataset: held-out ones; None measures nothing, and the latest checkpoint is the best.
       tuning: what is trained, and how. Its `spec` may be a list, an ensemble of rewards that share the base and the
         program, each with its own seed, order of the data and dropout. It is measured by the mean of its members.
       best_metric: the evaluation metric that chooses the best checkpoint; None is 'pairwise_accuracy' where there are
         pairs (as in the paper), else 'auc'.
       head_seed: where heads start; None takes each member's own seed. Rewards that are to be averaged as in WARM have
         to start from one head, here and in other runs: give them the same number.
+      partitioner: the devices, and how arrays are split over them.
+
+    Raises:
+      UserError: settings, data, weights or a MODEL_DIR that do not go together.
     """
     network, specs = base.network, tuning.specs
     roles = ['reward'] if len(specs) == 1 else [f'reward_{i}' for i in range(len(specs))]

@@ -84,10 +84,16 @@ def train(
     """Run SFT, or go on with it, in `run.model_dir`.
 
     Args:
+      run: where it goes, and how long.
       base: where it starts. All tasks are read with its tokenizer, unless they are given another: vocabulary.py.
-      dataset, eval_dataset: prompts and demonstrations (inputs, targets). Without the second nothing is measured of it.
+      dataset: prompts and demonstrations (inputs, targets).
+      eval_dataset: held-out ones; None measures no loss on any.
       answers: prompts that an evaluation answers, and what judges the answers.
       tuning: what is trained, and how.
+      partitioner: the devices, and how arrays are split over them.
+
+    Raises:
+      UserError: settings, data, weights or a MODEL_DIR that do not go together.
     """
     network, key = base.network, jax.random.key(run.random_seed)
     judges, sampling = text_functions.functions(answers.metric_fns), answers.one_each(SamplingConfig())

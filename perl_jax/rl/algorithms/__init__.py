@@ -19,13 +19,18 @@ Mask = Bool[Array, 'B K R']
 
 
 class Algorithm(Protocol):
-    """What rl/steps.py asks of an algorithm. What stands at the padding may be anything.
+    """What an algorithm has to have; any frozen dataclass with these will do (examples/own_algorithm.py).
 
-    has_value: a value is learned.   min_samples: the least K.   clip: of the ratio pi / pi_old, None if it is not used.
-    epochs, minibatches: how often a rollout is learned from, and in how many parts of its prompts.
-    whole_batch: what is learned from one prompt's responses hangs on the other prompts of its batch (bucketing.py).
+    All arrays are float32 [B, K, R], a number for each token of each response; what stands at the padding may be
+    anything. `returns` and `value_loss` are asked for only where a value is learned: RLOO and GRPO have neither.
 
-    `returns` and `value_loss` are asked for only where a value is learned: RLOO and GRPO have neither.
+    Attributes:
+      has_value: a value baseline is learned.
+      min_samples: the least K.
+      clip: of the ratio pi / pi_old; None if the ratio is not used.
+      epochs: how often a rollout is learned from.
+      minibatches: in how many parts of its prompts each time.
+      whole_batch: what is learned from one prompt's responses depends on the other prompts of its batch.
     """
 
     has_value: bool
@@ -36,16 +41,59 @@ class Algorithm(Protocol):
     whole_batch: bool
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
-        """Of each token; `values` is None where none is learned."""
+        """Compute each token's advantage.
+
+        Args:
+          rewards: of each token, the KL's part in it where the KL lies in the reward.
+          values: before the rollout was learned from; None where none is learned.
+          mask: bool, true at the tokens.
+
+        Returns:
+          A_t [B, K, R].
+        """
 
     def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:
-        """What the value is to learn."""
+        """Compute what the value is to learn.
+
+        Args:
+          rewards: of each token.
+          values: before the rollout was learned from.
+          mask: bool, true at the tokens.
+
+        Returns:
+          Z_t [B, K, R].
+        """
 
     def policy_loss(self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens) -> Tokens:
-        """Of each token; `old_logprobs` are those that the rollout was drawn with."""
+        """Compute the policy's loss of each token.
+
+        Args:
+          logprobs: log pi(A_t | X_t), which the gradient flows through.
+          old_logprobs: those that the rollout was drawn with.
+          advantages: of each token.
+
+        Returns:
+          L_t [B, K, R], to be weighed by `weights`.
+        """
 
     def value_loss(self, values: Tokens, old_values: Tokens, returns: Tokens) -> Tokens:
-        """Of each token; `old_values` are those before the rollout was learned from."""
+        """Compute the value's loss of each token.
+
+        Args:
+          values: V(X_t), which the gradient flows through.
+          old_values: those before the rollout was learned from.
+          returns: Z_t.
+
+        Returns:
+          L_t [B, K, R], to be weighed by `weights`.
+        """
 
     def weights(self, mask: Mask) -> Tokens:
-        """What each token counts in the loss, which is a weighted sum: the policy's, the value's, a KL, an entropy."""
+        """Say what each token counts in the loss, a weighted sum: the policy's, the value's, a KL in the loss.
+
+        Args:
+          mask: bool, true at the tokens.
+
+        Returns:
+          float32 [B, K, R], 0 at the padding.
+        """

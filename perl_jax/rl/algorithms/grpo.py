@@ -21,7 +21,18 @@ from perl_jax.rl.algorithms import Mask, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class GRPO:
-    """With one step a rollout, as here by default and in its paper, the ratio is 1 and nothing is ever clipped."""
+    """GRPO (Shao et al. 2024, section 4.1, eq. 3).
+
+    With one step a rollout, as here by default and in its paper, the ratio is 1 and nothing is ever clipped.
+
+    Attributes:
+      clip: eps, how far the ratio pi / pi_old may go from 1.
+      epochs: how often a rollout is learned from.
+      minibatches: in how many parts each time.
+
+    Raises:
+      UserError: a setting out of range.
+    """
 
     clip: float = 0.2
     epochs: int = 1

@@ -18,7 +18,19 @@ from perl_jax.rl.algorithms import Mask, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """`epochs` times over a rollout, each in `minibatches` parts; advantages are whitened over a part."""
+    """PPO (Schulman et al. 2017, eq. 7) with GAE; advantages are whitened over a minibatch.
+
+    Attributes:
+      gamma: the discount of later rewards, from 0 to 1.
+      lam: of GAE, from 0 (one step of TD) to 1 (the whole return).
+      clip: eps, how far the ratio pi / pi_old may go from 1.
+      value_clip: eps_v, how far a value may go from the old one.
+      epochs: how often a rollout is learned from.
+      minibatches: in how many parts each time.
+
+    Raises:
+      UserError: a setting out of range.
+    """
 
     gamma: float = 1.0
     lam: float = 0.95

@@ -17,7 +17,7 @@ from perl_jax.rl.algorithms import Mask, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Reinforce:
-    """One step a rollout. It has nothing to set."""
+    """REINFORCE with a value baseline (the paper, section 2.2): one step a rollout. It has nothing to set."""
 
     has_value = True
     min_samples = 1

@@ -19,7 +19,7 @@ from perl_jax.rl.algorithms import Mask, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class RLOO:
-    """One step a rollout. It has nothing to set but K, the sampler's `num_samples`."""
+    """RLOO (Ahmadian et al. 2024): one step a rollout. It has nothing to set but K, the sampler's `num_samples`."""
 
     has_value = False
     min_samples = 2
