@@ -17,7 +17,8 @@ FLOORS = [
     'evals', 'train', 'tools', 'cli',
 ]  # fmt: skip
 MAX_FILES = 12  # a folder, subfolders apart
-TOP = {'', '__main__', 'errors', 'masked', 'sharded', 'types'}
+FACE = ''  # perl_jax/__init__.py names what is public, and imports each when it is asked for
+TOP = {FACE, '__main__', 'errors', 'masked', 'sharded', 'types'}
 
 # Imports of a later folder, with the reason for each.
 UPWARD = {
@@ -101,7 +102,7 @@ def test_imports_go_down():
         for other in set(own_imports(path)) - {''}:
             if other not in MODULES:
                 wrong.append(f'{module} imports perl_jax.{other}, which does not exist')
-            elif floor(other) > floor(module) and (module, other) not in UPWARD:
+            elif floor(other) > floor(module) and module != FACE and (module, other) not in UPWARD:
                 wrong.append(f'{module} imports {other}, whose folder stands after its own')
             elif other in ONLY_FOR and not re.fullmatch(ONLY_FOR[other], module):
                 wrong.append(f'{module} imports {other}, which is for {ONLY_FOR[other]} alone')

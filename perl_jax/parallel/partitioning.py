@@ -65,18 +65,21 @@ def standard_logical_axis_rules(
 class Partitioner:
     """How a run is laid out: replica x data x model = all devices.
 
-    num_partitions: devices that share each matrix multiplication ('model'; keep it within a host's fast links).
-    num_replicas: groups of devices that only exchange gradients ('replica'); None is one for each slice, so that only
-      those cross the slow network between slices.
-    topology: the devices that this layout is for, as 'v5e:4x4' or, of two slices, '2xv5e:4x4': `plan` compiles for
-      them, and a run on other devices stops. None takes what is there.
+    Attributes:
+      num_partitions: devices that share each matrix multiplication ('model'; keep it within a host's fast links).
+      num_replicas: groups of devices that only exchange gradients ('replica'); None is one for each slice, so that
+        only those cross the slow network between slices.
+      logical_axis_rules: which logical axis lies on which axis of the mesh, as T5X has them.
+      topology: the devices that this layout is for, as 'v5e:4x4' or, of two slices, '2xv5e:4x4': `plan` compiles for
+        them, and a run on other devices stops. None takes what is there.
+      devices: None are all of this job; `plan` gives those of a topology.
     """
 
     num_partitions: int = 1
     num_replicas: int | None = None
     logical_axis_rules: Rules = standard_logical_axis_rules()
     topology: str | None = None
-    devices: tuple[Any, ...] | None = None  # by default those of this job; plan gives those of a topology
+    devices: tuple[Any, ...] | None = None
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -238,10 +241,30 @@ def place(
 
 def abstract(network: nn.Module) -> tuple[PyTree, PyTree]:
     """Shapes and logical axis names (tuples) of the base parameters; nothing is computed."""
-    one = jnp.zeros((1, 1), jnp.int32)
-    boxed = jax.eval_shape(network.init, jax.random.key(0), one, one == 0, one[:, None])['params']
+    boxed = jax.eval_shape(network.init, jax.random.key(0), *_one_token())['params']
     axes = jax.tree.map(tuple, nn.get_partition_spec(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec))
     return unbox(boxed), axes
+
+
+def init_params(network: nn.Module, key: jax.Array, dtype: str = 'float32') -> PyTree:
+    """Draw random parameters for a network. Pure.
+
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      key: a key of jax.random; the same key draws the same parameters.
+      dtype: of every parameter.
+
+    Returns:
+      A tree of arrays, as `network.init` has it below 'params', without the boxes of axis names.
+    """
+    params = unbox(network.init(key, *_one_token()))['params']
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def _one_token() -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Prompts, their mask and targets, to trace a network with."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return one, one == 0, one[:, None]
 
 
 def unbox(tree: PyTree) -> PyTree:

@@ -26,7 +26,7 @@ from perl_jax.models.description import Description, describe, difference
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.leaves import Merged, Placed
 from perl_jax.parallel.partitioning import Partitioner, place
-from perl_jax.runs import fingerprints, finished
+from perl_jax.runs import fingerprints, finished, lineage
 from perl_jax.runs.fingerprints import fingerprint
 
 
@@ -115,6 +115,37 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
     elsewhere = '://' in config.path or config.path.startswith(paths.PREFIX)
     path = config.path if elsewhere else os.path.abspath(config.path)  # found from any folder
     return Base(params, axes, path, hash_, describe(config.network))
+
+
+def load_base(
+    path: str | None,
+    network: nn.Module | None = None,
+    *,
+    dtype: str = 'float32',
+    seed: int = 0,
+    partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
+) -> tuple[nn.Module, Base]:
+    """Load a network with its frozen weights.
+
+    Args:
+      path: a Hugging Face folder, hf://OWNER/NAME, a GGUF file, a T5X checkpoint, or the MODEL_DIR of an SFT or a
+        policy run, whose adapter is then merged in. None draws random weights for `network`.
+      network: what the weights are of; None asks them, which T5X's do not say.
+      dtype: of the parameters on the devices: 'float32', 'bfloat16' or 'float16'.
+      seed: of random weights.
+      partitioner: the devices, and how the parameters are split over them.
+
+    Returns:
+      The network, and the base: its `params` on the devices, their logical axes `axes`, `path` and `fingerprint`.
+
+    Raises:
+      UserError: no such path, or weights that are of another network than `network`.
+    """
+    network = lineage.network(path) if network is None else network
+    config = BaseConfig(network, path, dtype)
+    check(config)
+    with partitioner.scope():
+        return network, load(config, partitioner, seed)
 
 
 def named(network: nn.Module, name: Mapping[str, Any], partitioner: Partitioner, now: str | None = None) -> Base:

@@ -1,0 +1,92 @@
+"""The public face: `import perl_jax` gives a few names, costs nothing, and each says what it takes and gives."""
+
+import ast
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import perl_jax
+
+SECTION = re.compile(r'^(Args|Attributes|Returns|Raises):\n((?:  .+\n|\n)+)', re.MULTILINE)
+
+LINEN = {'setup'}  # a method that linen calls
+
+
+def sections(value):
+    """The parts of a Google-style docstring by their headings."""
+    return dict(SECTION.findall(inspect.getdoc(value) + '\n'))
+
+
+def unnamed(text, names):
+    """Those that a section has no entry for."""
+    entries = re.findall(r'^  \**(\w+):', text, re.MULTILINE)
+    return set(names) - set(entries)
+
+
+def test_the_three_lists_of_names_agree():
+    block = next(
+        node for node in ast.parse(pathlib.Path(perl_jax.__file__).read_text()).body if isinstance(node, ast.If)
+    )
+    typed = {
+        alias.asname or alias.name: f'{node.module.removeprefix("perl_jax.")}:{alias.name}'
+        for node in block.body
+        for alias in node.names
+    }
+    assert typed == perl_jax._HOMES
+    assert set(perl_jax.__all__) == typed.keys()
+    assert len(perl_jax.__all__) == len(set(perl_jax.__all__))
+
+
+def test_names_come_when_they_are_asked_for():
+    code = """
+import sys, perl_jax
+heavy = {'jax', 'numpy', 'tensorflow'} & {*sys.modules}
+perl_jax.bind
+print(heavy, *dir(perl_jax))
+"""
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert out.startswith('set()')
+    assert set(perl_jax.__all__) < set(out.split())
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'perl_jax' has no attribute 'lora'"):
+        perl_jax.lora  # noqa: B018
+
+
+def test_folders_and_modules_are_imported_as_ever():
+    from perl_jax import masked, rl  # noqa: PLC0415
+    from perl_jax.models import lora  # noqa: PLC0415
+
+    assert perl_jax.rl is rl and perl_jax.masked is masked and perl_jax.bind is lora.bind
+
+
+def test_the_reference_has_every_name_once():
+    """docs/api/; `make docs` builds it, and fails on a name that is not there."""
+    pages = (pathlib.Path(__file__).parents[1] / 'docs/api').glob('*.md')
+    named = re.findall(r'^::: perl_jax\.(\w+)$', '\n'.join(page.read_text() for page in pages), re.MULTILINE)
+    assert sorted(named) == sorted(perl_jax.__all__)
+
+
+@pytest.mark.parametrize('name', perl_jax.__all__)
+def test_docstrings_say_all(name):
+    """Args, Returns, Attributes: whoever has the name alone need not read the code."""
+    value = getattr(perl_jax, name)
+    assert value.__doc__, f'{name} has no docstring'
+    said = sections(value)
+    if inspect.isclass(value):
+        if not issubclass(value, Exception):
+            own = [field for field in inspect.get_annotations(value) if field not in ('parent', 'name')]
+            assert not unnamed(said.get('Attributes', ''), own), f'{name}: Attributes lacks these'
+        functions = {key: m for key, m in vars(value).items() if inspect.isfunction(m)}
+        methods = {key: m for key, m in functions.items() if m.__module__ == value.__module__}
+        undocumented = {key for key, m in methods.items() if not m.__doc__ and not key.startswith('_')} - LINEN
+        assert not undocumented, f'{name}: these methods have no docstring'
+    else:
+        parameters = inspect.signature(value).parameters
+        assert not unnamed(said.get('Args', ''), parameters), f'{name}: Args lacks these'
+        assert 'Returns' in said or value.__annotations__['return'] == 'None', f'{name}: no Returns'
