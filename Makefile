@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on the offline toy task, then a report
 # make test   lint and tests
+# make docs   the API reference and docs/ as pages, in build/docs; a broken link fails
 # Each sets itself up first: .venv and what setup.py asks for, of which the demo needs less. The second call finds that
 # done. perl_jax is then in .venv/bin: source .venv/bin/activate
 
@@ -7,8 +8,9 @@ PYTHONS := python3.11 python3.12 python3.13 python3
 BIN := .venv/bin
 DEMO := .venv/.ready_for_demo
 READY := .venv/.ready
+DOCS := .venv/.ready_for_docs
 
-.PHONY: help demo test lint coverage constraints.txt oldest.txt install clean
+.PHONY: help demo test lint docs coverage constraints.txt oldest.txt install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -25,6 +27,9 @@ test: lint
 
 lint: $(READY)
 	$(BIN)/ruff check .
+
+docs: $(DOCS)
+	$(BIN)/mkdocs build --strict
 
 # The core, models/ and rl/, by its own tests alone, without runs, tokenizers or PyTorch.
 CORE := accumulate advantages algorithms averaging branches decoder flash intercept kl layers logprobs lora losses masked \
@@ -58,6 +63,10 @@ $(DEMO): setup.py pyproject.toml
 
 $(READY): $(DEMO)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test,hf]'
+	@touch $@
+
+$(DOCS): $(DEMO)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 clean:

@@ -56,6 +56,7 @@ setup(
         'plan': TPU,
         'hf': HF,
         'datasets': DATASETS,
+        'docs': ['mkdocs>=1.6,<2', 'mkdocstrings[python]>=1.0', 'ruff'],  # ruff breaks the lines of signatures
         # T5X is no extra: no index has it, and an index takes no metadata with a URL. requirements-t5x.txt names it.
         'test': [
             *HF,

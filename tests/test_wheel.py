@@ -104,7 +104,7 @@ def test_an_index_takes_the_metadata(metadata):
     needed = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     assert needed and not [str(each) for each in needed if each.url]
     assert 't5x' in (ROOT / 'requirements-t5x.txt').read_text() and 't5x' not in {each.name for each in needed}
-    assert {'cuda', 'tpu', 'hf', 'datasets', 'plan', 'test'} == set(metadata.get_all('Provides-Extra'))
+    assert {'cuda', 'tpu', 'hf', 'datasets', 'docs', 'plan', 'test'} == set(metadata.get_all('Provides-Extra'))
 
 
 def test_the_workflow_runs_the_pythons_that_the_metadata_names(metadata):
