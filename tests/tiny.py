@@ -218,8 +218,7 @@ class Table(nn.Module):
     def setup(self):
         self.table = self.param('table', nn.initializers.zeros, (self.config.vocab_size,) * 2)
 
-    def __call__(self, inputs, inputs_mask, targets, ends=None, real=None):
-        assert real is None
+    def __call__(self, inputs, inputs_mask, targets, ends=None):
         B, K, _ = targets.shape
         first = jnp.broadcast_to(self._last(inputs, inputs_mask)[:, None, None], (B, K, 1))
         seen = jnp.concatenate([first, targets], axis=2)

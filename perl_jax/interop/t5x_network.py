@@ -17,7 +17,7 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from perl_jax.interop import t5x
-from perl_jax.models import intercept, unpadding
+from perl_jax.models import intercept
 from perl_jax.types import Variables
 
 
@@ -65,19 +65,14 @@ class T5XNetwork(nn.Module):
         return intercept.apply(super().apply, variables, *args, **kwargs)
 
     def __call__(
-        self,
-        inputs: jax.Array,
-        inputs_mask: jax.Array,
-        targets: jax.Array,
-        ends: jax.Array | None = None,
-        real: unpadding.Real | None = None,
+        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
     ) -> jax.Array:
         """See networks.t5.T5; a prompt's token 0 is padding to T5X."""
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         hidden = self._decoded(*self._encoded(inputs, inputs_mask, targets.shape[1]), tokens)
         if ends is not None:
             return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
-        return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
+        return hidden
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token. Returns the last hidden [B, D] and the cache."""

@@ -18,7 +18,7 @@ from flax import struct
 
 from perl_jax import masked, sharded
 from perl_jax.errors import UserError, check_count
-from perl_jax.models import attention, branches, layers, unpadding
+from perl_jax.models import attention, branches, layers
 from perl_jax.models.branches import Packed
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 from perl_jax.models.unpadding import Unpadding
@@ -211,12 +211,7 @@ class Decoder(nn.Module):
         self.decoder = _Stack(c)
 
     def __call__(
-        self,
-        inputs: jax.Array,
-        inputs_mask: jax.Array,
-        targets: jax.Array,
-        ends: jax.Array | None = None,
-        real: unpadding.Real | None = None,
+        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
     ) -> jax.Array:
         """Read prompts and all their responses at once.
 
@@ -230,37 +225,45 @@ class Decoder(nn.Module):
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
           With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
-          With `real` and no `ends`, only those that predict real targets, [G, 1, N, D] (unpadding.py); with it dense
-          layers see real tokens alone.
         """
         (B, P), (_, K, R) = inputs.shape, targets.shape
         length = masked.lengths(inputs_mask)
-        ahead = jnp.tile(length[:, None] + jnp.arange(R)[None], (1, K))
-        positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), ahead], axis=1)
-        tokens = jnp.concatenate([inputs, targets.reshape(B, K * R)], axis=1)
 
-        run = None if real is None else real.run
-        if ends is None and run is None:  # the prompt's last token, then all of the responses'
-            pick = lambda y: jnp.concatenate([_last_token(y[:, :P], length), y[:, P:]], axis=1)  # noqa: E731
-        else:
-            k, read = jnp.arange(K), ends
-            if ends is None:
-                k, read = jnp.repeat(k, R), jnp.tile(jnp.arange(R), K)[None]
-            at = jnp.where(read > 0, P + R * k[None] + read - 1, jnp.maximum(length - 1, 0)[:, None])
-            if run is not None:
-                slots = attention.tokens_at(run.slot.reshape(run.shape), at)
-                at = real.targets.unpad(slots) if ends is None else slots.reshape(len(run.slot), -1)
-            pick = lambda y: attention.tokens_at(y, at)  # noqa: E731
-        x, _ = self._run(tokens, positions, inputs_mask, None, pick, real=run, P=P, K=K)
+        def pick(y: jax.Array) -> jax.Array:
+            if ends is not None:
+                return attention.tokens_at(y, _has_read(ends[..., None], length, P, R))
+            return jnp.concatenate([_last_token(y[:, :P], length), y[:, P:]], axis=1)
+
+        x, _ = self._run(*_packed(inputs, inputs_mask, targets), inputs_mask, None, pick, P=P, K=K)
         if self.is_initializing():
             self.logits(x)
         if ends is not None:
-            return x.reshape(B, K, -1)
-        if run is not None:
-            return x[:, None]
+            return x
         last = jnp.broadcast_to(x[:, None, :1], (B, K, 1, x.shape[-1]))
-        hidden = jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
-        return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
+        return jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
+
+    def unpadded(
+        self,
+        inputs: jax.Array,
+        inputs_mask: jax.Array,
+        targets: jax.Array,
+        ends: jax.Array | None,
+        run: Unpadding,
+        real_targets: Unpadding,
+    ) -> jax.Array:
+        """As the call, but dense layers see the real tokens of the `run` alone (unpadding.apply).
+
+        Returns:
+          hidden [G, 1, N, D] that predicts each of the real targets. With `ends` as the call, [B, K, D].
+        """
+        (B, P), (_, K, R) = inputs.shape, targets.shape
+        count = jnp.broadcast_to(jnp.arange(R), (B, K, R)) if ends is None else ends[..., None]
+        at = _has_read(count, masked.lengths(inputs_mask), P, R)
+        slots = attention.tokens_at(run.slot.reshape(run.shape), at)
+        slots = real_targets.unpad(slots) if ends is None else slots.reshape(len(run.slot), -1)
+        pick = lambda y: attention.tokens_at(y, slots)  # noqa: E731
+        x, _ = self._run(*_packed(inputs, inputs_mask, targets), inputs_mask, None, pick, real=run, P=P, K=K)
+        return x[:, None] if ends is None else x.reshape(B, K, -1)
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts, and make room for their responses.
@@ -329,6 +332,21 @@ class Decoder(nn.Module):
 def _write(room: KeyValue, new: KeyValue, step: jax.Array) -> KeyValue:
     """Put keys and values [L, B, K, N, 1, E] at token `step` of those with room [L, B, K, N, R, E]."""
     return jax.tree.map(lambda room, new: jax.lax.dynamic_update_slice_in_dim(room, new, step, axis=4), room, new)
+
+
+def _packed(inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tokens and positions int [B, P + K R] of prompts and their responses, one behind the other."""
+    (B, P), (_, K, R) = inputs.shape, targets.shape
+    ahead = jnp.tile(masked.lengths(inputs_mask)[:, None] + jnp.arange(R)[None], (1, K))
+    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), ahead], axis=1)
+    return jnp.concatenate([inputs, targets.reshape(B, K * R)], axis=1), positions
+
+
+def _has_read(count: jax.Array, length: jax.Array, P: int, R: int) -> jax.Array:
+    """Which token of a packed run has read so many of a response's: int [B, K, n] -> [B, K n]; 0: the prompt's last."""
+    start = P + R * jnp.arange(count.shape[1])[None, :, None]
+    at = jnp.where(count > 0, start + count - 1, jnp.maximum(length - 1, 0)[:, None, None])
+    return at.reshape(len(at), -1)
 
 
 def _last_token(x: jax.Array, length: jax.Array) -> jax.Array:

@@ -102,9 +102,7 @@ def response_hidden(
     Of a batch that says its fill, those of real targets alone, [G, 1, N, D]; what is read off them, `unpadding.pad`
     puts back in its place.
     """
-    real = unpadding.of(batch)
-    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, real=real, **apply)
-    return hidden[..., :-1, :] if real is None else hidden
+    return unpadding.apply(network, variables, batch, **apply)
 
 
 def response_logprobs(

@@ -20,7 +20,7 @@ from flax import struct
 
 from perl_jax import sharded
 from perl_jax.errors import check_count
-from perl_jax.models import attention, layers, unpadding
+from perl_jax.models import attention, layers
 from perl_jax.models.attention import RelativeBias, Segment
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 
@@ -262,12 +262,7 @@ class T5(nn.Module):
         self.decoder = _Decoder(c)
 
     def __call__(
-        self,
-        inputs: jax.Array,
-        inputs_mask: jax.Array,
-        targets: jax.Array,
-        ends: jax.Array | None = None,
-        real: unpadding.Real | None = None,
+        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
     ) -> jax.Array:
         """Read prompts with the encoder, and all their responses with the decoder.
 
@@ -282,7 +277,6 @@ class T5(nn.Module):
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
           The first has read the start token, which is 0.
           With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
-          With `real` and no `ends`, only those that predict real targets, [G, 1, N, D] (unpadding.py).
         """
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
@@ -291,7 +285,7 @@ class T5(nn.Module):
             self.logits(hidden)
         if ends is not None:
             return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
-        return hidden if real is None else real.targets.unpad(hidden[..., :-1, :])[:, None]
+        return hidden
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
         """Read the prompts and the start token, and make room for the responses.

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int, Shaped
 
 from perl_jax import sharded
-from perl_jax.types import Responses
+from perl_jax.types import Responses, Variables
 
 
 @struct.dataclass
@@ -55,6 +57,31 @@ def of(batch: Responses) -> Real | None:
     run = jnp.concatenate([prompts, batch.targets_mask.reshape(len(prompts), -1)], axis=1)
     run = _unpadding(run, batch.fill[0]) if batch.fill[0] < 1 else None
     return Real(run, _unpadding(batch.targets_mask, batch.fill[1]))
+
+
+def apply(
+    network: nn.Module,
+    variables: Variables,
+    batch: Responses,
+    ends: Int[Array, 'B K'] | None = None,
+    **kwargs: Any,
+) -> Float[Array, 'B K R D'] | Float[Array, 'G 1 N D'] | Float[Array, 'B K D']:
+    """The states of a batch that predict its targets, or with `ends` those that have read so many: one forward pass.
+
+    Of a batch that says its fill, those of real targets alone, [G, 1, N, D]; `pad` puts back what is read off them. A
+    network with a method `unpadded` then spares its dense layers the padding of prompts and responses too.
+
+    Args:
+      kwargs: for `network.apply` (`rngs` for dropout).
+    """
+    args, real = (batch.inputs, batch.inputs_mask, batch.targets, ends), of(batch)
+    if real is not None and real.run is not None and hasattr(network, 'unpadded'):
+        return network.apply(variables, *args, real.run, real.targets, method='unpadded', **kwargs)
+    hidden = network.apply(variables, *args, **kwargs)
+    if ends is not None:
+        return hidden
+    hidden = hidden[..., :-1, :]
+    return hidden if real is None else real.targets.unpad(hidden)[:, None]
 
 
 def unpad(x: Shaped[Array, 'B K R *rest'], batch: Responses) -> Shaped[Array, 'G 1 N *rest']:

@@ -30,9 +30,8 @@ def score(network: nn.Module, variables: Variables, batch: Responses, **apply: A
       float32 [B, K]: a logit, no probability; a difference of two is the log-odds that the first is preferred (the
       paper, A.1.2).
     """
-    ends, real = masked.lengths(batch.targets_mask), unpadding.of(batch)
-    hidden = network.apply(variables, batch.inputs, batch.inputs_mask, batch.targets, ends, real, **apply)
-    return lora.readout(variables, hidden)
+    ends = masked.lengths(batch.targets_mask)
+    return lora.readout(variables, unpadding.apply(network, variables, batch, ends, **apply))
 
 
 def member_scores(
