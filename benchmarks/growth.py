@@ -63,7 +63,7 @@ def ran(work: str, axis: str, value: int, steps: int) -> dict[str, float]:
 def figure(found: dict[str, dict[str, float]]) -> Figure:
     """A column an axis: seconds above, memory below; all scales are logarithmic, and grey lines grow as the axis."""
     picture = Figure(figsize=(2.3 * len(AXES), 5.2), layout='constrained')
-    panels = picture.subplots(2, len(AXES), sharey='row', sharex='col')
+    panels = picture.subplots(2, len(AXES), sharey='row', sharex='col', squeeze=False)
     for column, (axis, (works, values)) in zip(panels.T, AXES.items()):
         for panel, key, scale in zip(column, ('seconds', 'bytes'), (1, 1e9)):
             for work in works:

@@ -134,7 +134,8 @@ def plot(plans: dict, path: pathlib.Path) -> None:
             width = (top[part] or 0) / 2**30
             axis.barh(y, width, left=left, color=color, label=part if y == 0 else None)
             left += width
-        axis.text(left + 0.1, y, f'{left:.2f}  ({top["name"]})', va='center', fontsize=8)
+        said = f'{left:.2f}  ({top["name"]})'
+        axis.annotate(said, (left, y), (3, 0), textcoords='offset points', va='center', fontsize=8)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.25 * axis.get_xlim()[1])

@@ -20,6 +20,7 @@ LENGTHS = {
     'pairs': {'inputs': 256, 'targets': 128},
     'prompts': {'inputs': 256},
 }
+DOMAINS = ('coffee', 'ticketing')
 NEITHER = {('ticketing', 'pairs')}  # 14 pairs to train on are too few
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument('--output', required=True, type=pathlib.Path)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    for domain in ('coffee', 'ticketing'):
+    for domain in DOMAINS:
         for kind, lengths in LENGTHS.items():
             if (domain, kind) in NEITHER:
                 continue

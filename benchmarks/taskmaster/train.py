@@ -88,7 +88,7 @@ class Bench:
             arrays = {name: file[name] for name in file.files if name != 'group'}
         rows = len(next(iter(arrays.values())))
         if self.args.smoke:
-            arrays, rows = {name: x[:8] for name, x in arrays.items()}, 8
+            arrays, rows = {name: x[:8] for name, x in arrays.items()}, min(rows, 8)
         return datasets.Dataset(arrays, [{}] * rows, None, self.eos)
 
     def stream(self, domain: str, kind: str, seed: int, batch: int):
