@@ -77,7 +77,7 @@ def arrays(path, K=0, rows=8, width=6):
     return path
 
 
-@pytest.mark.parametrize(('K', 'flags'), [(2, []), (0, ['--algorithm=grpo', '--ends'])], ids=['pairs', 'prompts'])
+@pytest.mark.parametrize(('K', 'flags'), [(2, []), (0, ['--algorithm=grpo'])], ids=['pairs', 'prompts'])
 def test_data(run, tmp_path, K, flags):
     found = json.loads(
         run(script('data.py'), f'--arrays={arrays(tmp_path / "x.npz", K)}', '--buckets=2', *SIZES, *flags)
