@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import traverse_util
+from jax.extend.core import jaxprs_in_params
 
 from perl_jax import masked, types
 from perl_jax.models import lora, unpadding
@@ -185,7 +186,7 @@ def arrays(fun, *args):
     def walk(jaxpr):
         for eqn in jaxpr.eqns:
             found.update(v.aval.shape for v in eqn.outvars if hasattr(v.aval, 'shape'))
-            for inner in jax.core.jaxprs_in_params(eqn.params):
+            for inner in jaxprs_in_params(eqn.params):
                 walk(inner)
 
     walk(jax.make_jaxpr(fun)(*args).jaxpr)
