@@ -32,15 +32,15 @@ docs: $(DOCS)
 	$(BIN)/mkdocs build --strict
 
 # The core, models/ and rl/, by its own tests alone, without runs, tokenizers or PyTorch.
-CORE := accumulate advantages algorithms averaging branches decoder flash intercept kl layers logprobs lora losses masked \
-        rl sampling shaping steps t5 unpadding
+CORE := advantages algorithms averaging decoder intercept kl layers logprobs lora losses masked rl sampling shaping steps \
+        t5 unpadding
 coverage: $(READY)
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term $(wildcard $(CORE:%=tests/test_%.py))
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term $(CORE:%=tests/test_%.py)
 
 # Both need uv (pip install uv); to install by one: PIP_CONSTRAINT=$PWD/constraints.txt make test
-RESOLVE = uv pip compile -q --python-version=3.11 --custom-compile-command='make $@'
+RESOLVE = uv pip compile -q --upgrade --python-version=3.11 --custom-compile-command='make $@'
 constraints.txt: # what a release is tested with, on every Python that it runs on
-	@$(RESOLVE) --universal --upgrade --extra=test setup.py --output-file=$@
+	@$(RESOLVE) --universal --extra=test --extra=docs setup.py --output-file=$@
 oldest.txt: # the oldest of all that setup.py declares
 	@$(RESOLVE) --resolution=lowest-direct --extra=hf setup.py --output-file=$@
 
