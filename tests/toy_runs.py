@@ -134,9 +134,9 @@ def watched():
         seen.bases.append((loaded, jax.tree.map(np.array, loaded.params)))  # a copy: device_get may give a view
         return loaded
 
-    def noted_start(phase, config, tuning, frozen, states, *args):
+    def noted_start(phase, config, tuning, frozen, states, **given):
         seen.states = jax.tree.map(np.array, states)
-        return start(phase, config, tuning, frozen, states, *args)
+        return start(phase, config, tuning, frozen, states, **given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, 'load', noted_load)

@@ -35,6 +35,7 @@ def eval_reward(
     model_dir: str,
     base: BaseConfig,
     dataset: DatasetConfig | None,
+    *,
     split: str = 'validation',
     group: str | None = None,
     by: str | None = None,
@@ -80,6 +81,7 @@ def eval_policy(
     model_dir: str,
     base: BaseConfig,
     dataset: DatasetConfig | None,
+    *,
     sampling: SamplingConfig,
     metric_fns: Mapping[str, TextFunction] | None = None,
     split: str = 'validation',
@@ -96,14 +98,15 @@ def eval_policy(
         config = vocabulary.of_run(model_dir, [config], base.path).read(config)
         parts = datasets.tasks_with_rows(config, 'prompts')
         prompts = datasets.joined([part for _, part, _ in parts])
-        rows = _answers(model_dir, base, prompts, config.batch_size, sampling, metric_fns, partitioner)
+        given = {'batch_size': config.batch_size, 'sampling': sampling, 'metric_fns': metric_fns}
+        rows = _answers(model_dir, base, prompts, **given, partitioner=partitioner)
     measure = lambda index: answering.means([rows[i] for i in index])  # noqa: E731
     result = intervals.figures(split, prompts.examples, measure, group, by)
     responses = iter([row['response'] for row in rows])
     for task, _, examples in parts:
-        given = list(itertools.islice(responses, len(examples)))
+        own = list(itertools.islice(responses, len(examples)))
         if task_metrics.usable(task):
-            measure = functools.partial(_task_metrics, task, examples, given)
+            measure = functools.partial(_task_metrics, task, examples, own)
             found = intervals.with_intervals(measure, list(map(str, range(len(examples)))), TASK_METRIC_DRAWS)
             result |= {name: intervals.Figure(*figure, len(examples)) for name, figure in found.items()}
     return _report(model_dir, split, result)
@@ -113,6 +116,7 @@ def sample_policy(
     model_dir: str,
     base: BaseConfig,
     dataset: DatasetConfig | None,
+    *,
     sampling: SamplingConfig,
     metric_fns: Mapping[str, TextFunction] | None = None,
     prompt: str | None = None,
@@ -141,15 +145,17 @@ def sample_policy(
             length = dataset and dataset.task_feature_lengths.get('inputs')
             prompts, metric_fns = texts.dataset(words.vocabulary, [text], length), None
         batch_size = partitioner.data_parallelism
-        for row in _answers(model_dir, base, prompts, batch_size, sampling, metric_fns, partitioner):
-            given = {k: v for k, v in row.items() if k not in ('prompt', 'response')}
-            print(f'{row["prompt"]}{row["response"]}\n  {json.dumps(given)}\n')
+        given = {'batch_size': batch_size, 'sampling': sampling, 'metric_fns': metric_fns}
+        for row in _answers(model_dir, base, prompts, **given, partitioner=partitioner):
+            beside = {k: v for k, v in row.items() if k not in ('prompt', 'response')}
+            print(f'{row["prompt"]}{row["response"]}\n  {json.dumps(beside)}\n')
 
 
 def answer_split(
     model_dir: str,
     base: BaseConfig,
     dataset: DatasetConfig | None,
+    *,
     sampling: SamplingConfig,
     split: str = 'validation',
     num: int | None = None,
@@ -167,7 +173,10 @@ def answer_split(
         words = vocabulary.of_run(model_dir, [config], base.path)
         config = words.read(config)
         prompts = datasets.load(config, 'prompts')
-        rows = _answers(model_dir, base, prompts, config.batch_size, sampling, None, partitioner, anchor, ids=True)
+        rows = _answers(
+            model_dir, base, prompts, batch_size=config.batch_size, sampling=sampling, metric_fns=None,
+            partitioner=partitioner, anchor=anchor, ids=True,
+        )  # fmt: skip
     for row, name in zip(rows, intervals.groups(split, prompts.examples, group), strict=True):
         row['group'] = name
         row['ids'] |= {'vocabulary': words.name, 'ended': row['ids']['response'][-1] in prompts.eos_ids}
@@ -178,6 +187,7 @@ def _answers(
     model_dir: str,
     base: BaseConfig,
     prompts: datasets.Dataset,
+    *,
     batch_size: int,
     sampling: SamplingConfig,
     metric_fns: Mapping[str, TextFunction] | None,

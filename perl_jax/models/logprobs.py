@@ -81,6 +81,7 @@ def token_kl(
     anchor_variables: Variables,
     anchor_hidden: Float[Array, 'B K R D'],
     batch: Responses,
+    *,
     temperature: float = 1.0,
 ) -> Float[Array, 'B K R']:
     """KL(policy || anchor) over the whole vocabulary at each position, in nats, float32."""

@@ -50,14 +50,14 @@ def experience(
         whole = logprobs.response_logprobs(network, policy, rollout, temperature)
         rollout = rollout.replace(logprobs=jnp.where(mask, whole, 0))
     anchor_hidden = logprobs.response_hidden(network, anchor, rollout)
-    anchor_logprobs = logprobs.token_logprobs(network, anchor, anchor_hidden, rollout, temperature)
+    anchor_logprobs = logprobs.token_logprobs(network, anchor, anchor_hidden, rollout, temperature=temperature)
     anchor_logprobs = jnp.where(mask, anchor_logprobs, 0)
     log_ratio = kl.k1(rollout.logprobs, anchor_logprobs)
     if objective.kl.in_loss:
         penalty = jnp.zeros_like(log_ratio)
     elif objective.kl.estimator == 'full':
         hidden = logprobs.response_hidden(network, policy, rollout)
-        penalty = logprobs.token_kl(network, policy, hidden, anchor, anchor_hidden, rollout, temperature)
+        penalty = logprobs.token_kl(network, policy, hidden, anchor, anchor_hidden, rollout, temperature=temperature)
     else:
         penalty = kl.ESTIMATORS[objective.kl.estimator](rollout.logprobs, anchor_logprobs)
     shaped = scores
@@ -184,7 +184,9 @@ def policy_step(
         tokens = algorithm.policy_loss(new, batch.logprobs, advantage)
         if kl_config.in_loss and kl_config.estimator == 'full':
             anchor_hidden = logprobs.response_hidden(network, anchor, batch)
-            tokens += beta * logprobs.token_kl(network, variables, hidden, anchor, anchor_hidden, batch, temperature)
+            tokens += beta * logprobs.token_kl(
+                network, variables, hidden, anchor, anchor_hidden, batch, temperature=temperature
+            )
         elif kl_config.in_loss:
             tokens += beta * kl.ESTIMATORS[kl_config.estimator](new, batch.anchor_logprobs)
         metrics['kl/update'] = masked.weighted(batch.logprobs - new, share)

@@ -53,7 +53,8 @@ def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> N
         logging.getLogger('perl_jax').info(f'average: rank {rank} is {float(error):.1%} off the exact average')
     config_text = epath.Path(first, 'config.gin').read_text()
     with rundir.whole(model_dir) as folder:
-        source = rundir.AVERAGE + ', '.join(model_dirs)
-        sizes = about['base'], about['base_parameters']
-        loop.made(folder, phase, role, made, *sizes, words, source, config_text)
+        loop.made(
+            folder, phase, role, made, base=about['base'], base_parameters=about['base_parameters'], vocabulary=words,
+            source=rundir.AVERAGE + ', '.join(model_dirs), config_text=config_text,
+        )  # fmt: skip
     print(model_dir)

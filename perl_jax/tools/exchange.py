@@ -164,5 +164,6 @@ def import_run(
         words = None if format == 't5x' else vocabulary.of_base(base.path)  # T5X's checkpoints bring no tokenizer
         role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')
         named, size = {} if words is None else words.about, lora.count(frozen.params)
-        loop.made(folder, phase, role, adapter, frozen.name, size, named, input, config_text)
+        about = {'base': frozen.name, 'base_parameters': size, 'vocabulary': named, 'source': input}
+        loop.made(folder, phase, role, adapter, **about, config_text=config_text)
     print(model_dir)

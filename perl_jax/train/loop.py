@@ -109,6 +109,7 @@ def start(
     tuning: str,
     base: Base,
     states: dict[str, Any],
+    *,
     vocabulary: RunVocabulary | None = None,
     best: str | None = None,
 ) -> Iterator[Run]:
@@ -183,6 +184,7 @@ def made(
     phase: str,
     role: str,
     adapter: lora.Adapter,
+    *,
     base: dict[str, str],
     base_parameters: int,
     vocabulary: Mapping[str, str | None],

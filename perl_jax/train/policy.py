@@ -98,7 +98,7 @@ def train(
 
             return answering.answer_all(heldout, dataset.batch_size, partitioner, respond, judges)
 
-        with loop.start('policy', run, tuning.spec.tuning, frozen, _saved(state), words) as log:
+        with loop.start('policy', run, tuning.spec.tuning, frozen, _saved(state), vocabulary=words) as log:
             state = _with_beta(PolicyState(**log.states), objective.kl, learner.shardings.beta)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if heldout is not None and int(state.policy.step) == 0:

@@ -192,7 +192,8 @@ def train(
             return reward_metrics.measure(heldout, scores), []
 
         tunings = ' and '.join(sorted({spec.tuning for spec in specs}))
-        with loop.start('reward', run, tunings, frozen, states, words, best_metric if heldout else None) as log:
+        best = best_metric if heldout else None
+        with loop.start('reward', run, tunings, frozen, states, vocabulary=words, best=best) as log:
             states = log.states
             for step in log.steps():
                 batches = {  # 1

@@ -140,7 +140,7 @@ def train(
                 metrics |= answering.means(rows)
             return metrics, rows
 
-        with loop.start('sft', run, tuning.spec.tuning, frozen, {'policy': state}, words) as log:
+        with loop.start('sft', run, tuning.spec.tuning, frozen, {'policy': state}, vocabulary=words) as log:
             state = log.states['policy']
             for step in log.steps():
                 batch, tokens = partitioner.batch((stream(step)[0], stream.tokens_as_drawn(step)))  # 1

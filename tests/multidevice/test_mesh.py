@@ -362,7 +362,8 @@ def test_a_few_prompts_are_answered_on_any_mesh(tmp_path, capsys):
     base = BaseConfig(network)
     frozen = load_base(base, Partitioner(), 0)
     adapter, words = LORA.init(KEY, frozen.params), {'vocabulary': 'task:toy_prompts'}
-    loop.made(str(tmp_path), 'policy', 'policy', adapter, frozen.name, 1, words, 'a test', '')
+    given = {'base': frozen.name, 'base_parameters': 1, 'vocabulary': words, 'source': 'a test', 'config_text': ''}
+    loop.made(str(tmp_path), 'policy', 'policy', adapter, **given)
     prompts = DatasetConfig('toy_prompts', {'inputs': 64}, 8)
     sampling = dataclasses.replace(SAMPLING, num_microbatches=2)
     infer.sample_policy(str(tmp_path), base, prompts, sampling, num=3, partitioner=MESHES['all'])
