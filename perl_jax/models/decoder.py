@@ -220,7 +220,6 @@ class Decoder(nn.Module):
           inputs_mask: bool [B, P], true at their tokens.
           targets: int [B, K, R], the responses, padded on the right.
           ends: int [B, K], where only one state of each response is wanted.
-          real: the padding's absence (unpadding.py); None computes the padding too.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
@@ -243,14 +242,9 @@ class Decoder(nn.Module):
         return jnp.concatenate([last, x[:, 1:].reshape(B, K, R, -1)], axis=2)
 
     def unpadded(
-        self,
-        inputs: jax.Array,
-        inputs_mask: jax.Array,
-        targets: jax.Array,
-        ends: jax.Array | None,
-        run: Unpadding,
+        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None, run: Unpadding,
         real_targets: Unpadding,
-    ) -> jax.Array:
+    ) -> jax.Array:  # fmt: skip
         """As the call, but dense layers see the real tokens of the `run` alone (unpadding.apply).
 
         Returns:
@@ -279,8 +273,7 @@ class Decoder(nn.Module):
         """
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
-        length = masked.lengths(inputs_mask)
-        pick = lambda y: _last_token(y, length)  # noqa: E731
+        pick = lambda y: _last_token(y, masked.lengths(inputs_mask))  # noqa: E731
         x, prompt = self._run(inputs, positions, inputs_mask, None, pick, P=P, K=0, keep=True)
         prompt = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'kv_heads', 'length', 'kv'), prompt)
         room = jnp.zeros((c.num_layers, B, K, c.num_kv_heads, R, c.head_dim), c.dtype)
@@ -301,9 +294,8 @@ class Decoder(nn.Module):
         # The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
         (B, K) = tokens.shape
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
-        before = cache.prompt, cache.responses
-        every = lambda y: y  # noqa: E731
-        x, new = self._run(tokens, positions, cache.prompt_mask, before, every, P=0, K=K, keep=True, cached=step)
+        given = cache.prompt_mask, (cache.prompt, cache.responses)
+        x, new = self._run(tokens, positions, *given, lambda y: y, P=0, K=K, keep=True, cached=step)
         return x, cache.replace(responses=_write(cache.responses, new, step))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -325,8 +317,7 @@ class Decoder(nn.Module):
         if c.scale_embedding:
             x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
         x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
-        context = _Context(run, real, rope, local_rope, keep)
-        return self.decoder(x, context, cache, pick)
+        return self.decoder(x, _Context(run, real, rope, local_rope, keep), cache, pick)
 
 
 def _write(room: KeyValue, new: KeyValue, step: jax.Array) -> KeyValue:
