@@ -27,6 +27,7 @@ test: lint
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: $(DOCS)
 	$(BIN)/mkdocs build --strict

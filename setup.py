@@ -29,7 +29,7 @@ setup(
     # tasks/ and gin/ stand beside the library in a checkout. The symlinks perl_jax/tasks and perl_jax/gin make them a
     # part of the package, under one name, in a checkout, an editable install and a wheel alike.
     packages=find_packages(include=['perl_jax', 'perl_jax.*']),
-    package_data={'perl_jax': ['gin/**/*.gin']},
+    package_data={'perl_jax': ['gin/**/*.gin', 'py.typed']},
     include_package_data=False,
     zip_safe=False,
     entry_points={'console_scripts': ['perl_jax = perl_jax.cli.main:cli']},
@@ -61,6 +61,7 @@ setup(
         'test': [
             *HF,
             *TPU,
+            'basedpyright>=1.40,<1.41',  # another minor version may find other errors
             'beartype',
             'importlib_resources',
             'pyarrow',
@@ -82,5 +83,6 @@ setup(
         'Programming Language :: Python :: 3.12',
         'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
     ],
 )

@@ -28,8 +28,8 @@ def check_number(
     Raises:
       UserError: naming it.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (value >= least if above is None else value > above) and value <= most:
+    in_range = lambda x: (x >= least if above is None else x > above) and x <= most  # noqa: E731
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and in_range(value):
         return
     low = f'of at least {least:g}' if above is None else f'above {above:g}'
     low = '' if above is None and least == -math.inf else f' {low}'

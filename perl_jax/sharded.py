@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
-from flax import linen as nn
+from flax.linen import spmd
 from jax.sharding import PartitionSpec
 
 
@@ -20,20 +20,21 @@ def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None])
     rest, tokens = (None,) * (x.ndim - 2), x.size // x.shape[-1]
     whole = gathered(axes)
     if 'embed' not in axes or partitions('embed') == 1 or 4 * tokens > kernel.shape[axes.index('embed')]:
-        return x @ nn.with_logical_constraint(kernel, whole)
-    y = nn.with_logical_constraint(x, (None, *rest, axes[0])) @ kernel
-    y = nn.with_logical_constraint(y, (None, *rest, axes[1]))
-    return nn.with_logical_constraint(y, ('batch', *rest, whole[1]))
+        return x @ spmd.with_logical_constraint(kernel, whole)
+    y = spmd.with_logical_constraint(x, (None, *rest, axes[0])) @ kernel
+    y = spmd.with_logical_constraint(y, (None, *rest, axes[1]))
+    return spmd.with_logical_constraint(y, ('batch', *rest, whole[1]))
 
 
 def gathered(axes: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
     """The axes of a kernel that lies whole on each chip of FSDP."""
-    return tuple(None if axis == 'embed' else axis for axis in axes)
+    first, second = (None if axis == 'embed' else axis for axis in axes)
+    return first, second
 
 
 def partitions(axis: str) -> int:
     """Over how many devices of the current mesh a logical axis is split."""
-    over, mesh = nn.logical_to_mesh_axes((axis,)), jax.sharding.get_abstract_mesh()
+    over, mesh = spmd.logical_to_mesh_axes((axis,)), jax.sharding.get_abstract_mesh()
     return 1 if over is None or mesh.empty else _count(mesh, over[0])
 
 
@@ -48,7 +49,7 @@ def split(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = nn.logical_to_mesh_axes(axes)
+    spec = spmd.logical_to_mesh_axes(axes) or PartitionSpec()
     for i, over in enumerate(spec):
         if x.shape[i] % _count(mesh, over):
             spec = PartitionSpec(*spec[:i], None, *spec[i + 1 :])

@@ -24,8 +24,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
-@struct.dataclass
-class Prompts:
+class Prompts(struct.PyTreeNode):
     """A batch of prompts, padded on the right.
 
     Attributes:
@@ -37,7 +36,6 @@ class Prompts:
     inputs_mask: Bool[Array, 'B P']
 
 
-@struct.dataclass
 class Responses(Prompts):
     """Prompts and K responses each, padded on the right.
 
@@ -53,14 +51,12 @@ class Responses(Prompts):
     fill: tuple[Fraction, Fraction] | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
 
-@struct.dataclass
 class Thumbs(Responses):
     """Responses that a rater labelled: 1 is a thumb up, 0 a thumb down."""
 
     labels: Float[Array, 'B K']
 
 
-@struct.dataclass
 class WeightedPairs(Responses):
     """Pairs that do not all count alike in the loss, the chosen first; on average over their data set the weight is 1.
 
@@ -70,7 +66,6 @@ class WeightedPairs(Responses):
     weights: Float[Array, ' B']
 
 
-@struct.dataclass
 class Rollout(Responses):
     """Responses that the policy sampled.
 
@@ -81,7 +76,6 @@ class Rollout(Responses):
     logprobs: Float[Array, 'B K R']
 
 
-@struct.dataclass
 class Experience(Rollout):
     """A rollout that has been judged: what the learning steps need.
 
@@ -97,8 +91,7 @@ class Experience(Rollout):
     values: Float[Array, 'B K R'] | None = None
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that a role learns. The frozen base is not in it: it is an argument of every step."""
 
     step: Int[Array, '']
@@ -106,8 +99,7 @@ class TrainState:
     opt_state: PyTree
 
 
-@struct.dataclass
-class PolicyState:
+class PolicyState(struct.PyTreeNode):
     """The policy and its value baseline: two adapters of one base, two optimizers.
 
     `value` is None where the algorithm learns none, `anchor` where it is the base itself. `beta` weighs the KL.
@@ -119,8 +111,7 @@ class PolicyState:
     anchor: Any = None  # lora.Adapter
 
 
-@struct.dataclass
-class Roles:
+class Roles(struct.PyTreeNode):
     """The frozen base of each role: the same tree, or a copy each for the comparator (the paper, section 4.2).
 
     Attributes:

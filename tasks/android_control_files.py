@@ -18,7 +18,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-_INT, _BOOL, _TEXT, _MESSAGE = 5, 8, 9, 11  # FieldDescriptorProto.Type
+_Field = descriptor_pb2.FieldDescriptorProto
+_INT, _BOOL, _TEXT, _MESSAGE = _Field.TYPE_INT32, _Field.TYPE_BOOL, _Field.TYPE_STRING, _Field.TYPE_MESSAGE
 _MESSAGES = {
     'Forest': [('windows', 1, 'Window', True)],
     'Window': [('window_type', 6, _INT, False), ('tree', 11, 'Tree', False)],

@@ -1,9 +1,10 @@
 """Preprocessors of text that any task may use, each a function from tf.data.Dataset to tf.data.Dataset."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
-import seqio
 import tensorflow as tf
+from seqio.utils import Feature
 
 from perl_jax.data import rows
 from perl_jax.tasks.chat import Conversation
@@ -12,7 +13,7 @@ from perl_jax.tokenizers.chat import controls, unmarked
 
 def chat(
     template: Callable[[Conversation], str], system: str | None = None, key: str = 'inputs'
-) -> Callable[[tf.data.Dataset, Mapping[str, seqio.Feature]], tf.data.Dataset]:
+) -> Callable[[tf.data.Dataset, Mapping[str, Feature]], tf.data.Dataset]:
     r"""Wraps a text field as one user message in a format of chat.py, behind a system message if there is one.
 
     Give it to registration.add, which runs it before the tokenizer:
@@ -31,10 +32,10 @@ def chat(
     """
     messages = [] if system is None else [{'role': 'system', 'content': system}]
 
-    def formatted(content: str) -> controls.Formatted:
+    def formatted(content: str) -> str:
         return template([*messages, {'role': 'user', 'content': content.strip()}])
 
-    def wrap(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
+    def wrap(dataset: tf.data.Dataset, output_features: Mapping[str, Feature]) -> tf.data.Dataset:
         example = formatted('a message')  # what is wrong with the template is said before the data are read
         rows.check_controls(example, output_features[key].vocabulary)
         form = controls.marked if reads_marks(output_features[key]) else str
@@ -50,16 +51,16 @@ def chat(
     return wrap
 
 
-def reads_marks(feature: seqio.Feature) -> bool:
+def reads_marks(feature: Feature) -> bool:
     """Whether the vocabulary of a feature tells a template's control tokens from the same words in a text."""
     return getattr(feature.vocabulary, 'reads_marks', False)
 
 
-def without_marks(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
+def without_marks(dataset: tf.data.Dataset, output_features: Mapping[str, Feature]) -> tf.data.Dataset:
     """Takes a template's marks out of texts that a vocabulary reads which knows none (bytes, sentencepiece)."""
     plain = [name for name, feature in output_features.items() if feature.rank == 1 and not reads_marks(feature)]
     if plain and tf.executing_eagerly():  # a format is the same for all rows
-        for row in dataset.take(1).as_numpy_iterator():
+        for row in cast(Iterator[Any], dataset.take(1).as_numpy_iterator()):
             for name in (name for name in plain if isinstance(row.get(name), bytes)):
                 rows.check_controls(row[name].decode(), output_features[name].vocabulary)
     clean = lambda text: tf.strings.regex_replace(text, controls.MARKS, '')  # noqa: E731

@@ -20,10 +20,11 @@ pairs, what each counts in the loss beside others, such as 1 / (pairs of its inp
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import seqio
 import tensorflow as tf
+from seqio.utils import Feature
 
 from perl_jax.errors import UserError
 from perl_jax.tasks.preprocessors import without_marks
@@ -39,7 +40,7 @@ TEXTS = {
     'prompts': ('inputs',),
 }
 DEFAULT = seqio.ByteVocabulary()  # where a task names none; by this object vocabulary.py tells that none was named
-_LABEL = seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32, rank=0)
+_LABEL = Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32, rank=0)
 
 
 def add(
@@ -71,15 +72,15 @@ def add(
         raise UserError(f'task {name}: no kind is called {kind!r}; use one of {", ".join(TEXTS)}')
     return seqio.TaskRegistry.add(
         name,
-        source=source if isinstance(source, seqio.DataSource) else _Source(name, kind, source, splits),
+        source=cast(Any, source if isinstance(source, seqio.DataSource) else _Source(name, kind, source, splits)),
         preprocessors=[*preprocessors, without_marks, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         output_features=features(kind, vocabulary or DEFAULT),
     )
 
 
-def features(kind: str, vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+def features(kind: str, vocabulary: seqio.Vocabulary) -> dict[str, Feature]:
     """The output features of a kind: int32 tokens of rank 1, and for thumbs a float32 label of rank 0."""
-    texts = {key: seqio.Feature(vocabulary, add_eos=key != 'inputs') for key in TEXTS[kind]}
+    texts = {key: Feature(vocabulary, add_eos=key != 'inputs') for key in TEXTS[kind]}
     return texts | {'label': _LABEL} if kind == 'thumbs' else texts
 
 
@@ -119,9 +120,8 @@ class _Source(seqio.FunctionDataSource):
                 column.append(marked(example[key]) if types[key] is str else types[key](example[key]))
         self._counts[split] = count
         dtypes = {str: tf.string, int: tf.int64, float: tf.float32}
-        return tf.data.Dataset.from_tensor_slices(
-            {key: tf.constant(column, dtypes[types[key]]) for key, column in columns.items()}
-        )
+        tensors: Any = {key: tf.constant(column, dtypes[types[key]]) for key, column in columns.items()}
+        return tf.data.Dataset.from_tensor_slices(tensors)
 
     def _check(self, split: str, number: int, example: Mapping[str, Any], types: Mapping[str, type]) -> None:
         where = f'task {self._name}, split {split}, example {number}'

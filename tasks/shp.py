@@ -78,14 +78,19 @@ def _chosen(rows: list[Comparison]) -> list[Comparison]:
     least, most = _setting('SHP_SCORE_RATIO', 1.0), _setting('SHP_POST_PAIRS', 1)
     if (least or most) and (lacking := sum(row.ratio is None for row in rows)):
         raise UserError(f'SHP_SCORE_RATIO, SHP_POST_PAIRS: {lacking} rows have no score_ratio; unset both')
-    rows = [row for row in rows if not least or row.ratio >= least]
+    rows = [row for row in rows if not least or _ratio(row) >= least]
     if not most:
         return rows
     posts: dict[str, list[Comparison]] = {}
     for row in rows:
         posts.setdefault(row.group, []).append(row)
-    kept = {id(row) for post in posts.values() for row in sorted(post, key=lambda row: -row.ratio)[: int(most)]}
+    kept = {id(row) for post in posts.values() for row in sorted(post, key=lambda row: -_ratio(row))[: int(most)]}
     return [row for row in rows if id(row) in kept]
+
+
+def _ratio(row: Comparison) -> float:
+    assert row.ratio is not None  # `_chosen` refuses rows without one first
+    return row.ratio
 
 
 def _setting(variable: str, least: float) -> float | None:

@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from perl_jax.errors import UserError
 from perl_jax.tasks import odd_rows, splits
@@ -112,7 +112,7 @@ def _by_hash(variable: str, group: str, upstream: str, found: Mapping) -> str:
 
 def _hub(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]  of an extra
     except ImportError:
         raise UserError(
             f"{source.variable}=hf:{name} needs the package datasets: pip install 'perl_jax[datasets]', "
@@ -132,12 +132,12 @@ def _tfds(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
     import tensorflow_datasets as tfds
 
     try:
-        found = tfds.load(name)
+        found = cast(Any, tfds.load(name))
     except Exception as error:  # as above
         raise UserError(f'{source.variable}=tfds:{name} cannot be loaded ({_line(error)}): {source.hint}') from None
 
     def rows(split: str) -> Rows:
-        return ((place, _plain(row)) for place, row in _numbered(split, tfds.as_numpy(found[split])))
+        return ((place, _plain(row)) for place, row in _numbered(split, cast(Any, tfds.as_numpy(found[split]))))
 
     return {split: functools.partial(rows, split) for split in found}
 

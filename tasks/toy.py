@@ -38,9 +38,17 @@ class WordVocabulary(seqio.Vocabulary):
         self._pieces = sorted({piece for text in texts for piece in self._PIECE.findall(text)})
         self._ids = {piece: 3 + i for i, piece in enumerate(self._pieces)}
 
-    bos_id = None
-    eos_id = 1
-    unk_id = 2
+    @property
+    def bos_id(self) -> None:
+        return None
+
+    @property
+    def eos_id(self) -> int:
+        return 1
+
+    @property
+    def unk_id(self) -> int:
+        return 2
 
     @property
     def _base_vocab_size(self) -> int:

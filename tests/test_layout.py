@@ -18,7 +18,7 @@ FLOORS = [
 ]  # fmt: skip
 MAX_FILES = 12  # a folder, subfolders apart
 FACE = ''  # perl_jax/__init__.py names what is public, and imports each when it is asked for
-TOP = {FACE, '__main__', 'errors', 'masked', 'sharded', 'types'}
+TOP = {FACE, '__main__', 'errors', 'masked', 'sharded', 'trees', 'types'}
 
 # Imports of a later folder, with the reason for each.
 UPWARD = {

@@ -80,7 +80,7 @@ def data_flags(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
 
 def configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
     """The configurable `name` after the gin files and bindings are read."""
-    import gin
+    import gin.config
 
     theirs = _read(files, paths)
     macros = set(_MACRO.findall(gin.config_str()))
@@ -114,7 +114,7 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
 def binding(name: str, files: list[str], paths: list[str]) -> Any:
     """What gin files bind to 'configurable.parameter', made as it is for a run; None where they bind nothing."""
     _read(files, paths)
-    import gin
+    import gin.config
 
     configurable, _, parameter = name.rpartition('.')
     with _one_line():
@@ -142,7 +142,7 @@ def operative(vocabulary: str | None = None) -> str:
     What a macro made, gin notes under a scope of the macro's name, and that is the stronger one: where the file is
     read, bindings of the plain name would change nothing. So that scope is left out, but where two use one name.
     """
-    import gin
+    import gin.config
 
     for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items() if vocabulary else ():
         macro = (scope, selector) == ('VOCABULARY', 'gin.macro')
@@ -163,7 +163,7 @@ def operative(vocabulary: str | None = None) -> str:
 
 def _note_uncalled() -> None:
     """Have gin name what is bound of functions that are handed over, as shapings are: it notes them once called."""
-    import gin
+    import gin.config
 
     text, used = gin.operative_config_str(), gin.config._OPERATIVE_CONFIG
     functions = [ref.rpartition('/')[::2] for ref in re.findall(r'@([\w./]+)(?![\w./(])', text)]
@@ -205,16 +205,17 @@ def _check_resume(before: str, after: str) -> list[str]:
 def _read(files: list[str], paths: list[str]) -> dict[str, Any]:
     """gin's configuration is what these files say; gives what they say of T5X's settings without effect."""
     load_tensorflow()
-    import gin
+    import gin.config
 
     configurables.register()
     gin.clear_config()  # of an earlier call in this process
     here = os.path.dirname(perl_jax.__file__)
     t5x = importlib.util.find_spec('t5x')  # its gin files include each other from where it is installed
-    theirs = [os.path.dirname(path) for path in t5x.submodule_search_locations] if t5x else []
-    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *theirs]  # gin can only add
+    installed = [os.path.dirname(path) for path in (t5x and t5x.submodule_search_locations) or ()]
+    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *installed]  # gin can only add
     # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
-    gin.config._FILE_READERS[:] = [(_local, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
+    readers: list[Any] = [(_local, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
+    gin.config._FILE_READERS[:] = readers
     theirs: dict[str, Any] = {}
     for file in files:
         with _one_line():
@@ -226,7 +227,7 @@ def _read(files: list[str], paths: list[str]) -> dict[str, Any]:
 
 def _of_t5x(macros: Iterable[str]) -> dict[str, Any]:
     """Which of T5X's settings without effect have a value among these macros."""
-    import gin
+    import gin.config
 
     values = {name: gin.config._CONFIG.get((name, 'gin.macro'), {}) for name in macros if name in t5x_names.MACROS}
     return {name: x['value'] for name, x in values.items() if isinstance(x.get('value', ()), str | int | float | None)}
@@ -265,7 +266,7 @@ class _Text(io.StringIO):
 
 def text() -> str:
     """The bindings that were read, as a gin file."""
-    import gin
+    import gin.config
 
     return gin.config_str()
 

@@ -251,7 +251,7 @@ def _judge(argv: list[str]) -> None:
         own = (files, bindings) if name == 'infer.answer_split' else ([], [])
         if name == cautions.REWARD:
             return lambda: configure.binding(name, [os.path.join(model_dir, 'config.gin')], paths)
-        config = ['runs/infer.gin', os.path.join(model_dir, 'config.gin'), _asking(rundir.read(model_dir)), *own[0]]
+        config = ['runs/infer.gin', os.path.join(model_dir, 'config.gin'), _asking(rundir.about(model_dir)), *own[0]]
         # To be called before the next one is made: gin holds one configuration at a time.
         return configure.configured(name, config, own[1], paths)
 

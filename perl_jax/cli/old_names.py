@@ -70,7 +70,7 @@ def translate(text: str) -> str:
 def _flat(block: re.Match[str]) -> str:
     """A block that binds an older parameter, as bindings of one line each."""
     name, body = block[1], block[2]
-    indent = re.match(r'[ \t]+', body)[0]
+    indent = body[: len(body) - len(body.lstrip(' \t'))]
     names = re.findall(rf'^{indent}(\w+)\s*=', body, re.MULTILINE)
     if not PARAMETERS.get(name, SETTLED).keys() & set(names):
         return block[0]

@@ -76,13 +76,20 @@ class DatasetConfig:
         names = [names] if isinstance(names, str) else names
         return [dataclasses.replace(self, mixture_or_task_name=name) for name in names]
 
+    @property
+    def task_name(self) -> str:
+        """The one name; raises UserError where there are several, which only a reward's training takes."""
+        if isinstance(self.mixture_or_task_name, str):
+            return self.mixture_or_task_name
+        raise UserError(f'MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}: give one name here')
+
 
 def stream(
     config: DatasetConfig, kind: str, seed: int, rows: np.ndarray | None = None, groups: int = 1, parts: int = 1
 ) -> Stream:
     """The endless training batches of a task or mixture; `rows` of each batch, by default all. See Stream."""
     rows = np.arange(config.batch_size) if rows is None else rows
-    provider, tasks = providers.find(config.mixture_or_task_name), _tasks(config)
+    provider, tasks = providers.find(config.task_name), _tasks(config)
     rates = [float(provider.get_rate(t)) for t in tasks] if len(tasks) > 1 else [1.0]
     loaded = alike(_parts(tasks, config, kind, _stored if config.tokens_dir else _loaded))
     return Stream(loaded, rates, config.batch_size, seed, rows, config.length_buckets, groups, parts)
@@ -123,7 +130,7 @@ def tasks_with_rows(config: DatasetConfig, kind: str) -> list[tuple[Any, Dataset
 
 def _tasks(config: DatasetConfig) -> list[Any]:
     """The tasks that are named, or a mixture's, as far as they have the split."""
-    tasks = providers.members(providers.find(config.mixture_or_task_name))
+    tasks = providers.members(providers.find(config.task_name))
     return providers.with_split(tasks, config.split, config.use_cached)
 
 
@@ -198,6 +205,7 @@ def _stored(task: Any, config: DatasetConfig, kind: str) -> TokenFiles:
     """The task's rows as files under `tokens_dir`, which are written where there are none."""
     from perl_jax.data import features
 
+    assert config.tokens_dir is not None
     responses = getattr(features, f'{kind.capitalize()}FeatureConverter').RESPONSES
     provider = lexicon.with_vocabulary(task, config.vocabulary)
     vocabulary = provider.output_features['inputs'].vocabulary

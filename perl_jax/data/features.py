@@ -7,6 +7,7 @@ examples use P = inputs 4 and R = targets 3; 1 is the EOS. This module imports s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -31,7 +32,7 @@ class _Converter(seqio.FeatureConverter):
     """`RESPONSES` names the features that become the K rows of `targets`, in this order."""
 
     RESPONSES: tuple[str, ...] = ()
-    PACKING_FEATURE_DTYPES = None
+    PACKING_FEATURE_DTYPES: Any = None  # nothing is packed
 
     def __init__(self) -> None:
         super().__init__(pack=False)
@@ -85,8 +86,8 @@ class PairsFeatureConverter(_Converter):
 class WeightedPairsFeatureConverter(PairsFeatureConverter):
     """As above, weight 0.5  ->  weights 0.5, where rows have one; see pair_weights.py"""
 
-    TASK_FEATURES = PairsFeatureConverter.TASK_FEATURES | {'weight': Spec(tf.float32, rank=0)}
-    MODEL_FEATURES = PairsFeatureConverter.MODEL_FEATURES | {'weights': Spec(tf.float32, rank=0)}
+    TASK_FEATURES = {**PairsFeatureConverter.TASK_FEATURES, 'weight': Spec(tf.float32, rank=0)}
+    MODEL_FEATURES = {**PairsFeatureConverter.MODEL_FEATURES, 'weights': Spec(tf.float32, rank=0)}
 
 
 class ThumbsFeatureConverter(_Converter):

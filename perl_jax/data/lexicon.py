@@ -25,7 +25,7 @@ def named(name: str) -> Any:
     from perl_jax.tokenizers import vocabularies
 
     path, _, eos = name.partition(EOS)
-    found = vocabularies.vocabulary(path)
+    found: Any = vocabularies.vocabulary(path)
     if eos and not hasattr(found, 'eos'):
         raise UserError(f"'{name}': another EOS can be had of a tokenizer.json or a .gguf alone, not of '{path}'")
     found = type(found)(found.path, eos) if eos else copy.copy(found)
@@ -49,10 +49,12 @@ def name_of(vocabulary: Any, task: str | None = None) -> str:
         return name
     path = getattr(vocabulary, 'path', None) or getattr(vocabulary, 'sentencepiece_model_file', None)
     name = 'byt5' if isinstance(vocabulary, seqio.ByteVocabulary) else path and os.fspath(path)
-    eos = EOS + vocabulary.eos if getattr(vocabulary, 'eos', None) else ''
+    eos = getattr(vocabulary, 'eos', None)
+    eos = EOS + eos if eos else ''
     try:
-        found = name and named(name + eos)
-        if found == vocabulary and (bos_id(found), eos_ids(found)) == (bos_id(vocabulary), eos_ids(vocabulary)):
+        found = named(name + eos) if name else None
+        same = found == vocabulary and (bos_id(found), eos_ids(found)) == (bos_id(vocabulary), eos_ids(vocabulary))
+        if name and same:
             return (os.path.abspath(name) if os.path.exists(name) else name) + eos
     except UserError:  # its file is none that we can read
         pass

@@ -99,7 +99,8 @@ def fit(ds: Any, keep: np.ndarray, length: int, bos_id: int | None) -> Any:
 
     head = [] if bos_id is None else [bos_id]
     room = length - len(head)
-    ds = tf.data.Dataset.zip(ds, tf.data.Dataset.from_tensor_slices(keep)).filter(lambda _, ok: ok)
+    admitted: Any = lambda _, ok: ok  # noqa: E731 (TensorFlow hands on the parts of a pair)
+    ds = tf.data.Dataset.zip(ds, tf.data.Dataset.from_tensor_slices(keep)).filter(admitted)
 
     def cut(row: Any, _: Any) -> Any:
         text = row['inputs']

@@ -61,7 +61,8 @@ class Dataset:
     def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
         """The batch (types.py) of these rows, and their examples."""
         kind = next(k for fields, k in _BATCHES if fields == self.arrays.keys())
-        return kind(**{k: v[index] for k, v in self.arrays.items()}), [self.examples[i] for i in index]
+        arrays: dict[str, Any] = {k: v[index] for k, v in self.arrays.items()}  # NumPy's, until they are on the mesh
+        return kind(**arrays), [self.examples[i] for i in index]
 
     def take(self, index: np.ndarray) -> Dataset:
         """These rows alone."""

@@ -40,7 +40,7 @@ def dataset(
         return head + (ids if length is None else ids[-(length - len(head)) :])
 
     ids = [read(prompt) for prompt in prompts]
-    arrays = dict(zip(('inputs', 'inputs_mask'), _padded(ids, max(length or 1, *map(len, ids)))))
+    arrays: dict[str, np.ndarray] = dict(zip(('inputs', 'inputs_mask'), _padded(ids, max(length or 1, *map(len, ids)))))
     if responses:
         words = continuing(vocabulary)
         flat = [text for row in responses for text in row]

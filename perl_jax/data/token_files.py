@@ -83,7 +83,8 @@ class TokenFiles:
 
     def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
         """The batch (types.py) of these rows, and their examples."""
-        arrays = dict(zip(('inputs', 'inputs_mask'), self._padded('inputs', index, self.widths['inputs'])))
+        tokens, mask = self._padded('inputs', index, self.widths['inputs'])
+        arrays: dict[str, Any] = {'inputs': tokens, 'inputs_mask': mask}
         if self.responses:
             tokens, masks = zip(*(self._padded(name, index, self.widths['targets']) for name in self.responses))
             arrays |= {'targets': np.stack(tokens, axis=1), 'targets_mask': np.stack(masks, axis=1)}
@@ -93,7 +94,7 @@ class TokenFiles:
         if self.is_weighted:
             kind, arrays['weights'] = types.WeightedPairs, self._weights(index)
         examples, ends = self._map('examples.bytes', np.uint8), self._ends('examples')
-        read = serialization.msgpack_restore
+        read: Any = serialization.msgpack_restore
         return kind(**arrays), [read(examples[ends[i] : ends[i + 1]].tobytes()) for i in index]
 
     def _weights(self, index: np.ndarray) -> np.ndarray:
@@ -176,7 +177,7 @@ def write(
                 packed = serialization.msgpack_serialize(example)
                 examples.write(packed)
                 ends['examples'].append(ends['examples'][-1] + len(packed))
-                if number in row:
+                if number is not None and number in row:
                     numbers.append(float(row[number]))
         for name, values in ends.items():
             (draft / f'{name}.ends').write_bytes(values.tobytes())

@@ -92,14 +92,14 @@ class RunVocabulary:
         """What VOCABULARY is to be in config.gin: None where the task's own is read."""
         return None if self.name.startswith(lexicon.TASK) else self.name
 
-    def read(self, config: DatasetConfig | None) -> DatasetConfig | None:
+    def read(self, config: DatasetConfig) -> DatasetConfig:
         """The config of a data set, read with this vocabulary."""
-        return config and dataclasses.replace(config, vocabulary=self.vocabulary)
+        return dataclasses.replace(config, vocabulary=self.vocabulary)
 
 
 def choose(
     configs: Sequence[DatasetConfig | None], base: str | None, model_dir: str
-) -> tuple[RunVocabulary, list[DatasetConfig | None]]:
+) -> tuple[RunVocabulary, list[Any]]:
     """Decide on the vocabulary of a run that starts, or goes on. The first of these that there is:
 
     1. VOCABULARY, which is DatasetConfig.vocabulary of any of its data sets.
@@ -116,7 +116,7 @@ def choose(
       model_dir: where the run writes.
 
     Returns:
-      The vocabulary, and the configs as they are read with it.
+      The vocabulary, and the configs as they are read with it; None stays None.
 
     Raises:
       UserError: there is none of these; data sets or tasks that want different ones; `model_dir` began with another,
@@ -139,7 +139,7 @@ def choose(
             f"MODEL_DIR '{model_dir}' is a run with another vocabulary ({recorded}, now {chosen.name}); set VOCABULARY "
             'as it was, name another folder, or delete it to start over'
         )
-    return chosen, [chosen.read(config) for config in configs]
+    return chosen, [config and chosen.read(config) for config in configs]
 
 
 def of_run(
@@ -289,4 +289,4 @@ def _digest(*values: Any) -> str:
 
 
 def _names(configs: Iterable[DatasetConfig]) -> list[str]:
-    return [each.mixture_or_task_name for config in configs for each in config.each()]
+    return [each.task_name for config in configs for each in config.each()]

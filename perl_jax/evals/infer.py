@@ -51,15 +51,15 @@ def eval_reward(
     with partitioner.scope():
         frozen, adapters = members(model_dir, base, partitioner)
         score_fn = jax.jit(functools.partial(member_scores, base.network))
-        words, dataset = vocabulary.of_run(model_dir, [dataset], base.path), _given(dataset)
-        configs = [dataclasses.replace(words.read(config), split=split, limit=None) for config in dataset.each()]
-        kinds = [datasets.reward_kind(config.mixture_or_task_name) for config in configs]
+        words, given = vocabulary.of_run(model_dir, [dataset], base.path), _given(dataset)
+        configs = [dataclasses.replace(words.read(config), split=split, limit=None) for config in given.each()]
+        kinds = [datasets.reward_kind(config.task_name) for config in configs]
         heldout = [datasets.load(config, kind) for config, kind in zip(configs, kinds)]
         rewards = reward_metrics.scores(
-            heldout, dataset.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapters, batch).mean(0)
+            heldout, given.batch_size, partitioner, lambda batch: score_fn(frozen.params, adapters, batch).mean(0)
         )
     bins = {
-        config.mixture_or_task_name: calibration.reliability(*calibration.outcomes(one, values))
+        config.task_name: calibration.reliability(*calibration.outcomes(one, values))
         for config, one, values in zip(configs, heldout, rewards, strict=True)
     }
     result: dict[str, intervals.Figure] = {}
@@ -138,7 +138,7 @@ def sample_policy(
     with partitioner.scope():
         words = vocabulary.of_run(model_dir, [_given(dataset) if prompt is None else dataset], base.path, tokenizer)
         if prompt is None:
-            prompts = datasets.load(dataclasses.replace(words.read(dataset), limit=num), 'prompts')
+            prompts = datasets.load(dataclasses.replace(words.read(_given(dataset)), limit=num), 'prompts')
         else:
             text = prompt.replace('\\n', '\n')  # a literal \n becomes a line break
             text = text if chat is None else words.format(chat)(text)
@@ -204,7 +204,7 @@ def _answers(
 
 
 def _task_metrics(task: Any, rows: Sequence[Any], responses: Sequence[str], index: np.ndarray) -> dict[str, float]:
-    return task_metrics.measure(task, [rows[i] for i in index], [responses[i] for i in index])
+    return task_metrics.measure(task, [rows[i] for i in index], [responses[i] for i in map(int, index)])
 
 
 def _given(dataset: DatasetConfig | None) -> DatasetConfig:

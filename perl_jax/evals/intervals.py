@@ -83,7 +83,7 @@ def figures(
     parts |= {f'{value}/': np.flatnonzero(values == value) for value in sorted(set(values))} if by is not None else {}
     result = {}
     for part, rows in parts.items():
-        names = groups(f'{name}, {by} {part[:-1]}' if part else name, [examples[i] for i in rows], group)
+        names = groups(f'{name}, {by} {part[:-1]}' if part else name, [examples[i] for i in map(int, rows)], group)
         found = with_intervals(lambda index, rows=rows: measure(rows[index]), names)
         result |= {f'{part}{metric}': Figure(*figure, len(rows)) for metric, figure in found.items()}
     return result
@@ -135,6 +135,6 @@ def with_intervals(
     without = [some(np.setdiff1d(np.arange(len(names)), block)) for block in blocks] if len(blocks) > 1 else []
     result = {}
     for k, v in measure(np.arange(len(groups))).items():
-        figures = [np.array([one[k] for one in each if k in one]) for each in (drawn, without)]
-        result[k] = v, *bca(v, *figures)
+        values = [np.array([figures[k] for figures in each if k in figures]) for each in (drawn, without)]
+        result[k] = v, *bca(v, values[0], values[1])
     return result

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 def announce(config: DatasetConfig, phase: str) -> None:
     """Says of tasks with metrics where those are measured, since training calls none."""
-    for name in (each.mixture_or_task_name for each in config.each()):
+    for name in (each.task_name for each in config.each()):
         if having := [task.name for task in providers.members(providers.find(name)) if _names(task)]:
             where = '`perl_jax eval` does' if phase != 'reward' else 'nor does eval: they are of answers'
             logging.getLogger('perl_jax').info(f'training does not call the metric_fns of {", ".join(having)}; {where}')

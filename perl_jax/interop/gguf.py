@@ -87,7 +87,7 @@ def config(path: str | os.PathLike) -> DecoderConfig:
         raise UserError(f'{path}: the tensor token_embd.weight is missing')
     theta, divisors = _shortest(get('llama.rope.freq_base', 1e4)), tensors.get(gguf_keys.ROPE_FREQS)
     divisors = None if divisors is None else np.asarray(divisors.data, np.float32).reshape(-1)
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         vocab_size=int(tensors['token_embd.weight'].shape[-1]),
         num_layers=size('llama.block_count'),
         emb_dim=dim,

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 from jaxtyping import PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config, hf_names, safetensors
 from perl_jax.models.description import describe, difference
@@ -105,7 +105,7 @@ def leaves(path: str, network: nn.Module, shapes: PyTree, classifier: bool = Fal
             'of it with `perl_jax import --format=hf`'
         )
     found = {_plain(name): entry for name, entry in safetensors.entries(resolve(path)).items()}
-    flat, zeros = traverse_util.flatten_dict(shapes, sep='/'), {}
+    flat, zeros = trees.flatten(shapes), {}
     if classifier and found.pop(_SCORE, None) is not None and _OUTPUT in flat and 'lm_head.weight' not in found:
         zeros[_OUTPUT] = InMemory(np.broadcast_to(np.float32(0), flat.pop(_OUTPUT).shape))
     _check_copies(path, network, found)
@@ -131,7 +131,7 @@ def leaves(path: str, network: nn.Module, shapes: PyTree, classifier: bool = Fal
                 )
             found[name].numpy_dtype()
     tree = {leaf: _leaf([found[name] for name in each], leaf) for leaf, each in names.items()}
-    return traverse_util.unflatten_dict(tree | zeros, sep='/')
+    return trees.unflatten(tree | zeros)
 
 
 def score(path: str, width: int) -> np.ndarray:
@@ -214,7 +214,7 @@ def save(
         raise UserError("transformers' T5 classifier has another head than a reward; it cannot be exported there")
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    flat = traverse_util.flatten_dict(params, sep='/')
+    flat = trees.flatten(params)
     where = {name: (leaf, i) for leaf in flat for i, name in enumerate(hf_names.theirs(network, leaf))}
     if head is not None:
         where.pop('lm_head.weight', None)

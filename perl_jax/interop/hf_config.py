@@ -271,7 +271,7 @@ def model_type(c: DecoderConfig) -> str:
     plain = {field: getattr(DecoderConfig, field) for settings in _DECODERS.values() for field in settings}
     capped = any(x is not None for x in (c.query_scale, c.attention_softcap, c.logits_softcap))
     for kind, settings in _DECODERS.items():
-        if any(getattr(c, field) != value for field, value in (plain | settings).items()):
+        if any(getattr(c, field) != value for field, value in {**plain, **settings}.items()):
             continue
         if kind in _WINDOWED and c.sliding_window is not None and (kind != 'gemma2' or c.global_every == 2):
             return kind

@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 from jaxtyping import PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, hf_names, peft_config, safetensors
 from perl_jax.models.lora import Adapter, Scale, scale_of
@@ -67,7 +67,7 @@ def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: 
         raise UserError('a fully tuned model is no LoRA adapter; export it with --format=hf')
     if adapter.head is not None and isinstance(network, T5):
         raise UserError("transformers' T5 classifier has another head than a reward; it cannot be exported there")
-    flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(jax.device_get(adapter.lora), sep='/').items()}
+    flat = {k: np.asarray(v) for k, v in trees.flatten(jax.device_get(adapter.lora)).items()}
     tensors, ranks, alphas, left_out = {}, {}, {}, False
     for leaf, names in _modules(network, flat).items():
         a, b = flat[f'{leaf}/a'], flat[f'{leaf}/b']
@@ -121,7 +121,7 @@ def load(folder: str | os.PathLike, network: nn.Module, shapes: PyTree, base: Py
     """
     folder = pathlib.Path(folder)
     config, path = peft_config.read(folder), _file(folder)
-    flat = traverse_util.flatten_dict(shapes, sep='/')
+    flat = trees.flatten(shapes)
     leaves = hf_names.layers(network, flat)
     known = {name for names in leaves.values() for name in names}
     pairs, score, copies = _sort(path, config, safetensors.header(path), known)
@@ -152,7 +152,7 @@ def load(folder: str | os.PathLike, network: nn.Module, shapes: PyTree, base: Py
         if score is None:
             raise UserError(f'{path}: lacks tensor {_SCORE}')
         head = {'kernel': _fit(score, _SCORE, (1, network.config.emb_dim), path)[0]}
-    tree = traverse_util.unflatten_dict(lora, sep='/')
+    tree = trees.unflatten(lora)
     return Adapter(lora=tree, head=head, scale=_plain_scale(scales), dropout=config.dropout)
 
 
@@ -229,7 +229,7 @@ def _sort(
 
 def _check_copy(path: pathlib.Path, network: nn.Module, base: PyTree, name: str, entry: safetensors.Entry) -> None:
     """PEFT puts the base's embeddings into the file where they are targets; it would load them over the base's."""
-    ours = traverse_util.flatten_dict(base or {}, sep='/')
+    ours = trees.flatten(base or {})
     leaf = next((leaf for leaf in ours if hf_names.theirs(network, leaf) == [name]), None)
     if leaf is None and name == 'lm_head.weight':  # tied
         leaf, name = 'token_embedder/embedding', 'model.embed_tokens.weight'

@@ -8,12 +8,13 @@ Format: https://github.com/huggingface/safetensors (8 bytes with the header's le
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -97,13 +98,13 @@ class Entry:
                 # Cast first: NumPy casts strided numbers three times as slowly.
                 out[first - rows.start :][: len(part)] = shaped[inside].astype(out.dtype, copy=False)
 
-    def _fill(self, file: BinaryIO, part: np.ndarray, row: int, column: int) -> None:
+    def _fill(self, file: io.FileIO, part: np.ndarray, row: int, column: int) -> None:
         """Read rows from `row` on, from `column` on."""
         stride, itemsize = math.prod(self.shape[1:]), part.itemsize
         runs = part if part.shape[1] < stride else [part.reshape(-1)]  # whole rows lie behind each other
         for i, run in enumerate(runs):
             file.seek(self.offset + ((row + i) * stride + column) * itemsize)
-            left = memoryview(run.view(np.uint8))
+            left = memoryview(run.view(np.uint8).data)
             while left:
                 if not (got := file.readinto(left)):
                     raise UserError(f'{self.file}: truncated since it was opened; download it again')

@@ -23,6 +23,7 @@ import tensorstore as ts
 from flax import serialization, traverse_util
 from jaxtyping import PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError
 from perl_jax.models.t5 import T5, T5Config
 from perl_jax.parallel.leaves import Index, InMemory, Leaf, Stacked, to_host
@@ -122,7 +123,7 @@ def leaves(path: str, stacked: bool = True) -> PyTree:
                 f"'{found}': {name} has shape {list(alike[-1].shape)}, in other layers it is {list(alike[0].shape)}"
             )
     tree = {place: Stacked(each) if '/layers/' in place else each[0] for place, each in apart.items()}
-    return traverse_util.unflatten_dict(tree, '/')
+    return trees.unflatten(tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +164,10 @@ def save(path: str, params: PyTree, step: int) -> None:
 def _apart(params: PyTree) -> PyTree:
     """The tree with its layers not stacked, as T5X has it."""
     flat = {}
-    for path, x in traverse_util.flatten_dict(params, sep='/').items():
+    for path, x in trees.flatten(params).items():
         stacked = '/layers/' in path
         flat |= {path.replace('/layers/', f'/layers_{i}/'): x[i] for i in range(len(x))} if stacked else {path: x}
-    return traverse_util.unflatten_dict(flat, '/')
+    return trees.unflatten(flat)
 
 
 def _kvstore(path: str, inside: str = '') -> dict[str, Any]:

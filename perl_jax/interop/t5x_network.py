@@ -31,8 +31,7 @@ def network(module: Any) -> T5XNetwork:
     return T5XNetwork(module)
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """What responses are read with: encoded prompts [B K, P, D], their tokens [B K, P], their own [B, K, 1 + R]."""
 
     encoded: jax.Array

@@ -8,11 +8,12 @@ the layout on the mesh. What the plan says it gains: docs/tpu.md.
 from __future__ import annotations
 
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+from flax.linen import spmd
 
 from perl_jax import sharded
 
@@ -58,7 +59,8 @@ def attend(
     query = query * (E**-0.5 if scale is None else scale)
     args = [jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))).swapaxes(1, 2) for x in (query, key, value)]
     args.append(jnp.pad(real, ((0, 0), (0, room))).astype(jnp.int32))
-    heads, rows = nn.logical_to_mesh_axes(('batch', 'kv_heads', None, None)), nn.logical_to_mesh_axes(('batch', None))
+    axes = ('batch', 'kv_heads', None, None), ('batch', None)
+    heads, rows = map(spmd.logical_to_mesh_axes, axes)
     run = functools.partial(_kernel, sees=_sees(P, K, T, room), softcap=softcap, interpret=interpret)
     if not jax.sharding.get_abstract_mesh().empty:
         run = jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
@@ -82,13 +84,15 @@ def _kernel(
     T = len(sees)
     block = max(n for n in range(LANES, MAX_BLOCK + 1, LANES) if T % n == 0)
     names = 'q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq'
+    sizes: dict[str, Any] = {f'block_{name}': block for name in names}
     kernel = splash.make_splash_mha_single_device(
         splash_attention_mask.MultiHeadMask([splash_attention_mask.NumpyMask(sees)] * query.shape[1]),
-        block_sizes=splash.BlockSizes(**{f'block_{name}': block for name in names}),
+        block_sizes=splash.BlockSizes(**sizes),
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
-    return jax.vmap(lambda q, k, v, r: kernel(q, k, v, splash.SegmentIds(r, r)))(query, key, value, real)
+    run = jax.vmap(lambda q, k, v, r: kernel(q, k, v, splash.SegmentIds(r, r)))
+    return cast(jax.Array, run(query, key, value, real))  # a pair only with save_residuals
 
 
 def _sees(P: int, K: int, T: int, room: int) -> np.ndarray:

@@ -7,21 +7,21 @@ step on a CPU. XLA on a TPU chooses the layouts of both by itself.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from flax.linen import spmd
 
 from perl_jax import sharded
 
 Axes = tuple[str | None, str | None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: jax.Array, kernel: jax.Array, axes: Axes) -> jax.Array:
     """As `sharded.matmul`: x [batch, ..., r] times a kernel [r, out]."""
-    return sharded.matmul(x, kernel, axes)
+    return _matmul(x, kernel, axes)
+
+
+_matmul = jax.custom_vjp(sharded.matmul, nondiff_argnums=(2,))
 
 
 def _forward(x: jax.Array, kernel: jax.Array, axes: Axes) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -31,7 +31,7 @@ def _forward(x: jax.Array, kernel: jax.Array, axes: Axes) -> tuple[jax.Array, tu
 def _backward(axes: Axes, residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     (dx,) = jax.linear_transpose(lambda x: sharded.matmul(x, kernel, axes), x)(dy)
-    return dx, nn.with_logical_constraint(jnp.einsum('...r,...o->ro', x, dy), sharded.gathered(axes))
+    return dx, spmd.with_logical_constraint(jnp.einsum('...r,...o->ro', x, dy), sharded.gathered(axes))
 
 
-matmul.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward)

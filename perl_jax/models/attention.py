@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from perl_jax import sharded
+from perl_jax.models import layers
 
 MASKED = -1e30  # finite, so that a row which may see nothing gives a uniform softmax instead of NaN
 
@@ -31,7 +32,7 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_length: int | None = None
 
-    def __call__(self, frequency: jax.Array) -> jax.Array:
+    def __call__(self, frequency: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         """Frequencies [E/2] in radians a position -> scaled ones."""
         keep = 0.0
         if self.original_length is not None:
@@ -75,7 +76,7 @@ class RelativeBias(nn.Module):
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Positions int [R] of queries and [S] of keys -> [H, R, S] in dtype, a Segment's bias."""
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
-        init = nn.with_logical_partitioning(init, ('heads', 'relpos_buckets'))
+        init = layers.partitioned(init, ('heads', 'relpos_buckets'))
         embedding = self.param('rel_embedding', init, (self.num_heads, self.num_buckets))
         back, sided = queries[:, None] - keys[None], self.num_buckets
         if self.bidirectional:
@@ -175,7 +176,7 @@ def _attend(
         mask = jnp.broadcast_to(segment.mask, (B, K, R, S))
         scores.append(jnp.where(mask[:, :, None, None], score, MASKED))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
-    out, start = 0.0, 0
+    out, start = jnp.zeros((), query.dtype), 0
     for segment in segments:
         own, stop = 'k' if segment.key.ndim == 5 else '', start + segment.key.shape[-3]
         first = 'bkn' if own else 'bnk'  # in this order einsum multiplies weights by values, and not the reverse

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from jaxtyping import Array, Float
 
+from perl_jax import trees
 from perl_jax.models.lora import Adapter, scale_of
 
 
@@ -34,17 +34,17 @@ def concatenate(adapters: Sequence[Adapter], weights: Sequence[float | jax.Array
     else:
         sides: dict[str, list[jax.Array]] = {}
         for adapter, weight in pairs:
-            for path, x in traverse_util.flatten_dict(adapter.lora, sep='/').items():
+            for path, x in trees.flatten(adapter.lora).items():
                 layer, _, side = path.rpartition('/')
                 sides.setdefault(path, []).append(x * (weight * scale_of(adapter.scale, layer)) if side == 'b' else x)
         joined = {path: jnp.concatenate(xs, -1 if path.endswith('/a') else -2) for path, xs in sides.items()}
-        lora = traverse_util.unflatten_dict(joined, sep='/')
+        lora = trees.unflatten(joined)
     return Adapter(lora=lora, params=params, head=head)
 
 
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, Float[Array, '']]:
     """The nearest LoRA of at most `rank` (Frobenius norm), at scale 1, and its relative error over all layers."""
-    flat, dropped, whole = traverse_util.flatten_dict(adapter.lora, sep='/'), 0.0, 0.0
+    flat, dropped, whole = trees.flatten(adapter.lora), 0.0, 0.0
     for layer in [path.removesuffix('/a') for path in flat if path.endswith('/a')]:
         qa, ra = jnp.linalg.qr(flat[f'{layer}/a'])
         qb, rb = jnp.linalg.qr(jnp.swapaxes(scale_of(adapter.scale, layer) * flat[f'{layer}/b'], -1, -2))
@@ -53,5 +53,5 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, Float[Array, '']]:
         flat[f'{layer}/a'] = qa @ (u[..., :rank] * root[..., None, :])
         flat[f'{layer}/b'] = (root[..., None] * v[..., :rank, :]) @ jnp.swapaxes(qb, -1, -2)
         dropped, whole = dropped + (s[..., rank:] ** 2).sum(), whole + (s**2).sum()
-    lora = traverse_util.unflatten_dict(flat, sep='/')
+    lora = trees.unflatten(flat)
     return adapter.replace(lora=lora, scale=1.0), jnp.sqrt(dropped / jnp.maximum(whole, 1e-30))

@@ -20,9 +20,10 @@ from perl_jax.kernels import flash
 from perl_jax.models import attention
 from perl_jax.models.attention import Segment
 
+KeyValue = tuple[jax.Array, jax.Array]
 
-@struct.dataclass
-class Packed:
+
+class Packed(struct.PyTreeNode):
     """What attention needs to know of tokens [B, T = P + K R]; P or K is 0 where there are none."""
 
     positions: jax.Array  # int [B, T]
@@ -39,9 +40,9 @@ class Packed:
 
 def attend(
     query: jax.Array,
-    own: tuple[jax.Array, jax.Array],
+    own: KeyValue,
     run: Packed,
-    cache: Any,
+    cache: tuple[KeyValue, KeyValue] | None,
     *,
     local: jax.Array | None,
     window: int | None,
@@ -62,29 +63,33 @@ def attend(
     Returns:
       [B, T, H * E] in the query's dtype; the softmax is float32.
     """
-    how, P, T = {'scale': scale, 'softcap': softcap}, run.P, run.positions.shape[1]
+    key, value = own
+    how: dict[str, Any] = {'scale': scale, 'softcap': softcap}
+    P, T = run.P, run.positions.shape[1]
     R = (T - P) // max(run.K, 1)
 
     def near(query: jax.Array, key: jax.Array) -> jax.Array | bool:  # positions [B, K, R], [B, 1 or K, S]
-        return True if local is None else ~local | (query[..., None] - key[..., None, :] < window)
+        if local is None or window is None:
+            return True
+        return ~local | (query[..., None] - key[..., None, :] < window)
 
-    far = local is None or window >= P + R  # no window hides anything
-    if P and far and use_flash and flash.usable(query, own[0]):
-        return flash.attend(query, *own, run.prompt_mask, run.K, **how)
+    far = local is None or window is None or window >= P + R  # no window hides anything
+    if P and far and use_flash and flash.usable(query, key):
+        return flash.attend(query, key, value, run.prompt_mask, run.K, **how)
     outs = []
     if P:
         at = run.positions[:, None, :P]
-        itself = Segment(*(x[:, :P] for x in own), _causal(P) & near(at, at))
+        itself = Segment(key[:, :P], value[:, :P], _causal(P) & near(at, at))
         outs.append(attention.attend(query[:, None, :P], [itself], **how)[:, 0])
     if run.K:
         at = run.branches(run.positions)
-        prompt = tuple(x[:, :P] for x in own) if P else cache[0]
+        prompt = (key[:, :P], value[:, :P]) if cache is None else cache[0]
         before = jnp.arange(prompt[0].shape[1])[None, None]
         segments = [
             Segment(*prompt, run.prompt_mask[:, None, None] & near(at, before)),
-            Segment(*map(run.branches, own), _causal(R) & near(at, at)),
+            Segment(run.branches(key), run.branches(value), _causal(R) & near(at, at)),
         ]
-        if not P:
+        if cache is not None:
             ahead = jnp.arange(cache[1][0].shape[2])
             there = masked.lengths(run.prompt_mask)[:, None, None] + ahead[None, None]
             segments.append(Segment(*cache[1], (ahead < run.cached)[None, None, None] & near(at, there)))

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from flax.linen import spmd
 
 from perl_jax import masked, sharded
 from perl_jax.errors import UserError, check_count
 from perl_jax.models import attention, branches, layers
-from perl_jax.models.branches import Packed
+from perl_jax.models.branches import KeyValue, Packed
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 from perl_jax.models.unpadding import Unpadding
 
@@ -96,11 +97,7 @@ class DecoderConfig:
             raise UserError(f'head_dim = {self.head_dim}: it must be even, as positions turn pairs of it')
 
 
-KeyValue = tuple[jax.Array, jax.Array]
-
-
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Keys and values of every layer."""
 
     prompt: KeyValue  # [L, B, N, P, E], shared by the branches
@@ -108,8 +105,7 @@ class Cache:
     responses: KeyValue  # [L, B, K, N, R, E]
 
 
-@struct.dataclass
-class _Context:
+class _Context(struct.PyTreeNode):
     """What every layer needs to know of the tokens [B, T]."""
 
     run: Packed
@@ -160,7 +156,7 @@ class _Layer(nn.Module):
         x += norm('post_self_attention_layer_norm')(y) if c.post_norms else y
         y = Mlp(c.mlp_dim, c.activation, dtype=c.dtype, name='mlp')(norm('pre_mlp_layer_norm')(x))
         x += norm('post_mlp_layer_norm')(y) if c.post_norms else y
-        return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), kept
+        return spmd.with_logical_constraint(x, ('batch', 'length', 'embed')), kept
 
 
 Pick = Callable[[jax.Array], jax.Array]  # some of the tokens: [B, T, ...] -> [B, Q, ...], or of [G, N, ...]
@@ -188,7 +184,7 @@ class _Stack(nn.Module):
             length=c.num_layers,
             variable_axes={'params': 0, 'lora': 0},
             split_rngs={'params': True, 'dropout': True},
-            in_axes=(nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]  flax's annotation says int
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
         x, kept = scanned(c, name='layers')(x, context, cache, local)
@@ -305,7 +301,9 @@ class Decoder(nn.Module):
         logits = out(hidden).astype(jnp.float32)
         return logits if c.logits_softcap is None else c.logits_softcap * jnp.tanh(logits / c.logits_softcap)
 
-    def _run(self, tokens, positions, prompt_mask, cache, pick, *, P, K, real=None, keep=False, cached=0):
+    def _run(
+        self, tokens, positions, prompt_mask, cache, pick, *, P, K, real=None, keep=False, cached: jax.Array | int = 0
+    ):
         c, local_rope = self.config, None
         run = Packed(positions, prompt_mask, cached, P, K)
         if real is not None:
@@ -316,7 +314,7 @@ class Decoder(nn.Module):
         x = self.token_embedder(tokens)
         if c.scale_embedding:
             x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
-        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        x = spmd.with_logical_constraint(x, ('batch', 'length', 'embed'))
         return self.decoder(x, _Context(run, real, rope, local_rope, keep), cache, pick)
 
 

@@ -25,6 +25,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError
 from perl_jax.models.lora import Adapter, LoraSpec, rescaled
 from perl_jax.types import Variables
@@ -74,7 +75,7 @@ class Intercepted:
         LoRA's dropout happens where `bind` allowed it and the layer is handed a `dropout` rng; nn.scan hands on those
         that its author has listed.
         """
-        pairs = traverse_util.flatten_dict(variables.get('lora', {}), sep='/')
+        pairs = trees.flatten(variables.get('lora', {}))
         dropout = self.spec.dropout if any(name.endswith('/dropout') for name in pairs) else 0.0
 
         return _applied(self.module.apply, dropout, variables, *args, **kwargs)
@@ -82,9 +83,10 @@ class Intercepted:
     def merge(self, base: PyTree, adapter: Adapter, *args: Any, **kwargs: Any) -> PyTree:
         """Plain parameters, W + alpha/r A B in each layer's own shape; the arguments are those of `init`."""
 
-        if isinstance(adapter.scale, tuple):  # inside a scan one number serves all layers
-            adapter = rescaled(adapter, 1.0)
         scale = adapter.scale
+        if isinstance(scale, tuple):  # inside a scan one number serves all layers
+            scale = 1.0
+            adapter = rescaled(adapter, scale)
 
         def write(layer: _Layer) -> jax.Array:
             if layer.has_pair:
@@ -112,7 +114,7 @@ def apply(plain: Callable[..., Any], variables: Variables, *args: Any, **kwargs:
     Raises:
       UserError: LoRA's dropout is to happen, whose rate stands in the spec alone.
     """
-    if any(name.endswith('/dropout') for name in traverse_util.flatten_dict(variables.get('lora', {}), sep='/')):
+    if any(name.endswith('/dropout') for name in trees.flatten(variables.get('lora', {}))):
         raise UserError('LoraSpec.dropout: not with a network that is not ours; set it to 0.0')
     return _applied(plain, 0.0, variables, *args, **kwargs)
 
@@ -129,6 +131,7 @@ class _Layer:
     """One call of a layer that has a kernel: what went in, what came out, and where its parameters are."""
 
     def __init__(self, module: nn.Module, x: jax.Array, y: jax.Array) -> None:
+        assert module.scope is not None  # it is being called
         self.module, self.scope, self.x, self.y = module, module.scope, x, y
         self.path = '/'.join(module.path)
         self.kernel = self.scope.get_variable('params', 'kernel')

@@ -7,13 +7,21 @@ Kernels are stored as T5X stores them, [in, out] with logical axis names, so tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen import spmd
+from jax.typing import DTypeLike
 
 from perl_jax import sharded
 from perl_jax.kernels import widening
+
+
+def partitioned(init: Callable[..., jax.Array], axes: tuple[str, ...]) -> Callable[..., jax.Array]:
+    """An initializer of a parameter with logical axis names: `param` keeps them, and hands back the bare array."""
+    return cast(Callable[..., jax.Array], nn.with_logical_partitioning(init, axes))
 
 
 class Dense(nn.Module):
@@ -25,19 +33,19 @@ class Dense(nn.Module):
 
     features: int
     axes: tuple[str, str]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     use_bias: bool = False
     init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         lecun = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'truncated_normal')
-        init = nn.with_logical_partitioning(lecun, self.axes)
+        init = partitioned(lecun, self.axes)
         x = x.astype(self.dtype)
         kernel = self.param('kernel', init, (x.shape[-1], self.features))
         y = sharded.matmul(x, kernel.astype(self.dtype), self.axes)
         if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            init = partitioned(nn.initializers.zeros, self.axes[1:])
             bias = self.param('bias', init, (self.features,)).astype(self.dtype)
             y += jnp.expand_dims(bias, range(y.ndim - 1))
         if self.has_variable('lora', 'a'):
@@ -65,13 +73,14 @@ class Embed(nn.Embed):
         if sharded.partitions('embed') == 1:
             return super().__call__(inputs)
         rest = (None,) * (inputs.ndim - 1)
-        x = super().__call__(nn.with_logical_constraint(inputs, (None, *rest)))
-        x = nn.with_logical_constraint(x, (None, *rest, 'embed'))
-        return nn.with_logical_constraint(x, ('batch', *rest, None))
+        x = super().__call__(spmd.with_logical_constraint(inputs, (None, *rest)))
+        x = spmd.with_logical_constraint(x, (None, *rest, 'embed'))
+        return spmd.with_logical_constraint(x, ('batch', *rest, None))
 
     def attend(self, query: jax.Array) -> jax.Array:
         """The table as output layer: [..., D] -> [..., V]."""
-        query, table = self.promote_dtype(query, self.embedding, dtype=self.dtype)
+        operands = self.promote_dtype(query, self.embedding, dtype=self.dtype)
+        query, table = map(jnp.asarray, operands)  # neither is None, which flax's annotation allows
         return sharded.matmul(query, table.T, ('embed', 'vocab'))
 
 
@@ -82,14 +91,14 @@ class RMSNorm(nn.Module):
     """
 
     epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     offset: float = 0.0
     axis: str = 'embed'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.constant(1.0 - self.offset)
-        scale = self.param('scale', nn.with_logical_partitioning(init, (self.axis,)), (x.shape[-1],))
+        scale = self.param('scale', partitioned(init, (self.axis,)), (x.shape[-1],))
         scale = self.offset + scale.astype(jnp.float32)
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
@@ -106,7 +115,7 @@ class Mlp(nn.Module):
     mlp_dim: int
     activation: str = 'silu'
     gated: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

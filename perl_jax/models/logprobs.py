@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,11 @@ from perl_jax.models import unpadding
 from perl_jax.types import Responses, Variables
 
 MAX_LOGITS = 2**24  # floats a device holds at once: 64 MiB, and two to three times that where a gradient is wanted
+
+
+def logits(network: nn.Module, variables: Variables, hidden: Float[Array, '*batch D']) -> Float[Array, '*batch V']:
+    """What the vocabulary's tokens are worth at hidden states, float32."""
+    return cast(jax.Array, network.apply(variables, hidden, method='logits'))  # a pair only with `mutable`
 
 
 def token_logprobs(
@@ -37,7 +42,7 @@ def token_logprobs(
     """
 
     def plain(variables: Variables, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        return _pick(network.apply(variables, hidden, method='logits') / temperature, targets)
+        return _pick(logits(network, variables, hidden) / temperature, targets)
 
     def forward(variables: Variables, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
         out, back = jax.vjp(lambda hidden: plain(variables, hidden, targets), hidden)
@@ -65,9 +70,9 @@ def token_logprobs_entropy(
     """`token_logprobs`, and the entropy of the distribution at each position, in nats, float32."""
 
     def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = network.apply(variables, hidden, method='logits') / temperature
-        logps = jax.nn.log_softmax(logits)
-        return _pick(logits, targets), -(jnp.exp(logps) * logps).sum(-1)
+        scaled = logits(network, variables, hidden) / temperature
+        logps = jax.nn.log_softmax(scaled)
+        return _pick(scaled, targets), -(jnp.exp(logps) * logps).sum(-1)
 
     targets = unpadding.unpad(batch.targets, batch)
     out = _by_chunk(jax.checkpoint(one), network.config.vocab_size, hidden, targets)
@@ -87,8 +92,8 @@ def token_kl(
     """KL(policy || anchor) over the whole vocabulary at each position, in nats, float32."""
 
     def one(hidden: jax.Array, anchor_hidden: jax.Array) -> jax.Array:
-        logps = jax.nn.log_softmax(network.apply(variables, hidden, method='logits') / temperature)
-        anchor = jax.nn.log_softmax(network.apply(anchor_variables, anchor_hidden, method='logits') / temperature)
+        logps = jax.nn.log_softmax(logits(network, variables, hidden) / temperature)
+        anchor = jax.nn.log_softmax(logits(network, anchor_variables, anchor_hidden) / temperature)
         return (jnp.exp(logps) * (logps - anchor)).sum(-1)
 
     out = _by_chunk(jax.checkpoint(one), 2 * network.config.vocab_size, hidden, anchor_hidden)

@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct, traverse_util
+from flax import struct
 from jaxtyping import Array, Float, PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError, check_count
 from perl_jax.types import Variables
 
@@ -34,8 +35,7 @@ ATTENTION = r'.*attention/(query|key|value|out)'
 ALL_LINEAR = r'.*(attention/(query|key|value|out)|mlp/(wi|wi_0|wi_1|wo))'
 
 
-@struct.dataclass
-class Adapter:
+class Adapter(struct.PyTreeNode):
     """All that is trained for one role: `lora` or `params`, and for a reward or a value also `head`.
 
     Attributes:
@@ -93,7 +93,7 @@ class LoraSpec:
         Raises:
           UserError: `targets` is no regular expression, or matches no layer.
         """
-        flat, lora = traverse_util.flatten_dict(base, sep='/'), {}
+        flat, lora = trees.flatten(base), {}
         layers = [path.removesuffix('/kernel') for path in flat if path.endswith('/kernel')]
         try:
             pattern = re.compile(self.targets)
@@ -108,7 +108,7 @@ class LoraSpec:
         if not lora:
             raise UserError(f"LoraSpec.targets = '{self.targets}' matches no layer; there are: {', '.join(layers)}")
         return Adapter(
-            lora=traverse_util.unflatten_dict(lora, sep='/'), scale=self.alpha / self.rank, dropout=self.dropout
+            lora=trees.unflatten(lora), scale=self.alpha / self.rank, dropout=self.dropout
         )
 
 
@@ -154,12 +154,12 @@ def bind(base: PyTree, adapter: Adapter | None, *, train: bool = False) -> Varia
     if adapter.head is not None:
         variables['head'] = adapter.head
     if adapter.lora is not None:
-        flat = traverse_util.flatten_dict(adapter.lora, sep='/')
+        flat = trees.flatten(adapter.lora)
         for path in [p for p in flat if p.endswith('/b')]:
             flat[path] = flat[path] * scale_of(adapter.scale, path.removesuffix('/b'))
             if train and adapter.dropout:
                 flat[path.removesuffix('b') + 'dropout'] = jnp.full(flat[path].shape[:-2], adapter.dropout)
-        variables['lora'] = traverse_util.unflatten_dict(flat, sep='/')
+        variables['lora'] = trees.unflatten(flat)
     return variables
 
 
@@ -175,13 +175,13 @@ def merge(base: PyTree, adapter: Adapter) -> PyTree:
     """
     if adapter.params is not None:
         return adapter.params
-    flat = dict(traverse_util.flatten_dict(base, sep='/'))
-    lora = traverse_util.flatten_dict(adapter.lora, sep='/')
+    flat = trees.flatten(base)
+    lora = trees.flatten(adapter.lora)
     for path in [p.removesuffix('/a') for p in lora if p.endswith('/a')]:
         kernel = flat[f'{path}/kernel']
         delta = scale_of(adapter.scale, path) * (lora[f'{path}/a'] @ lora[f'{path}/b'])
         flat[f'{path}/kernel'] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
-    return traverse_util.unflatten_dict(flat, sep='/')
+    return trees.unflatten(flat)
 
 
 def scale_of(scale: Scale, layer: str) -> float | np.ndarray:
@@ -192,15 +192,19 @@ def scale_of(scale: Scale, layer: str) -> float | np.ndarray:
 
 def as_scale(value: Any) -> Scale:
     """A scale as JSON gives it back, with lists for tuples."""
-    return tuple(as_scale(x) for x in value) if isinstance(value, list | tuple) else value
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(x) for x in value) if isinstance(value, list | tuple) else value
 
 
 def rescaled(adapter: Adapter, scale: Scale) -> Adapter:
     """The same LoRA with another `scale`: its B takes up the difference."""
-    flat = dict(traverse_util.flatten_dict(adapter.lora, sep='/'))
+    flat = trees.flatten(adapter.lora)
     for layer in [path.removesuffix('/b') for path in flat if path.endswith('/b')]:
         flat[f'{layer}/b'] = flat[f'{layer}/b'] * (scale_of(adapter.scale, layer) / scale_of(scale, layer))
-    return adapter.replace(lora=traverse_util.unflatten_dict(flat, sep='/'), scale=scale)
+    return adapter.replace(lora=trees.unflatten(flat), scale=scale)
 
 
 def count(tree: PyTree) -> int:

@@ -11,17 +11,20 @@ axis 0 as `layers` (nn.scan): the compiler sees one layer. interop/t5x.py stacks
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from flax.linen import spmd
 
 from perl_jax import sharded
 from perl_jax.errors import check_count
 from perl_jax.models import attention, layers
 from perl_jax.models.attention import RelativeBias, Segment
+from perl_jax.models.branches import KeyValue
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 
 
@@ -78,11 +81,7 @@ class T5Config:
         check_count('relative_attention_max_distance', self.relative_attention_max_distance, least)
 
 
-KeyValue = tuple[jax.Array, jax.Array]
-
-
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Keys and values of every decoder layer; E, which is 64, is not the last axis, that a TPU pads to 128."""
 
     prompt: KeyValue  # [L, B, H, E, P], shared by the branches
@@ -90,8 +89,7 @@ class Cache:
     responses: KeyValue  # [L, B, K, 1 + R, H * E], the start token first
 
 
-@struct.dataclass
-class _Context:
+class _Context(struct.PyTreeNode):
     """What every decoder layer needs to know of the tokens [B, K, T] that it reads."""
 
     encoded: jax.Array | None  # [B, P, D]; None where the cache has what the layers make of it
@@ -112,7 +110,7 @@ class _Attention(nn.Module):
         inner, axes = c.num_heads * c.head_dim, ('embed', 'joined_kv')
         self.query = Dense(inner, axes, c.dtype, init_scale=1 / c.head_dim)
         self.key, self.value = Dense(inner, axes, c.dtype), Dense(inner, axes, c.dtype)
-        self.out = Dense(c.emb_dim, axes[::-1], c.dtype)
+        self.out = Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype)
 
     def remember(self, x: jax.Array) -> KeyValue:
         """What others may attend to: [..., D] -> [..., H, E] twice."""
@@ -132,7 +130,7 @@ def _norm(c: T5Config, name: str | None = None) -> RMSNorm:
 def _mlp(c: T5Config, x: jax.Array) -> jax.Array:
     y = _norm(c, 'pre_mlp_layer_norm')(x)
     x += Mlp(c.mlp_dim, c.activation, c.gated, c.dtype, name='mlp')(y)
-    return nn.with_logical_constraint(x, ('batch', None, 'length', 'embed'))
+    return spmd.with_logical_constraint(x, ('batch', None, 'length', 'embed'))
 
 
 class _EncoderLayer(nn.Module):
@@ -155,12 +153,14 @@ class _DecoderLayer(nn.Module):
         y = _norm(c, 'pre_self_attention_layer_norm')(x)
         own = attention.remember(y)
         segments = [Segment(*own, jnp.tri(x.shape[2], dtype=bool)[None, None], context.bias)]
+        prompt: KeyValue
         if cache is None:
+            assert context.encoded is not None
             prompt = across.remember(context.encoded)
         else:
-            prompt, before = cache
-            prompt = jax.tree.map(lambda y: jnp.moveaxis(y, -1, 1), prompt)
-            before = jax.tree.map(lambda y: y.reshape(*y.shape[:-1], c.num_heads, c.head_dim), before)
+            assert context.cached is not None
+            prompt = jax.tree.map(lambda y: jnp.moveaxis(y, -1, 1), cache[0])
+            before: KeyValue = jax.tree.map(lambda y: y.reshape(*y.shape[:-1], c.num_heads, c.head_dim), cache[1])
             segments.append(Segment(*before, context.cached[None, None, None], context.cached_bias))
         x += attention(y, segments)
         x += across(_norm(c, 'pre_cross_attention_layer_norm')(x), [Segment(*prompt, context.prompt_mask)])
@@ -175,7 +175,7 @@ class _DecoderLayer(nn.Module):
 _REMAT = {'full': 'nothing_saveable', 'minimal': 'dots_with_no_batch_dims_saveable'}
 
 
-def _layers(c: T5Config, layer: type[nn.Module], length: int, in_axes: tuple[Any, ...]) -> nn.Module:
+def _layers(c: T5Config, layer: type[nn.Module], length: int, in_axes: Any) -> Callable[..., Any]:
     """All of one side's layers, called as one is; what each takes and gives of its own has an axis L in front."""
     if c.remat != 'none':
         layer = nn.remat(layer, prevent_cse=False, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
@@ -234,14 +234,14 @@ class _Decoder(nn.Module):
         That is keys and values [L, B, K, T, H * E], behind those of the prompt where `encoded` is given.
         """
         c, here = self.config, at + jnp.arange(x.shape[2])
-        cached = cached_bias = None
+        cached = cached_bias = before = None
         if cache is not None:
+            before = cache.prompt, cache.responses
             there = jnp.arange(cache.responses[0].shape[3])
             cached, cached_bias = there < at, self.relpos_bias(here, there)
-            cache = cache.prompt, cache.responses
         bias = self.relpos_bias(here, here)
         context = _Context(encoded, prompt_mask[:, None, None], bias, cached_bias, cached, keep)
-        x, kept = _layers(c, _DecoderLayer, c.num_decoder_layers, (nn.broadcast, 0))(x, context, cache)
+        x, kept = _layers(c, _DecoderLayer, c.num_decoder_layers, (nn.broadcast, 0))(x, context, before)
         return self.decoder_norm(x), kept
 
 

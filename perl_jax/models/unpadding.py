@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, SupportsInt, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int, Shaped
@@ -23,9 +24,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from perl_jax import sharded
 from perl_jax.types import Responses, Variables
 
+Batch = TypeVar('Batch', bound=Responses)
+Counts = Int[Array, ' B'] | Int[np.ndarray, ' B']  # tokens of each row: NumPy's of data, JAX's of a rollout
 
-@struct.dataclass
-class Unpadding:
+
+class Unpadding(struct.PyTreeNode):
     """Where the real tokens of a padded array [*shape] are, and where they go."""
 
     index: Int[Array, 'G N']  # which of its group's S tokens stands in each slot; S where none does
@@ -41,8 +44,7 @@ class Unpadding:
         return _take(x, self.slot, self.index).reshape(*self.shape, *x.shape[2:])
 
 
-@struct.dataclass
-class Real:
+class Real(struct.PyTreeNode):
     """The real tokens of a batch."""
 
     run: Unpadding | None  # of prompts and their responses, one behind the other, [B, P + K R]; None if it is full
@@ -76,8 +78,9 @@ def apply(
     """
     args, real = (batch.inputs, batch.inputs_mask, batch.targets, ends), of(batch)
     if real is not None and real.run is not None and hasattr(network, 'unpadded'):
-        return network.apply(variables, *args, real.run, real.targets, method='unpadded', **kwargs)
-    hidden = network.apply(variables, *args, **kwargs)
+        hidden = network.apply(variables, *args, real.run, real.targets, method='unpadded', **kwargs)
+        return cast(jax.Array, hidden)  # a pair only with `mutable`
+    hidden = cast(jax.Array, network.apply(variables, *args, **kwargs))
     if ends is not None:
         return hidden
     hidden = hidden[..., :-1, :]
@@ -100,9 +103,9 @@ def pad(x: Float[Array, 'G 1 N'], batch: Responses) -> Float[Array, 'B K R']:
 
 
 def needed(
-    prompts: Int[Array, ' B'], responses: Int[Array, ' B'], P: int, KR: int, groups: int, parts: int, buckets: int
-) -> tuple[Int[Array, ''], Int[Array, '']]:
-    """How many `buckets`-ths of the run's and of the targets' tokens are real at most, by NumPy or JAX.
+    prompts: Counts, responses: Counts, P: int, KR: int, groups: int, parts: int, buckets: int
+) -> tuple[Any, Any]:
+    """How many `buckets`-ths of the run's and of the targets' tokens are real at most: scalars of NumPy or JAX.
 
     Args:
       prompts, responses: the real tokens of each row's prompt, and of all of its responses.
@@ -110,14 +113,14 @@ def needed(
       parts: microbatches, n in all; each takes every n-th row of a group (accumulate.py).
     """
 
-    def most(real: jax.Array, width: int) -> jax.Array:
+    def most(real: Counts, width: int) -> Any:
         rows = real.reshape(groups, -1, parts)
         return -(-rows.sum(1).max() * buckets // (rows.shape[1] * width))
 
     return most(prompts + (prompts == 0) + responses, P + KR), most(responses, KR)
 
 
-def filled(batch: Responses, count: tuple[int, int], buckets: int) -> Responses:
+def filled(batch: Batch, count: tuple[SupportsInt, SupportsInt], buckets: int) -> Batch:
     """The batch that says how many `buckets`-ths are `needed`; one without padding to speak of is left as it is."""
     run, targets = (Fraction(max(int(each), 1), buckets) for each in count)
     return batch.replace(fill=(run, targets) if min(run, targets) < 1 else None)

@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from flax.linen import spmd
 from jaxtyping import PyTree
 
 Part = Any  # what `batch` is, of B/n rows
-Loss = Callable[[PyTree, Part, jax.Array | None], tuple[jax.Array, tuple[PyTree, PyTree]]]
+Loss = Callable[[Any, Part, jax.Array], tuple[jax.Array, tuple[PyTree, PyTree]]]
 
 
 def value_and_grad(
@@ -62,7 +62,7 @@ def one_by_one(run: Callable[[Part, jax.Array], PyTree], batch: PyTree, n: int, 
 
 def _split(x: jax.Array, n: int) -> jax.Array:
     x = jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
-    return nn.with_logical_constraint(x, (None, 'batch', *[None] * (x.ndim - 2)))
+    return spmd.with_logical_constraint(x, (None, 'batch', *[None] * (x.ndim - 2)))
 
 
 def _join(x: jax.Array) -> jax.Array:

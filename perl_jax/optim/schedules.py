@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from perl_jax.errors import UserError, check_count
 
 
-def constant(step: Int[Array, '']) -> Float[Array, '']:
+def constant(step: ArrayLike) -> Float[Array, '']:
     """The whole rate at every step."""
     return jnp.ones_like(step, jnp.float32)
 
@@ -37,9 +38,9 @@ def linear(warmup_steps: int = 0, decay_steps: int | None = None) -> optax.Sched
     if decay_steps is not None:
         check_count('DECAY_STEPS', decay_steps)
 
-    def share(step: Int[Array, '']) -> Float[Array, '']:
-        rise = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else jnp.float32(1)
-        fall = jnp.float32(1) if decay_steps is None else jnp.clip(1 - step / decay_steps, 0.0, 1.0)
+    def share(step: ArrayLike) -> Float[Array, '']:
+        rise = jnp.minimum(jnp.divide(step, warmup_steps), 1.0) if warmup_steps else jnp.float32(1)
+        fall = jnp.float32(1) if decay_steps is None else jnp.clip(1 - jnp.divide(step, decay_steps), 0.0, 1.0)
         return rise * fall
 
     return share
@@ -82,7 +83,8 @@ def scheduled(
         share = schedule(step // updates)
         return jax.tree.map(lambda x: (share * x).astype(x.dtype), change), state
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    # optax's protocol has no keyword that must be given.
+    return optax.GradientTransformationExtraArgs(tx.init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _has_schedule(tx: optax.GradientTransformation) -> bool:

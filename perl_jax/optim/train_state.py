@@ -27,7 +27,8 @@ def create(
     adapter = spec.init(rng, base)
     if head is not None:
         adapter = lora.with_head(adapter, jax.random.fold_in(rng if head_rng is None else head_rng, 1), *head)
-    return TrainState(step=jnp.int32(0), adapter=adapter, opt_state=tx.init(adapter))
+    opt_state = tx.init(adapter)  # pyright: ignore[reportArgumentType]  optax's Params names no tree but dicts and lists
+    return TrainState(step=jnp.int32(0), adapter=adapter, opt_state=opt_state)
 
 
 def update(state: TrainState, grads: PyTree, tx: optax.GradientTransformation) -> TrainState:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import optax
 
+from perl_jax.errors import UserError
 from perl_jax.models.lora import FullSpec, LoraSpec
 from perl_jax.optim import schedules
 
@@ -33,6 +34,13 @@ class Tuning:
     def specs(self) -> list[Spec]:
         """All of them: one, but for an ensemble."""
         return list(self.spec) if isinstance(self.spec, Sequence) else [self.spec]
+
+    @property
+    def only_spec(self) -> Spec:
+        """That of a role which is no ensemble; raises UserError for a list."""
+        if isinstance(self.spec, Sequence):
+            raise UserError('Tuning.spec is a list, an ensemble, which only a reward may be: give one LoraSpec')
+        return self.spec
 
     def tx(self, name: str, updates: int = 1) -> optax.GradientTransformationExtraArgs:
         """The scheduled optimizer; raises as `schedules.scheduled`, by the `name` of its macro."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,12 +20,14 @@ Index = tuple[slice, ...]  # for each axis a slice with start and stop
 TILE = 256, 1024  # rows and columns of A B that are made together
 
 
+@runtime_checkable
 class Leaf(Protocol):
     """What can be read by slices."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole array."""
+        ...
 
     def read_into(self, out: np.ndarray, index: Index) -> None:
         """Fill `out`, which has the shape of the slice `index`, cast to its dtype."""
@@ -35,7 +37,7 @@ class Leaf(Protocol):
 class InMemory:
     """An array that the host holds whole."""
 
-    array: np.ndarray
+    array: np.ndarray | jax.Array
 
     @property
     def shape(self) -> tuple[int, ...]:

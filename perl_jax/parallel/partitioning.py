@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from flax import traverse_util
+from flax.linen import spmd
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError, check_count
 from perl_jax.models.lora import Adapter
 from perl_jax.parallel import leaves, topology
@@ -129,8 +130,8 @@ class Partitioner:
 
     def check_params(self, shapes: PyTree, axes: PyTree) -> None:
         """Every parameter must divide over the mesh axes that the rules give it."""
-        for path, shape in traverse_util.flatten_dict(shapes, sep='/').items():
-            names = traverse_util.flatten_dict(axes, sep='/')[path]
+        for path, shape in trees.flatten(shapes).items():
+            names = trees.flatten(axes)[path]
             for name, size, over in zip(names, shape.shape, self.sharding(*names).spec):
                 parts = int(np.prod([self.mesh.shape[axis] for axis in _mesh_axes(over)]))
                 if size % parts:
@@ -141,7 +142,8 @@ class Partitioner:
 
     def sharding(self, *axes: str | None) -> NamedSharding:
         """Where an array with these logical axes lies; no axes means a copy on every device."""
-        return NamedSharding(self.mesh, nn.logical_to_mesh_axes(axes, self.logical_axis_rules))
+        spec = spmd.logical_to_mesh_axes(axes, self.logical_axis_rules)
+        return NamedSharding(self.mesh, spec or PartitionSpec())
 
     def rows(self, size: int) -> np.ndarray:
         """Which rows of a batch of `size` lie on the devices of this process, int [n], ascending: what it reads."""
@@ -207,7 +209,7 @@ class Partitioner:
             adapter,
             transform_non_params=lambda _: copy,
         )
-        return TrainState(step=copy, adapter=adapter, opt_state=opt)
+        return state.replace(step=copy, adapter=adapter, opt_state=opt)
 
 
 def place(
@@ -221,14 +223,14 @@ def place(
     Raises:
       UserError: calling the array `name`, if it has numbers that float16 cannot hold.
     """
-    leaf = leaf if hasattr(leaf, 'read_into') else leaves.InMemory(leaf)
+    leaf = leaf if isinstance(leaf, Leaf) else leaves.InMemory(leaf)
     where = sharding.addressable_devices_indices_map(leaf.shape)
-    same: dict[str, list[jax.Device]] = {}
+    same: dict[str, list[Any]] = {}
     for device, index in where.items():
         same.setdefault(str(index), []).append(device)
     shards = []
     for devices in same.values():
-        index = leaves.bounds(where[devices[0]], leaf.shape)
+        index = leaves.bounds(where[devices[0]] or (), leaf.shape)
         piece = leaves.read(leaf, index, jnp.dtype(dtype))
         # Infinities that stand in the file itself (as masks do) are none of float16's making.
         if piece.dtype == np.float16 and np.isinf(piece).any() and not np.array_equal(
@@ -277,13 +279,13 @@ def adapter_axes(adapter: Adapter, base_axes: PyTree) -> Adapter:
     """Logical axes of an adapter: a pair's are its kernel's, joined by 'lora_rank'."""
     lora = params = head = None
     if adapter.lora is not None:
-        kernels = traverse_util.flatten_dict(base_axes, sep='/')
+        kernels = trees.flatten(base_axes)
         lora = {}
-        for path in traverse_util.flatten_dict(adapter.lora, sep='/'):
+        for path in trees.flatten(adapter.lora):
             layer, _, side = path.rpartition('/')
             *stack, fan_in, fan_out = kernels[f'{layer}/kernel']
             lora[path] = (*stack, fan_in, 'lora_rank') if side == 'a' else (*stack, 'lora_rank', fan_out)
-        lora = traverse_util.unflatten_dict(lora, sep='/')
+        lora = trees.unflatten(lora)
     if adapter.params is not None:
         params = base_axes
     if adapter.head is not None:

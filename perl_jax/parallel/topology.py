@@ -128,7 +128,7 @@ def devices(name: str) -> tuple[Any, ...]:
         raise UserError(f"topology '{name}': libtpu is not installed: pip install 'perl_jax[plan]'")
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # ask no TPU machine's metadata server
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # a compiler may run twice on a machine, unlike a chip
-    if jax.config.jax_platforms is None:
+    if jax.config.jax_platforms is None:  # pyright: ignore[reportAttributeAccessIssue]  added at run time
         jax.config.update('jax_platforms', 'cpu')
     plain = re.sub(r'^\d+x', '', name)
     try:

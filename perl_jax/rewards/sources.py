@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -152,6 +154,6 @@ def scorer(
     def all_of_them(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:
         judged = [(weight, *one(rollout, examples)) for weight, one in parts]
         metrics = {name: value for _, _, found in judged for name, value in found.items()}
-        return sum(weight * scores for weight, scores, _ in judged), metrics
+        return functools.reduce(operator.add, [weight * scores for weight, scores, _ in judged]), metrics
 
     return all_of_them

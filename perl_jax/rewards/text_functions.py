@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from perl_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def function(name: TextFunction) -> Callable[[str, str, Mapping[str, Any]], floa
         found, why = None, error
     if not callable(found):
         raise UserError(f"no function '{name}': {why}; write 'module.function', with the module on the path")
-    return found
+    return cast(Callable[[str, str, Mapping[str, Any]], float], found)
 
 
 def functions(names: Mapping[str, TextFunction] | None) -> dict[str, Callable[[str, str, Mapping[str, Any]], float]]:

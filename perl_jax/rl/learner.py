@@ -94,10 +94,10 @@ def make_learner(
     init = functools.partial(initial, objective, tuning, network.config.emb_dim)
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), base)
     # Donation needs pinned output shardings: unpinned, XLA lays the new state elsewhere and aliases nothing.
-    shardings = PolicyState(
+    shardings = shapes.replace(
         policy=partitioner.state(shapes.policy, axes, policy_tx),
         beta=partitioner.sharding(),
-        value=shapes.value and partitioner.state(shapes.value, axes, value_tx),
+        value=shapes.value and value_tx and partitioner.state(shapes.value, axes, value_tx),
         anchor=shapes.anchor and partitioner.tree(partitioning.adapter_axes(shapes.anchor, axes)),
     )
     fixed, parts = {'network': network, 'objective': objective}, tuning.num_microbatches
@@ -121,13 +121,14 @@ def make_learner(
 
 def initial(objective: Objective, tuning: Tuning, width: int, key: jax.Array, base: PyTree) -> PolicyState:
     """The state at step 0. Pure; `width` is D."""
-    policy = train_state.create(key, base, tuning.spec, tuning.optimizer)
+    policy = train_state.create(key, base, tuning.only_spec, tuning.optimizer)
     value, anchor = None, None
     if objective.algorithm.has_value:
-        spec, tx = objective.value.spec, objective.value.optimizer
+        assert objective.value is not None  # make_learner gives one
+        spec, tx = objective.value.only_spec, objective.value.optimizer
         value = train_state.create(jax.random.fold_in(key, 1), base, spec, tx, (width, 0))
     if objective.anchor_ema:
-        anchor = tuning.spec.init(jax.random.fold_in(key, 3), base)
+        anchor = tuning.only_spec.init(jax.random.fold_in(key, 3), base)
     return PolicyState(policy, jnp.float32(objective.kl.beta), value, anchor)
 
 
@@ -169,7 +170,7 @@ def _make_fit(
     def count(rollout: Rollout, turns: jax.Array) -> tuple[jax.Array, jax.Array]:
         prompts, responses = rollout.inputs_mask, rollout.targets_mask.reshape(len(rollout.targets), -1)
         real, shape = (prompts.sum(-1), responses.sum(-1)), (prompts.shape[-1], responses.shape[-1])
-        groups, parts = sharded.partitions('batch'), (x[turns.ravel()] for x in real)
+        groups, parts = sharded.partitions('batch'), (real[0][turns.ravel()], real[1][turns.ravel()])
         whole = unpadding.needed(*real, *shape, groups, 1, length_buckets)  # as it is judged
         each = unpadding.needed(*parts, *shape, len(turns) * groups, num_microbatches, length_buckets)
         return jax.tree.map(jnp.maximum, whole, each)

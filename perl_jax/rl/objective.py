@@ -20,7 +20,7 @@ from perl_jax.rl.kl import KLConfig
 from perl_jax.rl.sampling import SamplingConfig
 from perl_jax.types import Responses
 
-Shaping = Callable[[jax.Array, Responses, Sequence[int]], jax.Array]  # shaping.py
+Shaping = Callable[[jax.Array, Responses, int | Sequence[int]], jax.Array]  # shaping.py
 
 
 @dataclasses.dataclass(frozen=True)

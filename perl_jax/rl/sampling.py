@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from perl_jax import masked, sharded
 from perl_jax.errors import UserError, check_count, check_number
 from perl_jax.models import lora
+from perl_jax.models.logprobs import logits as token_logits
 from perl_jax.optim import accumulate
 from perl_jax.types import Prompts, Rollout, Variables
 
@@ -112,8 +113,7 @@ def make_sampler(network: nn.Module, eos_ids: int | Sequence[int], out_shardings
     return jax.jit(draw, static_argnames='config', out_shardings=out_shardings)
 
 
-@struct.dataclass
-class _State:
+class _State(struct.PyTreeNode):
     """What the loop over tokens hands on.
 
     Attributes:
@@ -142,7 +142,7 @@ def _sample(
     B, K, R = prompts.inputs.shape[0], config.num_samples, config.max_decode_length
 
     def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = truncate(network.apply(variables, hidden, method='logits'), config)
+        logits = truncate(token_logits(network, variables, hidden), config)
         logits -= logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits)  # softmax, but for a division
         if config.temperature == 0:

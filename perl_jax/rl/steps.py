@@ -21,6 +21,7 @@ from perl_jax import masked, sharded
 from perl_jax.models import logprobs, lora, unpadding
 from perl_jax.optim import accumulate, train_state
 from perl_jax.rl import advantages, kl, losses
+from perl_jax.rl.algorithms import ValueAlgorithm
 from perl_jax.rl.objective import Objective
 from perl_jax.types import Experience, Metrics, Responses, Rollout, TrainState
 
@@ -45,19 +46,21 @@ def experience(
     unless top-k or top-p cut its distribution: then they are computed again.
     """
     sampling, mask = objective.sampling, rollout.targets_mask
-    policy, anchor, temperature = lora.bind(*policy), lora.bind(*anchor), sampling.temperature
+    variables, anchor_variables, temperature = lora.bind(*policy), lora.bind(*anchor), sampling.temperature
     if sampling.truncates:
-        whole = logprobs.response_logprobs(network, policy, rollout, temperature)
+        whole = logprobs.response_logprobs(network, variables, rollout, temperature)
         rollout = rollout.replace(logprobs=jnp.where(mask, whole, 0))
-    anchor_hidden = logprobs.response_hidden(network, anchor, rollout)
-    anchor_logprobs = logprobs.token_logprobs(network, anchor, anchor_hidden, rollout, temperature=temperature)
+    anchor_hidden = logprobs.response_hidden(network, anchor_variables, rollout)
+    anchor_logprobs = logprobs.token_logprobs(network, anchor_variables, anchor_hidden, rollout, temperature)
     anchor_logprobs = jnp.where(mask, anchor_logprobs, 0)
     log_ratio = kl.k1(rollout.logprobs, anchor_logprobs)
     if objective.kl.in_loss:
         penalty = jnp.zeros_like(log_ratio)
     elif objective.kl.estimator == 'full':
-        hidden = logprobs.response_hidden(network, policy, rollout)
-        penalty = logprobs.token_kl(network, policy, hidden, anchor, anchor_hidden, rollout, temperature=temperature)
+        hidden = logprobs.response_hidden(network, variables, rollout)
+        penalty = logprobs.token_kl(
+            network, variables, hidden, anchor_variables, anchor_hidden, rollout, temperature=temperature
+        )
     else:
         penalty = kl.ESTIMATORS[objective.kl.estimator](rollout.logprobs, anchor_logprobs)
     shaped = scores
@@ -128,6 +131,7 @@ def value_step(
 ) -> tuple[TrainState, Float[Array, 'B K R'], Metrics]:
     """One step of the value. Pure; also the values before the rollout was learned from, which are the baseline."""
     algorithm, mask, rng = objective.algorithm, batch.targets_mask, jax.random.fold_in(rng, state.step)
+    assert isinstance(algorithm, ValueAlgorithm), f'{type(algorithm).__name__} learns no value'
 
     def loss(adapter: lora.Adapter, part: tuple[Experience, jax.Array], rng: jax.Array) -> tuple[jax.Array, Any]:
         batch, weights = part
@@ -168,7 +172,7 @@ def policy_step(
     `values` are those before the rollout was learned from, None where the algorithm learns none.
     """
     algorithm, kl_config, temperature = objective.algorithm, objective.kl, objective.sampling.temperature
-    rng, anchor = jax.random.fold_in(rng, state.step), lora.bind(*anchor)
+    rng, anchor_variables = jax.random.fold_in(rng, state.step), lora.bind(*anchor)
 
     def loss(adapter: lora.Adapter, part: Any, rng: jax.Array) -> tuple[jax.Array, Any]:
         batch, advantage, weights, share = part
@@ -183,9 +187,9 @@ def policy_step(
         new = jnp.where(mask, new, 0)  # as the old ones: no ratio and no gradient at the padding
         tokens = algorithm.policy_loss(new, batch.logprobs, advantage)
         if kl_config.in_loss and kl_config.estimator == 'full':
-            anchor_hidden = logprobs.response_hidden(network, anchor, batch)
+            anchor_hidden = logprobs.response_hidden(network, anchor_variables, batch)
             tokens += beta * logprobs.token_kl(
-                network, variables, hidden, anchor, anchor_hidden, batch, temperature=temperature
+                network, variables, hidden, anchor_variables, anchor_hidden, batch, temperature=temperature
             )
         elif kl_config.in_loss:
             tokens += beta * kl.ESTIMATORS[kl_config.estimator](new, batch.anchor_logprobs)

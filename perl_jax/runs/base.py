@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from flax import linen as nn
-from flax import traverse_util
 from jaxtyping import PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, paths, t5x
 from perl_jax.models import lora
@@ -102,8 +102,8 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
         init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
         params = init(jax.random.key(seed))
         return Base(params, axes, f'random:{seed}', fingerprint(params), describe(config.network))
-    if (tree := _weights(config, shapes, classifier)) is None:
-        params = _trained(config, partitioner, shapes, axes)
+    if (tree := _weights(config.path, config.network, shapes, classifier)) is None:
+        params = _trained(config.path, config, partitioner, shapes, axes)
     else:
         _check(config.path, shapes, tree)
         params = partitioner.place(tree, shardings, config.dtype)
@@ -191,15 +191,14 @@ def _random(config: BaseConfig, key: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x.astype(config.dtype), params)
 
 
-def _weights(config: BaseConfig, shapes: PyTree, classifier: bool) -> PyTree | None:
+def _weights(path: str, network: nn.Module, shapes: PyTree, classifier: bool) -> PyTree | None:
     """The leaves of the weights at a path, not read yet; None where it can only be the MODEL_DIR of a run.
 
     Raises:
       UserError: it is neither.
     """
-    path = config.path
     if hf.is_checkpoint(path):
-        return hf.leaves(path, config.network, shapes, classifier)
+        return hf.leaves(path, network, shapes, classifier)
     if path.endswith('.gguf'):
         from perl_jax.interop import gguf
 
@@ -219,31 +218,31 @@ def _weights(config: BaseConfig, shapes: PyTree, classifier: bool) -> PyTree | N
     return None
 
 
-def _trained(config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes: PyTree) -> PyTree:
+def _trained(path: str, config: BaseConfig, partitioner: Partitioner, shapes: PyTree, axes: PyTree) -> PyTree:
     """What an SFT or a policy run made of its base, on the mesh."""
-    run = finished.best(config.path, phase=('sft', 'policy'), flag='INITIAL_CHECKPOINT_PATH', role='policy')
-    check_network(config.network, run.about['base'], f"INITIAL_CHECKPOINT_PATH: '{config.path}'")
+    run = finished.best(path, phase=('sft', 'policy'), flag='INITIAL_CHECKPOINT_PATH', role='policy')
+    check_network(config.network, run.about['base'], f"INITIAL_CHECKPOINT_PATH: '{path}'")
     if (full := run.shapes['policy'].params) is not None:
-        _check(config.path, shapes, full)
+        _check(path, shapes, full)
         return run.placed(partitioner, axes, ['policy'], config.dtype)['policy'].params
     base = named(config.network, run.about['base'], partitioner)
     adapter = run.on_host(['policy'])['policy']
-    flat, where = (traverse_util.flatten_dict(tree, sep='/') for tree in (base.params, partitioner.tree(axes)))
-    pairs = traverse_util.flatten_dict(adapter.lora, sep='/')
+    flat, where = (trees.flatten(tree) for tree in (base.params, partitioner.tree(axes)))
+    pairs = trees.flatten(adapter.lora)
     del base  # each of its arrays is let go as soon as another takes its place
-    for path in flat:
-        leaf, layer = Placed(flat[path]), path.removesuffix('/kernel')
+    for name in flat:
+        leaf, layer = Placed(flat[name]), name.removesuffix('/kernel')
         if f'{layer}/a' in pairs:
-            dtype, pair = flat[path].dtype, [pairs[f'{layer}/{side}'] for side in 'ab']
-            merged = Merged(leaf, dtype, *pair, lora.scale_of(adapter.scale, layer))
-            flat[path] = place(merged, where[path], config.dtype, path)
-        elif flat[path].dtype != config.dtype:
-            flat[path] = place(leaf, where[path], config.dtype, path)
-    return traverse_util.unflatten_dict(flat, sep='/')
+            a, b, scale = pairs[f'{layer}/a'], pairs[f'{layer}/b'], lora.scale_of(adapter.scale, layer)
+            merged = Merged(leaf, flat[name].dtype, a, b, scale)
+            flat[name] = place(merged, where[name], config.dtype, name)
+        elif flat[name].dtype != config.dtype:
+            flat[name] = place(leaf, where[name], config.dtype, name)
+    return trees.unflatten(flat)
 
 
 def _check(path: str, shapes: PyTree, params: PyTree) -> None:
-    want, have = (traverse_util.flatten_dict(tree, sep='/') for tree in (shapes, params))
+    want, have = (trees.flatten(tree) for tree in (shapes, params))
     for name in sorted(want.keys() ^ have.keys()):
         raise UserError(
             f"'{path}' {'lacks' if name in want else 'has the extra'} tensor {name}; is the model's gin file right?"

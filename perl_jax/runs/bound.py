@@ -11,7 +11,7 @@ from perl_jax.runs.base import BaseConfig
 
 def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
     """The base of a finished run, and its best adapter for a role, on the mesh."""
-    phase = rundir.read(model_dir)['phase']
+    phase = rundir.about(model_dir)['phase']
     run = finished.best(model_dir, phase=phase, flag='--model_dir', role=role)
     frozen = bases.named(config.network, run.about['base'], partitioner, config.path)
     return frozen, run.placed(partitioner, frozen.axes, [role])[role]

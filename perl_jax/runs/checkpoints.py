@@ -145,7 +145,9 @@ class Checkpoints:
 
 
 def _metadata(item: str) -> PyTree:
-    return ocp.PyTreeCheckpointer().metadata(item).item_metadata.tree
+    metadata = ocp.PyTreeCheckpointer().metadata(item).item_metadata
+    assert metadata is not None
+    return metadata.tree
 
 
 def _restored_as(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

@@ -10,9 +10,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
+
+from perl_jax import trees
 
 SLICE = 2**20  # numbers that are looked at together
 
@@ -28,7 +29,7 @@ def read_through(params: PyTree) -> tuple[str, list[str]]:
     Each number's bits are mixed with its place and summed modulo 2^32, each device its own shards, a slice at a time:
     exact in any order or sharding, and without a second copy of a leaf.
     """
-    flat = sorted(traverse_util.flatten_dict(params, sep='/').items())
+    flat = sorted(trees.flatten(params).items())
     found = np.array([_checksum(jnp.asarray(x)) for _, x in flat], np.uint32)
     found = multihost_utils.process_allgather(found).reshape(-1, len(flat), 2).sum(axis=0, dtype=np.uint32)
     listed = [(path, list(x.shape), str(x.dtype), int(total)) for (path, x), (total, _) in zip(flat, found)]

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 from jaxtyping import PyTree
 
+from perl_jax import trees
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, t5x
 from perl_jax.interop.hf_families import TEXT_OF
@@ -112,7 +112,7 @@ def _joined(runs: list[str], adapter: Adapter) -> Adapter:
     for run in runs[1:]:
         if _is_copy(run):
             continue
-        phase = rundir.read(run)['phase']
+        phase = rundir.about(run)['phase']
         before, _ = finished.read_adapter(run, 'policy', phase=phase, flag='export')
         if before.lora is None:
             raise UserError(
@@ -127,12 +127,12 @@ def _joined(runs: list[str], adapter: Adapter) -> Adapter:
 
 
 def _base(run: str) -> dict[str, str]:
-    return rundir.read(run)['base']
+    return rundir.about(run)['base']
 
 
 def _is_copy(run: str) -> bool:
     """Whether a MODEL_DIR was made by importing weights, and so is just these."""
-    about = rundir.read(run)
+    about = rundir.about(run)
     return about.get('imported') == about['base']['path'] and about['tuning'] == 'full'
 
 
@@ -160,10 +160,10 @@ def _alike(folder: str, ours: PyTree, theirs: PyTree, but: tuple[str, ...] = ())
     dtypes = [kind if kind in ('bfloat16', 'float16') else 'float32', jax.tree.leaves(ours)[0].dtype]
     eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
-    def close(x: jax.Array, y: jax.Array) -> bool:
-        x, y = (np.asarray(jax.device_get(z), np.float32) for z in (x, y))
+    def close(ours: jax.Array, theirs: jax.Array) -> bool:
+        x, y = (np.asarray(jax.device_get(z), np.float32) for z in (ours, theirs))
         room = 2 * eps * np.abs(x) + 1e-6 * np.abs(x).max()
         return bool((np.abs(x - y) <= room).all())
 
-    ours, theirs = (traverse_util.flatten_dict(tree, sep='/') for tree in (ours, theirs))
+    ours, theirs = (trees.flatten(tree) for tree in (ours, theirs))
     return all(close(ours[leaf], theirs[leaf]) for leaf in ours if leaf not in but)

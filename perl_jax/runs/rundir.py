@@ -19,17 +19,18 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from jax.typing import ArrayLike
 
 from perl_jax.errors import UserError
 from perl_jax.parallel import memory
-from perl_jax.types import Metrics
 
+Logged = Mapping[str, ArrayLike]  # scalars by name
 AVERAGE = 'the average of '  # how run.json says what a run is made of that `perl_jax average` made
 KEPT = ('started', 'seconds', 'step_seconds', 'memory')  # of run.json, when a run goes on
 
@@ -58,7 +59,7 @@ class RunDir:
         self.folder, self.total, self.period = model_dir, total, log_period
         self.writes = jax.process_index() == 0
         before = read(model_dir) or {}
-        self.about = {'started': _now()} | {k: before[k] for k in KEPT if k in before} | about
+        self.about: dict[str, Any] = {'started': _now()} | {k: before[k] for k in KEPT if k in before} | about
         if self.writes:
             epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
             for name in ('metrics.jsonl', 'samples.jsonl'):
@@ -73,7 +74,7 @@ class RunDir:
             disable=not self.writes,
         )  # fmt: skip
         self.phase, self.first = about['phase'], first
-        self.pending: tuple[int, Metrics, int, int] | None = None
+        self.pending: tuple[int, Logged, int, bool] | None = None
         self.window = list(window)  # the metrics of steps that are not written yet
         self.step_seconds: list[float] = []  # of each window
         self.programs, self.held = memory.programs(), 0
@@ -84,7 +85,7 @@ class RunDir:
         """The steps still to do."""
         yield from range(self.first, self.total)
 
-    def log(self, step: int, metrics: Metrics, batch_size: int) -> None:
+    def log(self, step: int, metrics: Logged, batch_size: int) -> None:
         """Take the metrics of training step `step` (1 is the first). `metrics['tokens']` counts its real tokens."""
         self._settle()
         self.pending = (step, metrics, batch_size, step % self.period == 0 or step == self.total)
@@ -103,16 +104,16 @@ class RunDir:
         self._append('samples.jsonl', [{'step': step, 'phase': self.phase} | row for row in samples or []])
         self.clock, self.examples, self.tokens = time.perf_counter(), 0, 0
 
-    def finite(self, step: int, values: Metrics) -> dict[str, float]:
+    def finite(self, step: int, values: Logged) -> dict[str, float]:
         """The values as numbers; a UserError stops the run if one of them is none."""
-        values = {k: float(v) for k, v in jax.device_get(values).items()}
-        for name, value in values.items():
+        numbers = {k: float(v) for k, v in jax.device_get(values).items()}
+        for name, value in numbers.items():
             if not math.isfinite(value):
                 raise UserError(
                     f"{name} is {value} at step {step} of '{self.folder}': stopped, the checkpoint before it is kept; "
                     'lower the learning rate or look at that batch, then run the same command again'
                 )
-        return values
+        return numbers
 
     def close(self, finished: bool) -> None:
         """Bring run.json up to date; a run that is not finished can go on later."""
@@ -208,6 +209,17 @@ def read(model_dir: str) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{path}' is not what a run writes ({error}); name another folder") from error
     return about
+
+
+def about(model_dir: str) -> dict[str, Any]:
+    """run.json of a run's folder, which has to be one.
+
+    Raises:
+      UserError: there is none.
+    """
+    if (said := read(model_dir)) is None:
+        raise UserError(f"'{model_dir}' has no run.json, so it is no MODEL_DIR of a run; name another folder")
+    return said
 
 
 @contextlib.contextmanager

@@ -68,14 +68,14 @@ def build(path: str | os.PathLike) -> tuple[Any, dict[str, str | None]]:
         if type_ in (_CONTROL, _USER_DEFINED):
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=type_ == _CONTROL)])
 
-    def token(kind: str) -> str | None:
+    def named(kind: str) -> str | None:
         index = fields.get(key := f'tokenizer.ggml.{kind}_token_id')
         if index is not None and not 0 <= index < len(tokens):
             raise UserError(f'{path}: {key} = {index}: the tokenizer has only {len(tokens):,} tokens; convert it again')
         return None if index is None else tokens[index]
 
     opens = fields.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe')
-    return tokenizer, {'bos': token('bos') if opens else None, 'eos': token('eos'), 'unk': token('unknown')}
+    return tokenizer, {'bos': named('bos') if opens else None, 'eos': named('eos'), 'unk': named('unknown')}
 
 
 def _check_keys(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,8 @@ def encode(ids_of: Callable[[bytes], Sequence[int]], s: tf.Tensor) -> tf.Tensor 
     ids, lengths = tf.numpy_function(rows, [s], (tf.int32, tf.int64), stateful=False)
     ids.set_shape([None])
     lengths.set_shape([None])
-    return ids if s.shape.rank == 0 else tf.RaggedTensor.from_row_lengths(ids, lengths)
+    ragged: Any = tf.RaggedTensor  # its constructors are added at run time
+    return ids if s.shape.rank == 0 else ragged.from_row_lengths(ids, lengths)
 
 
 def decode(text_of: Callable[[Sequence[int]], str], ids: tf.Tensor) -> tf.Tensor:
@@ -33,7 +34,7 @@ def decode(text_of: Callable[[Sequence[int]], str], ids: tf.Tensor) -> tf.Tensor
     import tensorflow as tf
 
     def texts(ids: np.ndarray) -> np.ndarray:
-        flat = [text_of(row).encode() for row in ids.reshape(-1, ids.shape[-1])]
+        flat = [text_of(row.tolist()).encode() for row in ids.reshape(-1, ids.shape[-1])]
         return np.array(flat, object).reshape(ids.shape[:-1])
 
     text = tf.numpy_function(texts, [ids], tf.string, stateful=False)

@@ -97,8 +97,8 @@ def _control(tokenizer: Any, said: tokenizer_files.Beside, *ends: int) -> list[s
     plain = {token.content: i for i, token in added.items() if not token.special}
     others = {text: i for text, i in plain.items() if re.search(r'[^\w\s]', text)}  # no words, no spaces
     turns = render.between_turns(said, [*special, *others])
-    turns.add(render.end_of_turn(said, [*special, *others]))
-    no_text = {*turns, *said.control, *said.tokens.values(), *(settings['content'] for settings in said.special)}
+    end, named = render.end_of_turn(said, [*special, *others]), [settings['content'] for settings in said.special]
+    no_text = {*turns, end, *said.control, *said.tokens.values(), *named}
     return special + [text for text, i in others.items() if i in {*ends, *said.ends} or text in no_text]
 
 

@@ -68,7 +68,7 @@ def _encoder(tokenizer: Any, form: Mapping[str, Any], control: tuple[str, ...]) 
         for token in form['added_tokens']
     ]  # fmt: skip
     form = {**form, 'model': _renamed(form['model'], spelled), 'added_tokens': tokens, 'post_processor': None}
-    made = Tokenizer.from_str(json.dumps(form))
+    made: Any = Tokenizer.from_str(json.dumps(form))
     ids = {made.token_to_id(names.get(text, text)): tokenizer.token_to_id(text) for text in added}
     of_control = {made.token_to_id(names[text]): tokenizer.token_to_id(text) for text in control}
     return Encoder(made, of_control, {mine: theirs for mine, theirs in ids.items() if mine != theirs})
@@ -84,7 +84,7 @@ def _renamed(model: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     vocab = model['vocab']
     if isinstance(vocab, list):  # of Unigram: pieces and their scores
         return {**model, 'vocab': [[names.get(piece, piece), score] for piece, score in vocab]}
-    changed = {'vocab': {names.get(piece, piece): i for piece, i in vocab.items()}}
+    changed: dict[str, Any] = {'vocab': {names.get(piece, piece): i for piece, i in vocab.items()}}
     if 'merges' in model:
         pairs = [tuple(each.split(' ', 1)) if isinstance(each, str) else tuple(each) for each in model['merges']]
         prefix = model.get('continuing_subword_prefix') or ''

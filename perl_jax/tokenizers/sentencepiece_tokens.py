@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perl_jax.errors import UserError
-from perl_jax.tokenizers import tokenizer_files
+from perl_jax.tokenizers import token_ids, tokenizer_files
 from perl_jax.tokenizers.chat import render
 from perl_jax.tokenizers.chat.controls import CLOSE, OPEN
 
@@ -72,7 +72,7 @@ def read(file: str) -> Tokens:
     turn = render.end_of_turn(said, given)
     no_text = {*render.between_turns(said, given), *said.control, turn}
     control = special | {t: i for t, i in plain.items() if t in no_text or i in {eos_id, *said.ends}}
-    eos_ids = tuple(dict.fromkeys([eos_id, *said.ends, *([] if turn is None else [control[turn]])]))
+    eos_ids = tuple(dict.fromkeys((eos_id, *said.ends, *(() if turn is None else (control[turn],)))))
     size = 1 + max([len(pieces) - 1, *(i for i, _ in added.values())])
     said.check_ends(size, file)
     written = ' '.join(said.templates.values())
@@ -98,10 +98,7 @@ def read(file: str) -> Tokens:
 
 def _kinds(model: Any) -> list[int]:
     """The kind of each piece."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    form = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
-    return [piece.type for piece in form.pieces]
+    return [piece.type for piece in token_ids.model_proto(model.serialized_model_proto()).pieces]
 
 
 def _added(

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import seqio
 import tensorflow as tf
-from sentencepiece import sentencepiece_model_pb2
 
 from perl_jax.errors import UserError
-from perl_jax.tokenizers import in_graph, sentencepiece_tokens
+from perl_jax.tokenizers import in_graph, sentencepiece_tokens, token_ids
 from perl_jax.tokenizers.chat import controls
 
 
@@ -139,7 +138,8 @@ class SentencepieceVocabulary(seqio.SentencePieceVocabulary):
 def _without_space(file: str, extra_ids: int) -> SentencepieceVocabulary | None:
     """The vocabulary that puts no space in front of a text; None where the model itself puts none."""
     whole = SentencepieceVocabulary(file, extra_ids)
-    if not sentencepiece_model_pb2.ModelProto.FromString(whole.sp_model).normalizer_spec.add_dummy_prefix:
+    normalizer = token_ids.model_proto(whole.sp_model or b'').normalizer_spec
+    if not normalizer.add_dummy_prefix:
         return None
-    spec = sentencepiece_model_pb2.NormalizerSpec(add_dummy_prefix=False)
+    spec = type(normalizer)(add_dummy_prefix=False)
     return SentencepieceVocabulary(file, extra_ids, normalizer_spec_overrides=spec)

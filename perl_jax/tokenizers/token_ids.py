@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from perl_jax.tokenizers import tokenizer_files
 
@@ -34,9 +35,15 @@ def read(files: Mapping[str, bytes]) -> tuple[dict[str, int], dict[str, int]]:
     return every, special or every
 
 
-def _of_sentencepiece(model: bytes) -> tuple[dict[str, int], dict[str, int]]:
-    from sentencepiece import sentencepiece_model_pb2
+def model_proto(model: bytes) -> Any:
+    """The message (ModelProto) of a sentencepiece model's file."""
+    from sentencepiece import sentencepiece_model_pb2 as messages
 
-    pieces = sentencepiece_model_pb2.ModelProto.FromString(model).pieces
+    # protobuf makes its classes at run time
+    return messages.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _of_sentencepiece(model: bytes) -> tuple[dict[str, int], dict[str, int]]:
+    pieces = model_proto(model).pieces
     special = {p.piece: i for i, p in enumerate(pieces) if p.type in (p.UNKNOWN, p.CONTROL, p.USER_DEFINED, p.UNUSED)}
     return {p.piece: i for i, p in enumerate(pieces)}, special

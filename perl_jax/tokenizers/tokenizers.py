@@ -131,7 +131,9 @@ class TokenizersVocabulary(seqio.Vocabulary):
         return in_graph.decode(self._decode, ids)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and (self.path, self.eos) == (other.path, other.eos)
+        if not isinstance(other, TokenizersVocabulary) or type(self) is not type(other):
+            return False
+        return (self.path, self.eos) == (other.path, other.eos)
 
     def __hash__(self) -> int:
         return hash((self.path, self.eos))

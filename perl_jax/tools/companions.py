@@ -70,17 +70,17 @@ def for_rewards(given: Companions, ends: Sequence[int]) -> Companions:
     """The same with a token for padding that ends no text: a classifier reads its score before the padding."""
     files = {name: content for name, content in given.files.items() if name != GENERATION}
     every, special = token_ids.read(files)
-    ends = {*ends, *_listed(given.config.get('eos_token_id'))}
+    stops = {*ends, *_listed(given.config.get('eos_token_id'))}
     if not every:
         pad = given.config.get('pad_token_id')
-        pad = pad if pad is not None and pad not in ends else next(i for i in range(len(ends) + 1) if i not in ends)
+        pad = pad if pad is not None and pad not in stops else next(i for i in range(len(stops) + 1) if i not in stops)
         return dataclasses.replace(given, files=files, config=given.config | {'pad_token_id': pad})
-    ends |= {every[given.tokens['eos']]} if given.tokens.get('eos') in every else set()
+    stops |= {every[given.tokens['eos']]} if given.tokens.get('eos') in every else set()
     fillers = [token for token in special if any(word in token.lower() for word in _FILLERS) and token.startswith('<')]
     named = [given.tokens.get(kind) for kind in ('unk', 'bos')]
     wanted = [given.tokens.get('pad'), *fillers, *named, *(reversed(special) if special != every else ())]
     wanted += [*_RARE, *reversed(every)]
-    pad = next(token for token in wanted if token in every and every[token] not in ends)
+    pad = next(token for token in wanted if token in every and every[token] not in stops)
     said = json.loads(files.get(CONFIG) or '{}') | {'pad_token': pad}
     files[CONFIG] = _json(said)
     if tokenizer_files.SPECIAL in files:
@@ -158,7 +158,6 @@ def _of_gguf(path: str) -> Companions:
 def _of_sentencepiece(file: pathlib.Path) -> Companions:
     """A model alone gets what transformers needs to read it: T5's kind is a unigram model, Llama's BPE."""
     import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
 
     beside = _of_folder(file.parent)
     if CONFIG in beside.files:
@@ -166,7 +165,7 @@ def _of_sentencepiece(file: pathlib.Path) -> Companions:
     model = sentencepiece.SentencePieceProcessor(model_file=str(file))
     ids = {kind: getattr(model, f'{kind}_id')() for kind in ('bos', 'eos', 'pad', 'unk')}
     ids = {kind: i for kind, i in ids.items() if i >= 0}
-    spec = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes()).trainer_spec
+    spec = token_ids.model_proto(file.read_bytes()).trainer_spec
     is_t5 = spec.model_type == spec.UNIGRAM
     tokens = {kind: model.id_to_piece(i) for kind, i in ids.items()}
     config = {'tokenizer_class': 'T5Tokenizer' if is_t5 else 'LlamaTokenizer'}

@@ -52,7 +52,7 @@ def export_run(
     Raises:
       UserError: a folder that is there, or a network or adapter that has no such form.
     """
-    phase = rundir.read(model_dir)['phase']
+    phase = rundir.about(model_dir)['phase']
     role = 'reward' if phase == 'reward' else 'policy'
     network = base.network
     if format != 't5x' and isinstance(network, T5XNetwork):
@@ -161,6 +161,7 @@ def import_run(
         else:
             adapter = lora.FullSpec().init(jax.random.key(0), frozen.params)
             adapter = adapter.replace(head=None if head is None else {'kernel': head})
+        assert base.path is not None  # it is what is imported
         words = None if format == 't5x' else vocabulary.of_base(base.path)  # T5X's checkpoints bring no tokenizer
         role, phase = ('policy', 'sft') if adapter.head is None else ('reward', 'reward')
         named, size = {} if words is None else words.about, lora.count(frozen.params)

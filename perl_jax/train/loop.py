@@ -87,6 +87,7 @@ class Run:
         Raises:
           Preempted: the state is saved.
         """
+        assert self._folder is not None  # a finished run has no step
         leave = self._preempted(step)
         due = step % self._config.eval_period == 0 or step == self._config.total_steps
         if not (due or leave):

@@ -90,6 +90,7 @@ def train(
         score_fn = sources.scorer(reward, network, judge, partitioner, stream.vocabulary)
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
+            assert heldout is not None
             sampling = answers.one_each(objective.sampling)
 
             def respond(prompts: Any, examples: Any, i: int) -> tuple[Rollout, dict[str, Any]]:
@@ -98,7 +99,7 @@ def train(
 
             return answering.answer_all(heldout, dataset.batch_size, partitioner, respond, judges)
 
-        with loop.start('policy', run, tuning.spec.tuning, frozen, _saved(state), vocabulary=words) as log:
+        with loop.start('policy', run, tuning.only_spec.tuning, frozen, _saved(state), vocabulary=words) as log:
             state = _with_beta(PolicyState(**log.states), objective.kl, learner.shardings.beta)
             before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
             if heldout is not None and int(state.policy.step) == 0:
@@ -136,7 +137,7 @@ def _copy(params: Any) -> Any:
     return jax.tree.map(jnp.copy, params)
 
 
-def _with_beta(state: PolicyState, kl: KLConfig, where: jax.sharding.Sharding) -> PolicyState:
+def _with_beta(state: PolicyState, kl: KLConfig, where: Any) -> PolicyState:
     """A restored state with the run's own BETA, unless it is steered: then it is what it came to be."""
     return state if kl.target is not None else state.replace(beta=jax.device_put(jnp.float32(kl.beta), where))
 
@@ -168,6 +169,6 @@ def _check(
     if dataset.batch_size % objective.algorithm.minibatches:
         into = f'{type(objective.algorithm).__name__}.minibatches = {objective.algorithm.minibatches}'
         raise UserError(f'BATCH_SIZE = {dataset.batch_size} does not divide into {into}')
-    if not base.shared and tuning.spec.tuning == 'full':
+    if not base.shared and tuning.only_spec.tuning == 'full':
         raise UserError('SHARED_BASE = False is for LoRA: with full tuning every role has its own copy already')
     task_metrics.announce(dataset, 'policy')

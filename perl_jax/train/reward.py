@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jaxtyping import PyTree
@@ -57,15 +58,16 @@ def reward_step(
     pairs = sum(len(batch.inputs) for batch in batches if not isinstance(batch, Thumbs))
 
     def loss(adapter: lora.Adapter, parts: Sequence[Responses], rng: jax.Array) -> tuple[jax.Array, Any]:
-        total, hits, variables = 0.0, collections.Counter(), lora.bind(base, adapter, train=True)
+        total, variables = jnp.zeros(()), lora.bind(base, adapter, train=True)
+        hits: dict[str, Any] = collections.defaultdict(int)
         for part, batch in zip(parts, batches):
             rewards = score(network, variables, part, rngs={'dropout': rng})
-            if isinstance(batch, Thumbs):
+            if isinstance(batch, Thumbs) and isinstance(part, Thumbs):
                 total += losses.pointwise(rewards, part.labels).sum() / batch.labels.size
                 hits['accuracy/pointwise'] += ((rewards > 0) == (part.labels > 0.5)).sum() / thumbs
             else:
                 each = losses.pairwise(rewards)
-                each = each * part.weights if isinstance(batch, WeightedPairs) else each
+                each = each * part.weights if isinstance(part, WeightedPairs) else each
                 total += each.sum() / len(batch.inputs)
                 hits['accuracy/pairwise'] += (rewards[:, 0] > rewards[:, 1]).sum() / pairs
         return total, (dict(hits), ())
@@ -152,7 +154,7 @@ def train(
     roles = ['reward'] if len(specs) == 1 else [f'reward_{i}' for i in range(len(specs))]
     seeds = [run.random_seed + 1000 * i for i in range(len(specs))]  # so that neighbouring seeds share no member
     keys = {role: jax.random.key(seed) for role, seed in zip(roles, seeds)}
-    kinds = [datasets.reward_kind(config.mixture_or_task_name) for config in dataset.each()]
+    kinds = [datasets.reward_kind(config.task_name) for config in dataset.each()]
     if eval_dataset is None and best_metric is not None:
         raise UserError(f"BEST_METRIC = '{best_metric}' is measured on EVAL_DATASET, which is None; leave one out")
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
@@ -169,7 +171,7 @@ def train(
             for role, seed in zip(roles, seeds)
         }
         configs = eval_dataset.each() if eval_dataset else []
-        heldout = [datasets.load(config, datasets.reward_kind(config.mixture_or_task_name)) for config in configs]
+        heldout = [datasets.load(config, datasets.reward_kind(config.task_name)) for config in configs]
         if heldout:
             reward_metrics.check_metric('BEST_METRIC', best_metric, heldout)
         lexicon.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
@@ -200,7 +202,7 @@ def train(
                     role: [partitioner.batch(stream(step)[0]) for stream in each] for role, each in streams.items()
                 }
                 states, metrics = step_fn(params, states, batches, keys)  # 2, 3
-                metrics['schedule'] = tuning.schedule(step)
+                metrics = metrics | {'schedule': tuning.schedule(step)}
                 log.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
                 adapters = [state.adapter for state in states.values()]
                 log.checkpoint(step + 1, states, functools.partial(measure, adapters))

@@ -113,11 +113,11 @@ def train(
 
         # The frozen base, and the state that is trained; each array is made where it will lie.
         frozen, tx = bases.load(base, partitioner, run.random_seed), tuning.tx('OPTIMIZER')
-        create = functools.partial(train_state.create, spec=tuning.spec, tx=tx)
+        create = functools.partial(train_state.create, spec=tuning.only_spec, tx=tx)
         shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, tx)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
         params = frozen.params
-        if tuning.spec.tuning == 'full':  # whose weights are in the state: the base need not lie there too
+        if tuning.only_spec.tuning == 'full':  # whose weights are in the state: the base need not lie there too
             params, frozen = None, frozen.released()
 
         step_fn = compiled(network, tx, tuning.num_microbatches, shardings)
@@ -140,7 +140,7 @@ def train(
                 metrics |= answering.means(rows)
             return metrics, rows
 
-        with loop.start('sft', run, tuning.spec.tuning, frozen, {'policy': state}, vocabulary=words) as log:
+        with loop.start('sft', run, tuning.only_spec.tuning, frozen, {'policy': state}, vocabulary=words) as log:
             state = log.states['policy']
             for step in log.steps():
                 batch, tokens = partitioner.batch((stream(step)[0], stream.tokens_as_drawn(step)))  # 1

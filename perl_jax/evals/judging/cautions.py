@@ -81,6 +81,6 @@ def _same(here: str, there: str) -> bool:
     if os.path.realpath(here) == os.path.realpath(there):
         return True
     one, other = (rundir.read(folder) for folder in (here, there))
-    if None not in (one, other):
+    if one is not None and other is not None:
         return one == other and 'started' in one
     return not os.path.isabs(there) and os.path.realpath(here).endswith(os.sep + os.path.normpath(there))

@@ -63,7 +63,9 @@ def run(
         raise UserError(f'judge: {"a reward judges without --rubric" if rubric else "give --rubric, such as helpful"}')
     if (rubric == 'harmless') == bool(against):
         raise UserError('judge: give --against=MODEL_DIR, sft or reference, but none with --rubric=harmless')
-    form = None if rubric in (None, 'harmless') else rubrics.PAIRWISE.get(rubric) or text_functions.function(rubric)
+    form: Any = None
+    if rubric not in (None, 'harmless'):
+        form = rubrics.PAIRWISE.get(rubric) or text_functions.function(rubric)
     ask: Ask | None = None
     if not phases:
         ask = _endpoint(judge, os.path.join(model_dir, 'judge.sqlite'), **settings)
@@ -72,7 +74,7 @@ def run(
     rows = _rows(of_run, model_dir, against, {'split': split, 'num': num, 'group': group})
 
     cautions: list[str] = []
-    if scores:
+    if ask is None:  # a reward judges
         cautions = caution.same_reward(of_run, dict.fromkeys([model_dir, *_folders(against)]), judges)
         _score(of_run, judges, rows)
     elif rubric == 'harmless':

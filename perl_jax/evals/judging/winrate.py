@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -18,7 +19,7 @@ def credits(forward: Sequence[int | str | None], backward: Sequence[int | str | 
     reply that calls the two equal (reading.py's TIE) or could not be read (None). The paper leaves open how ties count:
     as half, so that nobody beats oneself.
     """
-    verdict = {(0, 1): 1.0, (1, 0): 0.0}
+    verdict: dict[tuple[Any, Any], float] = {(0, 1): 1.0, (1, 0): 0.0}
     return np.array([verdict.get(pair, 0.5) for pair in zip(forward, backward, strict=True)])
 
 
@@ -46,7 +47,7 @@ def length_controlled(credits: np.ndarray, ours: np.ndarray, theirs: np.ndarray)
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         logits = features @ x
         nll = np.sum(np.logaddexp(0, logits) - credits * logits) + WEAK / 2 * x @ x
-        return nll, features.T @ (special.expit(logits) - credits) + WEAK * x
+        return float(nll), features.T @ (special.expit(logits) - credits) + WEAK * x
 
     return float(special.expit(optimize.minimize(loss, np.zeros(2), jac=True, method='BFGS').x[0]))
 

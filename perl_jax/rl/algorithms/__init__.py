@@ -10,7 +10,7 @@ Each is a frozen dataclass of its own settings, made of the formulas in losses.p
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float
 
@@ -22,23 +22,38 @@ class Algorithm(Protocol):
     """What an algorithm has to have; any frozen dataclass with these will do (examples/own_algorithm.py).
 
     All arrays are float32 [B, K, R], a number for each token of each response; what stands at the padding may be
-    anything. `returns` and `value_loss` are asked for only where a value is learned: RLOO and GRPO have neither.
-
-    Attributes:
-      has_value: a value baseline is learned.
-      min_samples: the least K.
-      clip: of the ratio pi / pi_old; None if the ratio is not used.
-      epochs: how often a rollout is learned from.
-      minibatches: in how many parts of its prompts each time.
-      whole_batch: what is learned from one prompt's responses depends on the other prompts of its batch.
+    anything. One that learns a value is a ValueAlgorithm. The properties may be plain attributes.
     """
 
-    has_value: bool
-    min_samples: int
-    clip: float | None
-    epochs: int
-    minibatches: int
-    whole_batch: bool
+    @property
+    def has_value(self) -> bool:
+        """Whether a value baseline is learned; it is a ValueAlgorithm then."""
+        ...
+
+    @property
+    def min_samples(self) -> int:
+        """The least K."""
+        ...
+
+    @property
+    def clip(self) -> float | None:
+        """Of the ratio pi / pi_old; None if the ratio is not used."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """How often a rollout is learned from."""
+        ...
+
+    @property
+    def minibatches(self) -> int:
+        """In how many parts of its prompts each time."""
+        ...
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether what is learned from one prompt's responses depends on the other prompts of its batch."""
+        ...
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """Compute each token's advantage.
@@ -51,18 +66,7 @@ class Algorithm(Protocol):
         Returns:
           A_t [B, K, R].
         """
-
-    def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:
-        """Compute what the value is to learn.
-
-        Args:
-          rewards: of each token.
-          values: before the rollout was learned from.
-          mask: bool, true at the tokens.
-
-        Returns:
-          Z_t [B, K, R].
-        """
+        ...
 
     def policy_loss(self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens) -> Tokens:
         """Compute the policy's loss of each token.
@@ -75,6 +79,36 @@ class Algorithm(Protocol):
         Returns:
           L_t [B, K, R], to be weighed by `weights`.
         """
+        ...
+
+    def weights(self, mask: Mask) -> Tokens:
+        """Say what each token counts in the loss, a weighted sum: the policy's, the value's, a KL in the loss.
+
+        Args:
+          mask: bool, true at the tokens.
+
+        Returns:
+          float32 [B, K, R], 0 at the padding.
+        """
+        ...
+
+
+@runtime_checkable
+class ValueAlgorithm(Algorithm, Protocol):
+    """What is also asked of an algorithm that learns a value, as REINFORCE and PPO do."""
+
+    def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:
+        """Compute what the value is to learn.
+
+        Args:
+          rewards: of each token.
+          values: before the rollout was learned from.
+          mask: bool, true at the tokens.
+
+        Returns:
+          Z_t [B, K, R].
+        """
+        ...
 
     def value_loss(self, values: Tokens, old_values: Tokens, returns: Tokens) -> Tokens:
         """Compute the value's loss of each token.
@@ -87,13 +121,4 @@ class Algorithm(Protocol):
         Returns:
           L_t [B, K, R], to be weighed by `weights`.
         """
-
-    def weights(self, mask: Mask) -> Tokens:
-        """Say what each token counts in the loss, a weighted sum: the policy's, the value's, a KL in the loss.
-
-        Args:
-          mask: bool, true at the tokens.
-
-        Returns:
-          float32 [B, K, R], 0 at the padding.
-        """
+        ...

@@ -53,6 +53,7 @@ class PPO:
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """GAE, whitened."""
+        assert values is not None  # has_value
         return adv.whiten(adv.gae(rewards, values, mask, self.gamma, self.lam), mask)
 
     def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:

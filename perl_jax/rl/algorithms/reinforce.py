@@ -27,6 +27,7 @@ class Reinforce:
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """Z_t - V_t."""
+        assert values is not None  # has_value
         return adv.returns(rewards) - values
 
     def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:

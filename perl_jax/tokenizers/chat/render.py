@@ -90,6 +90,7 @@ def _compiled(text: str, where: pathlib.Path) -> Any:
 def _environment() -> Any:
     """As transformers sets Jinja up (utils/chat_template_utils.py)."""
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -101,7 +102,7 @@ def _environment() -> Any:
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
-            return jinja2.nodes.Scope(body, lineno=line)
+            return nodes.Scope(body, lineno=line)
 
     def refuse(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)

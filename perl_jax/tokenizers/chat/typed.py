@@ -37,7 +37,7 @@ def marked(render: Callable[[Any], str], messages: Any, control: Iterable[str]) 
     if not control:
         return text
     names = '|'.join(map(re.escape, control))
-    typed = []
+    typed: list[str] = []
     _changed(messages, lambda text: typed.extend(re.findall(names, text)) or text)
     if not typed:
         return re.sub(names, lambda token: mark(token[0]), text)
@@ -47,11 +47,11 @@ def marked(render: Callable[[Any], str], messages: Any, control: Iterable[str]) 
     if hidden.translate(letters) == text:
         return re.sub(names, lambda token: mark(token[0]), hidden).translate(letters)
     for front, back in _SIDES:  # with marks of each token's own, which say nothing of another that they come to touch
-        typed = {t: front * chr(_AROUND + 2 * n) + t + back * chr(_AROUND + 2 * n + 1) for n, t in enumerate(control)}
-        seen = _rendered(render, messages, names, typed.__getitem__)
+        around = {t: front * chr(_AROUND + 2 * n) + t + back * chr(_AROUND + 2 * n + 1) for n, t in enumerate(control)}
+        seen = _rendered(render, messages, names, around.__getitem__)
         marks = f'[{chr(_AROUND)}-{chr(_AROUND + 2 * len(control))}]'
         if re.sub(marks, '', seen) == text:
-            by_hand = '|'.join(map(re.escape, typed.values()))
+            by_hand = '|'.join(map(re.escape, around.values()))
             own = re.sub(f'({by_hand})|{names}', lambda token: token[1] or mark(token[0]), seen)
             return re.sub(marks, '', own)
     return _in_common(text, hidden, names)

@@ -65,4 +65,5 @@ def clean(dataset: Any) -> Any:
 
     if not any(getattr(spec, 'dtype', None) == tf.string for spec in tf.nest.flatten(dataset.element_spec)):
         return dataset
-    return dataset.map(lambda *x: tf.nest.map_structure(text, x if len(x) > 1 else x[0]), tf.data.AUTOTUNE)
+    row = lambda parts: parts[0] if len(parts) == 1 else parts  # noqa: E731
+    return dataset.map(lambda *parts: tf.nest.map_structure(text, row(parts)), tf.data.AUTOTUNE)

@@ -80,8 +80,11 @@ def report(program: Program, on: Partitioner) -> Report:
     temporaries = memory.added(compiled.memory_analysis())
     peak = sum(held.values()) + temporaries
     cost = hlo.cost(compiled.as_text(), list(on.mesh.shape.items()), program.turns)
-    cycles = cost.cycles + kernels / (KERNELS * chip.peak_flops) * chip.clock if chip else None
-    seconds = cycles / chip.clock if chip else None
+    cycles = seconds = utilisation = None
+    if chip:
+        cycles = cost.cycles + kernels / (KERNELS * chip.peak_flops) * chip.clock
+        seconds = cycles / chip.clock
+        utilisation = total / (seconds * chip.peak_flops) if seconds else None
     return Report(
         **common,
         temporaries=temporaries,
@@ -90,7 +93,7 @@ def report(program: Program, on: Partitioner) -> Report:
         fits=peak <= chip.hbm if chip else None,
         cycles=cycles,
         seconds=seconds,
-        utilisation=total / (seconds * chip.peak_flops) if seconds else None,
+        utilisation=utilisation,
         collectives={f'{op} {"+".join(over)}': n for (op, over), n in cost.collectives.most_common() if n},
         compile_seconds=time.perf_counter() - start,
     )

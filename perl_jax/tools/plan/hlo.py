@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
 
 def _collectives(
     lines: Sequence[str], computations: dict[str, list[str]], mesh_shape: MeshShape
-) -> list[tuple[str, float, tuple[str, ...]]]:
+) -> list[tuple[str, Any, tuple[str, ...]]]:
     """Of each collective in some lines: the operation, the bytes that arrive on a chip, the mesh axes it goes over.
 
     One that overlaps with computation stands in each of the fusions that it is spread over, under one channel.
@@ -94,8 +95,7 @@ def _collectives(
     by_channel = {}
     for line in (*lines, *(line for some in fused for line in some)):
         match = _INSTRUCTION.match(line)
-        operation = match and match[3].removesuffix('-start')
-        if operation in COLLECTIVES:
+        if match and (operation := match[3].removesuffix('-start')) in COLLECTIVES:
             channel = re.search(r'channel_id=(\d+)', line)
             by_channel.setdefault(channel[1] if channel else match[1], (operation, match, line))
     found = []

@@ -78,11 +78,11 @@ def sft(
     size = _batch_size(on, dataset, units, tuning.num_microbatches)
     params, axes = _base(base, on)
     tx = tuning.tx('OPTIMIZER')
-    shapes = jax.eval_shape(functools.partial(states.create, spec=tuning.spec, tx=tx), _key(), params)
+    shapes = jax.eval_shape(functools.partial(states.create, spec=tuning.only_spec, tx=tx), _key(), params)
     shardings = on.state(shapes, axes, tx)
     state = _placed(shapes, shardings)
     batch = _responses(on, size, 1, dataset.task_feature_lengths)
-    params = None if tuning.spec.tuning == 'full' else params
+    params = None if tuning.only_spec.tuning == 'full' else params
     alive = {'base': params, 'adapters': state.adapter, 'optimizer': state.opt_state, 'data': batch}
     step = train_sft.compiled(base.network, tx, tuning.num_microbatches, shardings)
     return Plan('sft', on, size, [Program('sft step', step, (params, state, batch, _key()), alive)])
@@ -108,7 +108,7 @@ def reward(
     kinds = {'pairs': (Responses, 2), 'thumbs': (Thumbs, 1)}
     batches = []
     for config in dataset.each():
-        kind, K = kinds[datasets.reward_kind(config.mixture_or_task_name)]
+        kind, K = kinds[datasets.reward_kind(config.task_name)]
         batch = _responses(on, size, K, dataset.task_feature_lengths)
         if kind is Thumbs:
             batch = Thumbs(**vars(batch), labels=_array(on, (size, K), jnp.float32))
@@ -147,7 +147,7 @@ def policy(
     learned = [source for source in reward if isinstance(source, LearnedReward)]
     members = []
     for _ in learned:
-        create = functools.partial(states.create, spec=tuning.spec, tx=optax.sgd(1.0), head=(width, 1.0))
+        create = functools.partial(states.create, spec=tuning.only_spec, tx=optax.sgd(1.0), head=(width, 1.0))
         cast = lambda key, base, create=create: scoring.frozen(create(key, base).adapter, base)  # noqa: E731
         member = jax.eval_shape(cast, _key(), params)
         members.append(_placed(member, on.tree(partitioning.adapter_axes(member, axes))))
@@ -181,7 +181,7 @@ def policy(
     given = {'policy': (roles.policy, state.policy.adapter), 'anchor': anchor, 'rollout': rollout, 'scores': scores}
     given, data = given | {'beta': beta}, beside(rollout, scores)
     programs.append(Program('experience', learner.experience, (), data, given))
-    if values_first:
+    if values_first and state.value is not None:
         args = roles.value, state.value.adapter, judged
         programs.append(Program('values', learner.values, args, beside(judged)))
     values, times = None, objective.updates
@@ -232,7 +232,8 @@ def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _array(on: Partitioner, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+def _array(on: Partitioner, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A jax.ShapeDtypeStruct, for the fields of batches whose annotation says arrays."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=on.sharding('batch'))
 
 

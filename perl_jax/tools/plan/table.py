@@ -19,7 +19,8 @@ def summary(tuning: str, plan: Plan, reports: Sequence[Report]) -> dict[str, Any
     """A plan and what all of its programs come to: {'peak', 'seconds', 'fits' ..., 'programs': [...]}."""
     name = plan.partitioner.topology
     chip = topology.parse(name).chip if name else None
-    peaks, seconds = [one.peak for one in reports], [one.seconds for one in reports]
+    peaks = [one.peak for one in reports if one.peak is not None]
+    seconds = [one.times * one.seconds for one in reports if one.seconds is not None]
     return {
         'phase': plan.phase,
         'tuning': tuning,
@@ -28,9 +29,9 @@ def summary(tuning: str, plan: Plan, reports: Sequence[Report]) -> dict[str, Any
         'batch_size': plan.batch_size,
         'hbm': chip and chip.hbm,
         'devices_a_chip': chip and chip.devices,
-        'peak': None if None in peaks else max(peaks),
+        'peak': max(peaks) if len(peaks) == len(reports) else None,
         'fits': None if chip is None else all(one.fits for one in reports),
-        'seconds': None if None in seconds else sum(one.times * one.seconds for one in reports),
+        'seconds': sum(seconds) if len(seconds) == len(reports) else None,
         'programs': [dataclasses.asdict(one) for one in reports],
     }
 

@@ -57,12 +57,12 @@ class Metric:
 
     def start(self, run: Run) -> float | None:
         """The evaluation at step 0, which is that of the model a policy starts as; None without one."""
-        steps, values = self.curves(run).get('eval', ((), ()))
+        steps, values = self.curves(run).get('eval', (np.zeros(0), np.zeros(0)))
         return float(values[0]) if len(steps) and steps[0] == 0 else None
 
     def peak(self, run: Run) -> tuple[float, int] | None:
         """The best evaluation and its step; None without evaluations, or if no way is better."""
-        steps, values = self.curves(run).get('eval', ((), ()))
+        steps, values = self.curves(run).get('eval', (np.zeros(0), np.zeros(0)))
         if self.best is None or not len(steps):
             return None
         place = int(np.argmax(values) if self.best is max else np.argmin(values))

@@ -97,7 +97,7 @@ def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 
 def _row(cell: Cell) -> Row:
-    about = rundir.read(cell.folder)
+    about = rundir.about(cell.folder)
     row: Row = {'stage': cell.stage.name, **cell.labels}
     if cell.evaluation is not None:
         with open(cell.evaluation) as file:
