@@ -4,9 +4,9 @@
     python benchmarks/data.py --arrays=arrays/coffee_pairs_train.npz --buckets=4
     python benchmarks/data.py --arrays=arrays/coffee_prompts_train.npz --buckets=4 --ends
 
-Pairs or thumbs train a reward, prompts a policy; tokens are folded into --vocab. The same batches are read again until
-all programs are there, one for each shape; the last time is for the clock. The flags of sizes are those of
-reward_step.py; P comes from the file.
+Pairs or thumbs train a reward, prompts a policy; tokens are folded into the model's vocabulary. The same batches are
+read again until all programs are there, one for each shape; the last time is for the clock. Model and flags are as
+reward_step.py takes them; P comes from the file.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from perl_jax.train import reward as train_reward
 def main() -> None:
     flags = policy_step.parser(__doc__)
     flags.add_argument('--arrays', required=True, help='a file of prepare.py')
-    args, on = flags.parse_args(), Partitioner()
+    args, on = measure.parsed(flags), Partitioner()
+    model, tuning, started = measure.network(args), measure.tuning(args), []
     arrays = {name: x for name, x in np.load(args.arrays).items() if name != 'group'}
     rows = np.random.default_rng(args.seed).permutation(len(arrays['inputs']))[: args.batch * (args.steps + 2)]
     arrays = {name: x[rows] for name, x in arrays.items()}  # the same as the peers'
     for name in {'inputs', 'targets'} & arrays.keys():
-        arrays[name] = 2 + arrays[name] % (args.vocab - 2)
+        arrays[name] = 2 + arrays[name] % (model.config.vocab_size - 2)
     dataset = streams.Dataset(arrays, [{}] * len(arrays['inputs']), None, policy_step.EOS)
     everyone = np.arange(args.batch)
     stream = streams.Stream([dataset], [1.0], args.batch, args.seed, everyone, args.buckets, on.data_parallelism)
     batches = [stream(step)[0] for step in range(args.steps + 2)]
-    model, tuning, started = measure.network(args), measure.tuning(args), []
     with on.scope():
         params = measure.base(args, model)
         if 'targets' not in arrays:
@@ -55,7 +55,7 @@ def main() -> None:
             run = policy_step.step_of(args, model, params, judge, on)
         else:
             keys = {'reward': policy_step.KEY}
-            state = train_reward.initial(tuning, args.d_model, None, keys, params)
+            state = train_reward.initial(tuning, model.config.emb_dim, None, keys, params)
             held = params if args.tuning == 'lora' else None
             tx, shardings = tuning.tx('OPTIMIZER'), jax.tree.map(lambda x: x.sharding, state)
             compiled = train_reward.compiled(model, tx, 1, shardings)

@@ -21,6 +21,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 DOCS = HERE.parent / 'docs'
 STORE, PLOT = DOCS / 'results/growth.json', DOCS / 'growth.png'
 STEPS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
+CONFIG = {'vocab': 'gin.decoder.DecoderConfig.vocab_size', 'layers': 'gin.decoder.DecoderConfig.num_layers'}
 COLOURS = {'reward': '#2166c4', 'rl': '#c4512d'}
 # What S has is among the values. Rank and layers of the RL step follow those of the reward step.
 AXES = {
@@ -53,7 +54,7 @@ def main() -> None:
 def ran(work: str, axis: str, value: int, steps: int) -> dict[str, float]:
     """Seconds a step and bytes that it adds."""
     script, *more = STEPS[work]
-    command = [sys.executable, str(HERE / script), *more, f'--{axis}={value}', f'--steps={steps}']
+    command = [sys.executable, str(HERE / script), *more, f'--{CONFIG.get(axis, axis)}={value}', f'--steps={steps}']
     on = os.environ | {'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run(command, env=on, stdout=subprocess.PIPE, text=True, check=True)
     line = json.loads(done.stdout.strip().splitlines()[-1])

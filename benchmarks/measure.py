@@ -1,12 +1,14 @@
-"""What the step benchmarks share: a random Llama of a given size, the clock, the memory. NumPy batches, no data set."""
+"""What the step benchmarks share: random weights of a model's gin file, the clock, the memory. No data set."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from perl_jax import types
+from perl_jax.cli import configure
 from perl_jax.models import lora
-from perl_jax.models.decoder import Decoder, DecoderConfig
 from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel import memory, partitioning, topology
 
@@ -28,37 +31,42 @@ PEAKS |= {'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H200': 989e12, 'NVIDIA A100-S
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """The flags of both benchmarks. The defaults are size S of docs/performance.md."""
+    """The flags of both benchmarks, but for the model's (`parsed`)."""
     flags = argparse.ArgumentParser(description=doc.splitlines()[0])
-    sizes = {'layers': 4, 'd_model': 256, 'd_ff': 1024, 'heads': 4, 'kv_heads': 0, 'vocab': 8192, 'batch': 8}
-    sizes |= {'prompt': 64, 'response': 64, 'responses': 2, 'rank': 8, 'steps': 20, 'microbatches': 1, 'seed': 0}
+    sizes = {'batch': 8, 'prompt': 64, 'response': 64, 'responses': 2, 'rank': 8, 'steps': 20, 'microbatches': 1}
     texts = {
-        'kv_heads': 'by default as many as heads', 'prompt': 'P', 'response': 'R', 'responses': 'K a prompt',
+        'prompt': 'P', 'response': 'R', 'responses': 'K a prompt',
         'microbatches': 'parts that a batch is learned from in turn',
         'steps': 'that are timed, after those that compile',
     }  # fmt: skip
-    for name, default in sizes.items():
+    for name, default in (sizes | {'seed': 0}).items():
         flags.add_argument(f'--{name}', type=int, default=default, help=texts.get(name, ' '))
     flags.add_argument('--tuning', choices=['lora', 'full'], default='lora')
-    flags.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
-    flags.add_argument('--remat', choices=['none', 'minimal', 'full'], default='none')
     return flags
 
 
-def network(args: argparse.Namespace, remat: str | None = None) -> Decoder:
-    """A Llama with an output layer of its own; `remat` instead of the flag's."""
-    return Decoder(
-        DecoderConfig(
-            vocab_size=args.vocab, num_layers=args.layers, emb_dim=args.d_model, num_heads=args.heads,
-            num_kv_heads=args.kv_heads or args.heads, head_dim=args.d_model // args.heads, mlp_dim=args.d_ff,
-            logits_via_embedding=False, dtype=args.dtype, remat=remat or args.remat,
-        )
-    )  # fmt: skip
+def parsed(flags: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line. `--gin_file` is a model or a recipe, `--gin.decoder.DecoderConfig.num_layers=2` changes it."""
+    files, bindings, paths, rest = configure.flags('benchmark', sys.argv[1:])
+    model = {'gin_file': files or ['models/bench_s.gin'], 'gin_bindings': bindings, 'gin_search_paths': paths}
+    return argparse.Namespace(**vars(flags.parse_args(rest)) | model)
 
 
-def base(args: argparse.Namespace, model: Decoder) -> Any:
-    """Random parameters; under LoRA in `dtype`, under full tuning in float32, as trained parameters are."""
-    dtype = args.dtype if args.tuning == 'lora' else 'float32'
+def network(args: argparse.Namespace) -> nn.Module:
+    """The NETWORK of the gin file."""
+    bindings = [*args.gin_bindings, 'base.BaseConfig.network = %NETWORK']
+    make = configure.configured('base.BaseConfig', args.gin_file, bindings, args.gin_search_paths)
+    return make(path=None, dtype='float32').network  # of a recipe only the network
+
+
+def without_remat(model: nn.Module) -> nn.Module:
+    """The same, which computes nothing twice: its products are those that a step needs."""
+    return model.clone(config=dataclasses.replace(model.config, remat='none'))
+
+
+def base(args: argparse.Namespace, model: nn.Module) -> Any:
+    """Random parameters; under LoRA in the network's dtype, under full tuning in float32, as trained parameters are."""
+    dtype = model.config.dtype if args.tuning == 'lora' else 'float32'
     one = jnp.zeros((1, 1), jnp.int32)
 
     def create(key: jax.Array) -> Any:
@@ -74,6 +82,8 @@ def ending(params: Any, eos: int, chance: float) -> Any:
     One number of every embedding outweighs the rest, so that the last norm finds sqrt(D) there; one weight of the
     output layer makes the logit out of it that has this chance beside V - 1 logits near 0.
     """
+    if 'logits_dense' not in params['decoder']:
+        raise SystemExit('benchmark: --ends needs a model with an output layer of its own, such as models/bench_s.gin')
     table, kernel = params['token_embedder']['embedding'], params['decoder']['logits_dense']['kernel']
     D, V = kernel.shape
     logit = np.log(chance / (1 - chance) * (V - 1))
@@ -97,17 +107,17 @@ def optimizer() -> optax.GradientTransformation:
     return optax.adamw(1e-4, weight_decay=0.0)
 
 
-def prompts(args: argparse.Namespace) -> types.Prompts:
+def prompts(args: argparse.Namespace, vocab_size: int) -> types.Prompts:
     """Tokens of full length; 0 and 1 (EOS) are not among them."""
     rng = np.random.default_rng(args.seed)
-    inputs = rng.integers(2, args.vocab, (args.batch, args.prompt), dtype=np.int32)
+    inputs = rng.integers(2, vocab_size, (args.batch, args.prompt), dtype=np.int32)
     return types.Prompts(inputs, np.ones_like(inputs, bool))
 
 
-def responses(args: argparse.Namespace) -> types.Responses:
+def responses(args: argparse.Namespace, vocab_size: int) -> types.Responses:
     """Prompts with K responses of full length."""
-    rng, asked = np.random.default_rng(args.seed + 1), prompts(args)
-    targets = rng.integers(2, args.vocab, (args.batch, args.responses, args.response), dtype=np.int32)
+    rng, asked = np.random.default_rng(args.seed + 1), prompts(args, vocab_size)
+    targets = rng.integers(2, vocab_size, (args.batch, args.responses, args.response), dtype=np.int32)
     return types.Responses(asked.inputs, asked.inputs_mask, targets, np.ones_like(targets, bool))
 
 
@@ -158,9 +168,15 @@ def process_peak() -> int:
 
 
 def result(
-    args: argparse.Namespace, seconds: dict[str, float], tokens: int, flops: float, before: set[Any], **more: Any
+    args: argparse.Namespace,
+    dtype: str,
+    seconds: dict[str, float],
+    tokens: int,
+    flops: float,
+    before: set[Any],
+    **more: Any,
 ) -> dict:
-    """One line of JSON. `flops` of a step without recomputation; memory in bytes.
+    """One line of JSON. `dtype` is the network's, `flops` of a step without recomputation; memory in bytes.
 
     `before` are the programs that were there before the step's (memory.programs): what the largest of those adds to the
     arrays that lie there between programs is 'step_bytes'.
@@ -175,7 +191,7 @@ def result(
         'command_seconds': seconds['command'],
         'tokens_per_second': tokens / median,
         'flops': flops,
-        'utilisation': flops / median / peak if peak and args.dtype == 'bfloat16' else None,
+        'utilisation': flops / median / peak if peak and dtype == 'bfloat16' else None,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
         'process_peak_bytes': process_peak(),
         'step_bytes': held['peak'] - held['held'],

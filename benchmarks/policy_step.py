@@ -2,6 +2,7 @@
 
     python benchmarks/policy_step.py                         size S, REINFORCE with a value baseline, 2 answers a prompt
     python benchmarks/policy_step.py --algorithm=grpo        as the peers' group baseline
+    python benchmarks/policy_step.py --gin_file=models/smollm2_135m.gin     of a model, or a recipe
     python benchmarks/policy_step.py --tuning=full           a copy each for policy, value, anchor and reward
     python benchmarks/policy_step.py --ends                  answers end after a third of --response on average
 
@@ -25,11 +26,11 @@ if __name__ == '__main__':  # before JAX
 
 import jax
 import measure
+from flax import linen as nn
 from jaxtyping import PyTree
 from measure import Passed
 
 from perl_jax.models import lora
-from perl_jax.models.decoder import Decoder
 from perl_jax.parallel import memory
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import scoring
@@ -54,16 +55,16 @@ def objective_of(args: argparse.Namespace) -> Objective:
     return Objective(ALGORITHMS[args.algorithm], KL[args.algorithm], sampling, value=measure.tuning(args))
 
 
-def learner_of(args: argparse.Namespace, model: Decoder, on: Partitioner) -> Learner:
+def learner_of(args: argparse.Namespace, model: nn.Module, on: Partitioner) -> Learner:
     """The programs of a run."""
-    eos = EOS if args.ends else args.vocab  # which is no token
+    eos = EOS if args.ends else model.config.vocab_size  # which is no token
     return make_learner(
         network=model, objective=objective_of(args), tuning=measure.tuning(args), eos_ids=eos, partitioner=on,
         length_buckets=args.buckets,
     )  # fmt: skip
 
 
-def step_of(args: argparse.Namespace, model: Decoder, params: PyTree, judge: lora.Adapter, on: Partitioner):
+def step_of(args: argparse.Namespace, model: nn.Module, params: PyTree, judge: lora.Adapter, on: Partitioner):
     """step(state, prompts, rng, passed) -> state, metrics, as the loop of a run dispatches it.
 
     `passed(part, arrays)` is called after each of its three parts.
@@ -98,22 +99,22 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def initial(
-    args: argparse.Namespace, model: Decoder, params: PyTree, on: Partitioner
+    args: argparse.Namespace, model: nn.Module, params: PyTree, on: Partitioner
 ) -> tuple[PolicyState, lora.Adapter]:
     """The state at step 0, and the reward."""
-    reward = lora.with_head(measure.spec(args).init(KEY, params), KEY, args.d_model, 1.0)
+    reward = lora.with_head(measure.spec(args).init(KEY, params), KEY, model.config.emb_dim, 1.0)
     return learner_of(args, model, on).init(KEY, params), reward
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    args = measure.parsed(parser(__doc__))
     model, on = measure.network(args), Partitioner()
     with on.scope():
         params = measure.base(args, model)
         if args.ends:
             params = measure.ending(params, EOS, 3 / args.response)
         state, judge = initial(args, model, params, on)
-        prompts = on.batch(measure.prompts(args))
+        prompts = on.batch(measure.prompts(args, model.config.vocab_size))
         step = step_of(args, model, params, judge, on)
         metrics, before = {}, memory.programs()
 
@@ -125,7 +126,7 @@ def main() -> None:
         seconds = measure.timed(once, args.steps, 2 if args.buckets == 1 else 12)  # a program for each fill
         shares = measure.shares(once, 5)
         padded = argparse.Namespace(**vars(args) | {'buckets': 1})
-        plain = step_of(padded, measure.network(args, remat='none'), params, judge, on)
+        plain = step_of(padded, measure.without_remat(model), params, judge, on)
         products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
     episodes, length = args.batch * args.responses, float(metrics['length/mean'])
     more = {
@@ -136,7 +137,7 @@ def main() -> None:
         'shares': shares,
     }
     tokens = round(args.batch * args.prompt + episodes * length)
-    print(json.dumps(measure.result(args, seconds, tokens, products, before, **more)))
+    print(json.dumps(measure.result(args, model.config.dtype, seconds, tokens, products, before, **more)))
 
 
 if __name__ == '__main__':

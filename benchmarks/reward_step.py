@@ -1,7 +1,7 @@
 """One training step of a reward model on random pairs, timed: one line of JSON.
 
     python benchmarks/reward_step.py                                    size S: 4 layers, width 256, 8 pairs of 64 + 64
-    python benchmarks/reward_step.py --layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128     size M
+    python benchmarks/reward_step.py --gin_file=models/bench_m.gin     size M; or any model, or recipe
     python benchmarks/reward_step.py --tuning=full
 
 The step is the one that a run compiles (train_reward.compiled): loss, gradients, AdamW, metrics.
@@ -27,15 +27,16 @@ from perl_jax.train import reward as train_reward
 
 
 def main() -> None:
-    args = measure.parser(__doc__).parse_args()
+    args = measure.parsed(measure.parser(__doc__))
     if args.responses != 2:
         raise SystemExit('reward_step: a pair has two responses; leave --responses at 2')
     model, tuning, on = measure.network(args), measure.tuning(args), Partitioner()
     tx = tuning.tx('OPTIMIZER')
-    batch, keys = {'reward': [jax.tree.map(jax.numpy.asarray, measure.responses(args))]}, {'reward': jax.random.key(0)}
+    batch = jax.tree.map(jax.numpy.asarray, measure.responses(args, model.config.vocab_size))
+    batches, keys = {'reward': [batch]}, {'reward': jax.random.key(0)}
     with on.scope():
         params = measure.base(args, model)
-        states = train_reward.initial(tuning, args.d_model, None, keys, params)
+        states = train_reward.initial(tuning, model.config.emb_dim, None, keys, params)
         held = params if args.tuning == 'lora' else None
         del params
         step = train_reward.compiled(model, tx, tuning.num_microbatches, jax.tree.map(lambda x: x.sharding, states))
@@ -43,15 +44,15 @@ def main() -> None:
 
         def once(i: int) -> object:
             nonlocal states, metrics
-            states, metrics = step(held, states, batch, keys)
+            states, metrics = step(held, states, batches, keys)
             return states, metrics
 
         seconds = measure.timed(once, args.steps)
-        plain = functools.partial(train_reward.ensemble_step, measure.network(args, remat='none'), tx)
-        products = flops.count(jax.make_jaxpr(plain)(held, states, batch, keys).jaxpr, 1).total
+        plain = functools.partial(train_reward.ensemble_step, measure.without_remat(model), tx)
+        products = flops.count(jax.make_jaxpr(plain)(held, states, batches, keys).jaxpr, 1).total
     tokens = args.batch * (args.prompt + 2 * args.response)
     more = {'pairs_per_second': args.batch / seconds['median'], 'grad_norm': float(metrics['grad_norm'])}
-    print(json.dumps(measure.result(args, seconds, tokens, products, before, **more)))
+    print(json.dumps(measure.result(args, model.config.dtype, seconds, tokens, products, before, **more)))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,8 @@ from test_taskmaster import agent, folder, rated, user, utterance  # noqa: F401
 from toy_runs import settings, toys  # noqa: F401
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / 'benchmarks'
-MODEL = ['--layers=1', '--d_model=16', '--d_ff=16', '--heads=2', '--vocab=32']
+WIDTHS = {'num_layers': 1, 'emb_dim': 16, 'mlp_dim': 16, 'head_dim': 4, 'vocab_size': 32}  # of models/bench_s.gin
+MODEL = [f'--gin.decoder.DecoderConfig.{name}={width}' for name, width in WIDTHS.items()]
 SIZES = [*MODEL, '--batch=2', '--prompt=6', '--response=4', '--steps=1']
 
 

@@ -24,7 +24,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 STORE = HERE.parents[1] / 'docs' / 'results' / 'peers.json'
 PAGE = HERE.parents[1] / 'docs' / 'performance.md'
-SIZES = {
+SIZES = {  # of the peers; ours are gin/models/bench_s.gin and bench_m.gin
     'S': '--layers=4 --d_model=256 --d_ff=1024 --heads=4 --vocab=8192 --batch=8',
     'M': '--layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128 --batch=8',
 }
@@ -39,9 +39,9 @@ COFFEE = {  # with --arrays
     'rl coffee': ('rl', '--response=64 --responses=2 --ends --arrays={}/coffee_prompts_train.npz'),
 }
 WORKS |= COFFEE
-CASES = {f'{size} {name}': (WORKS[name][0], f'{SIZES[size]} {WORKS[name][1]}') for size in SIZES for name in WORKS}
+CASES = {f'{size} {name}': (size, *WORKS[name]) for size in SIZES for name in WORKS}
 OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
-OURS_COFFEE, BUCKETS = ['data/datasets.py', '--algorithm=grpo'], ['--buckets=8']  # where lengths vary
+OURS_COFFEE, BUCKETS = ['data.py', '--algorithm=grpo'], ['--buckets=8']  # where lengths vary
 METRICS = {
     'seconds': ('s a step', 1),
     'command_seconds': ("s from the command to the first step's end", 1),
@@ -64,7 +64,7 @@ def main() -> None:
         print(f'{who}: left out, for --{who} was not given', file=sys.stderr)
         del pythons[who]
     found = {}
-    cases = [case for case in CASES if args.only in case and (args.arrays or '{}' not in CASES[case][1])]
+    cases = [case for case in CASES if args.only in case and (args.arrays or '{}' not in CASES[case][2])]
     for case in cases:
         rounds, runs = {who: [] for who in pythons}, dict(pythons)
         for _ in range(args.rounds):
@@ -90,13 +90,15 @@ def main() -> None:
 
 def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
     """The line of one process. ValueError: its last words."""
-    work, shape = CASES[case]
+    size, work, shape = CASES[case]
     ours = OURS_COFFEE if '{}' in shape else OURS[work]
     buckets = BUCKETS if '--ends' in shape or '{}' in shape else []
+    model = ['--batch=8', f'--gin_file=models/bench_{size.lower()}.gin']
     script, shape = [str(HERE.parent / ours[0]), *ours[1:], *buckets], shape.format(args.arrays)
     if who != 'ours':
-        script = [str(HERE / f'{who}_step.py'), f'--work={work}']
-    command, env = [python, *script, *shape.split(), f'--steps={args.steps}'], os.environ | {'JAX_PLATFORMS': 'cpu'}
+        script, model = [str(HERE / f'{who}_step.py'), f'--work={work}'], SIZES[size].split()
+    command = [python, *script, *model, *shape.split(), f'--steps={args.steps}']
+    env = os.environ | {'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f'exit status {done.returncode}']
