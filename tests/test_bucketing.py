@@ -130,6 +130,27 @@ def test_batches_that_are_not_dealt_are_those_without_buckets():
     assert {few(step)[0].inputs.shape[-1] for step in range(WINDOW)} > {tiny.P}
 
 
+@pytest.mark.parametrize('buckets', [2, 3, 8])
+@pytest.mark.parametrize('members', [1, 2])
+def test_shapes_are_few_and_as_many_as_said_at_most(buckets, members):
+    """Also of two streams that one program takes, each in an order of its own: lengths of all kinds, 800 batches."""
+    rng, n, (P, R) = np.random.default_rng(0), 400, (40, 24)
+    made = []
+    for K in range(1, members + 1):
+        arrays = {}
+        for name, shape in {'inputs': (n, P), 'targets': (n, K, R)}.items():
+            lengths = rng.integers(1, shape[-1] + 1, shape[:-1])
+            arrays[name], arrays[f'{name}_mask'] = tiny.ragged(rng, lengths, shape[-1])
+        dataset = streams.Dataset(arrays, [{}] * n, None, (1,))
+        made.append(streams.Stream([dataset], [1.0], 2, K, np.arange(2), buckets))
+    shapes = set()
+    for step in range(800):
+        shape = streams.alike(made, step)
+        batches = [stream(step, shape)[0] for stream in made]
+        shapes.add(tuple((x.inputs.shape, x.targets.shape, x.fill) for x in batches))
+    assert buckets < len(shapes) <= bucketing.most_shapes(buckets, 'reward') == buckets * (buckets + 1) // 2
+
+
 @pytest.mark.parametrize('algorithm', [Reinforce(), RLOO(), GRPO(), PPO()], ids=lambda x: type(x).__name__)
 def test_algorithms_say_whether_prompts_are_learned_from_apart(algorithm):
     """Apart is: what a batch's token counts times its advantage is half of that in the batch of its half alone."""

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -298,12 +299,17 @@ def test_buckets_take_every_row_once_and_cut_nothing_that_is_real():
 
 
 def test_buckets_pad_less():
-    padding = []
+    """In what attention sees, the widths, and more in what dense layers do, the share that is said to be real."""
+    widths, slots = [], []
     for buckets in (1, 4):
         _, stream = ragged(buckets=buckets)
-        masks = [mask for step in range(32) for mask in (stream(step)[0].inputs_mask, stream(step)[0].targets_mask)]
-        padding.append(sum(mask.size for mask in masks) / sum(mask.sum() for mask in masks))
-    assert padding[1] < 0.85 * padding[0]  # responses are as long as the longer of two, whatever the order
+        batches = [stream(step)[0] for step in range(32)]
+        sizes = [batch.inputs_mask.size + batch.targets_mask.size for batch in batches]
+        real = sum(int(batch.inputs_mask.sum() + batch.targets_mask.sum()) for batch in batches)
+        widths.append(sum(sizes) / real)
+        slots.append(sum(n * (batch.fill[0] if batch.fill else 1) for n, batch in zip(sizes, batches)) / real)
+    assert widths[1] < 0.95 * widths[0]  # one level for both: prompts are cut as the longer of two responses is
+    assert slots[1] < 0.8 * slots[0]
 
 
 def test_processes_cut_their_rows_of_a_batch_alike():
@@ -324,7 +330,9 @@ def test_batches_say_what_share_of_them_is_real(groups, parts):
     fills = set()
     for step in range(32):
         batch, _ = stream(step)
-        assert batch.fill == tiny.without_padding(batch, groups, parts, 8).fill
+        level, share = streams.alike([stream], step)
+        each = tiny.without_padding(batch, groups, parts, level).fill or (1, 1)
+        assert (batch.fill or (1, 1)) == (max(each),) * 2 == (Fraction(share, level),) * 2
         fills.add(batch.fill)
     assert len(fills) > 3
     assert ragged(buckets=1)[1](0)[0].fill is None

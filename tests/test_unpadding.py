@@ -91,7 +91,7 @@ def test_a_rollouts_fill_holds_every_minibatch_to_come():
             for prompts in turns:
                 part = jax.tree.map(lambda x, prompts=prompts: np.asarray(x)[prompts], rollout)
                 each.append(tiny.without_padding(part, parts=2, buckets=8).fill or (1, 1))
-            assert whole == tuple(max(x) for x in zip(*each))
+            assert whole == (max(max(x) for x in each),) * 2  # one for both, so that few programs are compiled
             fills.add(whole)
     assert len(fills) > 2
 

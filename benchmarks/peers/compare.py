@@ -81,18 +81,26 @@ def main() -> None:
         found[case] = {'medians': medians, 'rounds': kept}
         save(args.output, found)
     cases, names = json.loads(args.output.read_text())['cases'], ['ours', 'tunix', 'trl']
-    tables = '\n'.join(table(cases, names, key, unit, scale) for key, (unit, scale) in METRICS.items())
-    print(tables)
-    if args.output == STORE:
-        place = re.compile('(<!-- peers -->\n).*?(<!-- end -->)', re.DOTALL)
-        PAGE.write_text(place.sub(lambda m: m[1] + tables + m[2], PAGE.read_text()))
+    parts = {'peers': [case for case in cases if not in_buckets(case)], 'in buckets': [*filter(in_buckets, cases)]}
+    for name, some in parts.items():  # what recipes set, and what they do not
+        chosen = {case: cases[case] for case in some}
+        tables = '\n'.join(table(chosen, names, key, unit, scale) for key, (unit, scale) in METRICS.items())
+        print(tables)
+        if args.output == STORE:
+            place = re.compile(f'(<!-- {name} -->\n).*?(<!-- end -->)', re.DOTALL)
+            PAGE.write_text(place.sub(lambda m, tables=tables: m[1] + tables + m[2], PAGE.read_text()))
+
+
+def in_buckets(case: str) -> bool:
+    """Whether lengths vary, so that ours are measured with LENGTH_BUCKETS."""
+    return '--ends' in CASES[case][2] or '{}' in CASES[case][2]
 
 
 def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
     """The line of one process. ValueError: its last words."""
     size, work, shape = CASES[case]
     ours = OURS_COFFEE if '{}' in shape else OURS[work]
-    buckets = BUCKETS if '--ends' in shape or '{}' in shape else []
+    buckets = BUCKETS if in_buckets(case) else []
     model = ['--batch=8', f'--gin_file=models/bench_{size.lower()}.gin']
     script, shape = [str(HERE.parent / ours[0]), *ours[1:], *buckets], shape.format(args.arrays)
     if who != 'ours':

@@ -14,6 +14,7 @@ batch size, and so in expectation. What looks over a batch in other ways (PPO wh
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,10 +23,30 @@ import numpy as np
 WINDOW = 16  # batches that are sorted together: enough for rows of like length, far less than an epoch
 
 
-def width(longest: Any, full: int, buckets: int) -> Any:
-    """The least of `buckets` widths, equally far apart up to `full`, that holds `longest` tokens; ints or arrays."""
-    step = -(-full // buckets)
-    return np.minimum(full, np.maximum(1, -(-longest // step)) * step)
+def level(longest: Any, full: int, buckets: int) -> Any:
+    """Which of `buckets` widths, equally far apart up to `full`, is the least that holds `longest`: 1 or more."""
+    return np.maximum(1, -(-longest // -(-full // buckets)))
+
+
+def widths(level: int, full: Mapping[str, int], buckets: int) -> dict[str, int]:
+    """The widths of a level, of inputs and targets: one level for both, so that few shapes come up (`most_shapes`)."""
+    return {name: min(each, level * -(-each // buckets)) for name, each in full.items()}
+
+
+def most_shapes(buckets: int, phase: str) -> int:
+    """How many shapes the batches of a run have at most.
+
+    At level m of the widths 1 to m of m parts are real. A policy's answers come after their prompts are cut: of these,
+    whatever their level, 1 to `buckets` parts are real.
+    """
+    return buckets**2 if phase == 'policy' else buckets * (buckets + 1) // 2
+
+
+def announce(buckets: int, phase: str) -> None:
+    """Say ahead how many shapes will be compiled at most."""
+    if buckets > 1:
+        most = most_shapes(buckets, phase)
+        logging.getLogger('perl_jax').info(f'LENGTH_BUCKETS = {buckets}: at most {most} shapes of a batch are compiled')
 
 
 def deal(
@@ -36,7 +57,7 @@ def deal(
     `longest` is of the rows, {'inputs': [n], 'targets': [n]}; `full` of the prompts.
     """
     last = longest.get('targets', longest['inputs'])
-    order = np.lexsort([last, width(longest['inputs'], full, buckets)])  # the last key counts first
+    order = np.lexsort([last, level(longest['inputs'], full, buckets)])  # the last key counts first
     batches = rng.permutation(order.reshape(-1, batch_size))
     return rng.permuted(batches, axis=1).ravel()  # no data partition has the longest rows of each batch
 

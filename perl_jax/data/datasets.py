@@ -44,7 +44,7 @@ class DatasetConfig:
       first that starts, and taken by every later one that reads the same task alike. None holds them in memory.
     length_buckets: training batches take rows of like lengths (bucketing.py), the least of so many widths holds them;
       dense layers see real tokens alone (unpadding.py), their share rounded up likewise, and a policy's answers' too.
-      Each shape that comes up compiles its own step. 1 is full width, in the order drawn.
+      Each shape compiles its own step (bucketing.most_shapes). 1 is full width, in the order drawn.
     """
 
     mixture_or_task_name: str | Sequence[str]

@@ -58,6 +58,11 @@ class Dataset:
         """How wide the arrays are: {'inputs': P, 'targets': R}."""
         return {name: self.arrays[name].shape[-1] for name in ('inputs', 'targets') if name in self.arrays}
 
+    @property
+    def K(self) -> int:
+        """Responses to a prompt."""
+        return self.arrays['targets'].shape[1]
+
     def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
         """The batch (types.py) of these rows, and their examples."""
         kind = next(k for fields, k in _BATCHES if fields == self.arrays.keys())
@@ -125,7 +130,8 @@ class Stream:
         """What all tasks are read with."""
         return self.datasets[0].vocabulary
 
-    def __call__(self, step: int) -> tuple[Any, list[Example]]:
+    def __call__(self, step: int, shape: tuple[int, int] | None = None) -> tuple[Any, list[Example]]:
+        """A batch and its examples; `shape` is (level, parts) of `alike`, by default the batch's own."""
         position = self._positions(step)
         member, index = self._schedule(position[self.rows])
         parts = [self.datasets[m].rows(index[member == m]) for m in np.unique(member)]
@@ -134,7 +140,7 @@ class Stream:
         arrays = {name: np.concatenate([getattr(batch, name) for batch, _ in parts])[order] for name in names}
         batch, examples = type(parts[0][0])(**arrays), [e for _, rows in parts for e in rows]
         if self.buckets > 1:  # by the whole batch: all processes cut alike
-            batch = self._fitted(batch, position)
+            batch = self._fitted(batch, shape or alike([self], step))
         return batch, [examples[i] for i in order]
 
     def tokens_as_drawn(self, step: int) -> np.ndarray | None:
@@ -149,15 +155,26 @@ class Stream:
         tokens = self._of_rows('real', drawn.ravel())['targets'].reshape(drawn.shape).sum(1)
         return tokens[order].astype(np.float32)
 
-    def _fitted(self, batch: Any, position: np.ndarray) -> Any:
-        """No wider than the batch needs, and with its fill."""
-        batch = bucketing.cut(batch, self._widths(position))
-        if not isinstance(batch, types.Responses):
-            return batch
-        real, (_, K, R) = self._of_rows('real', position), batch.targets.shape
-        split = self.groups, self.parts, self.buckets
-        count = unpadding.needed(real['inputs'], real['targets'], batch.inputs.shape[1], K * R, *split)
-        return unpadding.filled(batch, count, self.buckets)
+    def level(self, step: int) -> int:
+        """The least of `buckets` levels whose widths hold the batch's prompts and responses."""
+        full, longest = self.datasets[0].widths, self._of_rows('longest', self._positions(step))
+        return int(max(bucketing.level(each.max(), full[name], self.buckets) for name, each in longest.items()))
+
+    def full_parts(self, step: int, level: int) -> int:
+        """How many of `level` parts of the batch, cut to that level, are real at most."""
+        widths = bucketing.widths(level, self.datasets[0].widths, self.buckets)
+        if 'targets' not in widths:
+            return level
+        real, K = self._of_rows('real', self._positions(step)), self.datasets[0].K
+        split = self.groups, self.parts, level
+        count = unpadding.needed(real['inputs'], real['targets'], widths['inputs'], K * widths['targets'], *split)
+        return int(max(count))
+
+    def _fitted(self, batch: Any, shape: tuple[int, int]) -> Any:
+        """No wider than its level, and with its fill."""
+        level, parts = shape
+        batch = bucketing.cut(batch, bucketing.widths(level, self.datasets[0].widths, self.buckets))
+        return unpadding.filled(batch, (parts, parts), level) if isinstance(batch, types.Responses) else batch
 
     def _positions(self, step: int) -> np.ndarray:
         """Which places of the endless stream batch `step` takes, of all processes: int [batch_size]."""
@@ -175,13 +192,6 @@ class Stream:
         (member, index), of = self._schedule(position), [getattr(dataset, what) for dataset in self.datasets]
         return {name: np.array([of[m][name][i] for m, i in zip(member, index)]) for name in of[0]}
 
-    def _widths(self, position: np.ndarray) -> dict[str, int]:
-        full = self.datasets[0].widths
-        return {
-            name: int(bucketing.width(lengths.max(), full[name], self.buckets))
-            for name, lengths in self._of_rows('longest', position).items()
-        }
-
     def _schedule(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which dataset, and which row of it, stands at each position of the endless stream.
 
@@ -195,6 +205,17 @@ class Stream:
         epoch, offset = np.divmod(count, sizes)
         index = [_permutation(self.seed, int(m), int(e), int(n))[o] for m, e, n, o in zip(member, epoch, sizes, offset)]
         return member, np.array(index, np.int64)
+
+
+def alike(streams: Sequence[Stream], step: int) -> tuple[int, int] | None:
+    """One shape for batches that one program takes: level and real parts (bucketing.most_shapes) that hold each.
+
+    None without buckets.
+    """
+    if streams[0].buckets == 1:
+        return None
+    level = max(stream.level(step) for stream in streams)
+    return level, max(stream.full_parts(step, level) for stream in streams)
 
 
 @functools.lru_cache(maxsize=8)

@@ -81,6 +81,11 @@ class TokenFiles:
         """With the weights of its pairs, which are 1 where they have none."""
         return self if self.is_weighted else dataclasses.replace(self, ones=True)
 
+    @property
+    def K(self) -> int:
+        """Responses to a prompt."""
+        return len(self.responses)
+
     def rows(self, index: np.ndarray) -> tuple[Any, list[Example]]:
         """The batch (types.py) of these rows, and their examples."""
         tokens, mask = self._padded('inputs', index, self.widths['inputs'])

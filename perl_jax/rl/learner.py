@@ -178,6 +178,7 @@ def _make_fit(
     def fit(rollout: Rollout, turns: np.ndarray) -> Rollout:
         if length_buckets == 1:
             return rollout
-        return unpadding.filled(rollout, jax.device_get(count(rollout, turns)), length_buckets)
+        parts = max(map(int, jax.device_get(count(rollout, turns))))  # one for run and targets: fewer programs
+        return unpadding.filled(rollout, (parts, parts), length_buckets)
 
     return fit

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from perl_jax.data import datasets, lexicon, vocabulary
+from perl_jax.data import bucketing, datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.evals import answering, task_metrics
@@ -172,3 +172,4 @@ def _check(
     if not base.shared and tuning.only_spec.tuning == 'full':
         raise UserError('SHARED_BASE = False is for LoRA: with full tuning every role has its own copy already')
     task_metrics.announce(dataset, 'policy')
+    bucketing.announce(dataset.length_buckets, 'policy')

@@ -21,8 +21,9 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from perl_jax import sharded
-from perl_jax.data import datasets, lexicon, vocabulary
+from perl_jax.data import bucketing, datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
+from perl_jax.data.streams import alike
 from perl_jax.errors import UserError
 from perl_jax.evals import reward_metrics, task_metrics
 from perl_jax.models import lora
@@ -162,6 +163,7 @@ def train(
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'reward')
+        bucketing.announce(dataset.length_buckets, 'reward')
 
         # The data, read with the base's own tokenizer; each member of an ensemble has its own order of them.
         words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
@@ -198,8 +200,10 @@ def train(
         with loop.start('reward', run, tunings, frozen, states, vocabulary=words, best=best) as log:
             states = log.states
             for step in log.steps():
-                batches = {  # 1
-                    role: [partitioner.batch(stream(step)[0]) for stream in each] for role, each in streams.items()
+                shape = alike([stream for each in streams.values() for stream in each], step)  # 1
+                batches = {
+                    role: [partitioner.batch(stream(step, shape)[0]) for stream in each]
+                    for role, each in streams.items()
                 }
                 states, metrics = step_fn(params, states, batches, keys)  # 2, 3
                 metrics = metrics | {'schedule': tuning.schedule(step)}

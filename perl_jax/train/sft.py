@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from perl_jax import masked, sharded
-from perl_jax.data import datasets, lexicon, vocabulary
+from perl_jax.data import bucketing, datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.evals import answering, reward_metrics, task_metrics
 from perl_jax.evals.answering import Answers
@@ -101,6 +101,7 @@ def train(
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'sft')
+        bucketing.announce(dataset.length_buckets, 'sft')
 
         # The data, read with the base's own tokenizer: before any weight is, since they are refused sooner.
         configs = dataset, eval_dataset, answers.dataset
