@@ -139,8 +139,8 @@ class Stream:
         names = _arrays(type(parts[0][0]))
         arrays = {name: np.concatenate([getattr(batch, name) for batch, _ in parts])[order] for name in names}
         batch, examples = type(parts[0][0])(**arrays), [e for _, rows in parts for e in rows]
-        if self.buckets > 1:  # by the whole batch: all processes cut alike
-            batch = self._fitted(batch, shape or alike([self], step))
+        if shape := shape or alike([self], step):  # by the whole batch: all processes cut alike
+            batch = self._fitted(batch, shape)
         return batch, [examples[i] for i in order]
 
     def tokens_as_drawn(self, step: int) -> np.ndarray | None:
