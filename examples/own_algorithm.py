@@ -70,7 +70,9 @@ def main(num_steps=20):
     with partitioner.scope():
         network, base = perl_jax.load_base(None, perl_jax.Decoder(config))  # random weights
         score = perl_jax.TextReward(echo).scorer(network, base, partitioner, stream.vocabulary)
-        learner = perl_jax.make_learner(network=network, objective=objective, tuning=tuning, eos_ids=stream.eos_ids)
+        learner = perl_jax.make_learner(
+            network=network, objective=objective, tuning=tuning, eos_ids=stream.eos_ids, partitioner=partitioner
+        )
         roles, key = perl_jax.Roles.sharing(base.params), jax.random.key(0)
         state, history = learner.init(key, base.params), []
         for step in range(num_steps):

@@ -41,7 +41,9 @@ def main(weights, output, steps=50):
         score = reward.scorer(network, base, partitioner, data.vocabulary)
 
         # One base under all roles. The learner is the compiled functions, the state all that changes.
-        learner = perl_jax.make_learner(network=network, objective=objective, tuning=tuning, eos_ids=data.eos_ids)
+        learner = perl_jax.make_learner(
+            network=network, objective=objective, tuning=tuning, eos_ids=data.eos_ids, partitioner=partitioner
+        )
         roles, key = perl_jax.Roles.sharing(base.params), jax.random.key(0)
         state, history = learner.init(key, base.params), []
         for step in range(steps):

@@ -72,6 +72,13 @@ def test_the_reference_has_every_name_once():
     assert sorted(named) == sorted(perl_jax.__all__)
 
 
+def test_the_nav_has_every_page():
+    """`make docs` fails on a page that it has not; this says so without mkdocs."""
+    root = pathlib.Path(__file__).parents[1]
+    listed = set(re.findall(r': (\S+\.md)$', (root / 'mkdocs.yml').read_text(), re.MULTILINE))
+    assert listed == {str(page.relative_to(root / 'docs')) for page in (root / 'docs').rglob('*.md')}
+
+
 @pytest.mark.parametrize('name', perl_jax.__all__)
 def test_docstrings_say_all(name):
     """Args, Returns, Attributes: whoever has the name alone need not read the code."""

@@ -8,12 +8,12 @@ of an SFT or a policy run (its own base with its adapter merged in), or nothing,
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from flax import linen as nn
 from jaxtyping import PyTree
@@ -99,8 +99,8 @@ def load(config: BaseConfig, partitioner: Partitioner, seed: int, classifier: bo
     partitioner.check_params(shapes, axes)
     shardings = partitioner.tree(axes)
     if config.path is None:
-        init = jax.jit(lambda key: _random(config, key), out_shardings=shardings)
-        params = init(jax.random.key(seed))
+        draw = functools.partial(partitioning.init_params, config.network, dtype=config.dtype)
+        params = jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
         return Base(params, axes, f'random:{seed}', fingerprint(params), describe(config.network))
     if (tree := _weights(config.path, config.network, shapes, classifier)) is None:
         params = _trained(config.path, config, partitioner, shapes, axes)
@@ -183,12 +183,6 @@ def check_network(network: nn.Module, name: Mapping[str, Any], run: str) -> None
     theirs, ours = name.get('network', {}), describe(network)
     if key := difference(theirs, ours):
         raise UserError(f'{run} is of another network: {key} is {theirs[key]!r} there and {ours[key]!r} here')
-
-
-def _random(config: BaseConfig, key: jax.Array) -> PyTree:
-    one = jnp.zeros((1, 1), jnp.int32)
-    params = partitioning.unbox(config.network.init(key, one, one == 0, one[:, None]))['params']
-    return jax.tree.map(lambda x: x.astype(config.dtype), params)
 
 
 def _weights(path: str, network: nn.Module, shapes: PyTree, classifier: bool) -> PyTree | None:
