@@ -21,10 +21,10 @@ def sections(value):
     return dict(SECTION.findall(inspect.getdoc(value) + '\n'))
 
 
-def unnamed(text, names):
-    """Those that a section has no entry for."""
+def wrong(text, names):
+    """Those that a section has no entry for, and entries that are none of them."""
     entries = re.findall(r'^  \**(\w+):', text, re.MULTILINE)
-    return set(names) - set(entries)
+    return set(names) ^ set(entries)
 
 
 def test_the_three_lists_of_names_agree():
@@ -88,12 +88,16 @@ def test_docstrings_say_all(name):
     if inspect.isclass(value):
         if not issubclass(value, Exception):
             own = [field for field in inspect.get_annotations(value) if field not in ('parent', 'name')]
-            assert not unnamed(said.get('Attributes', ''), own), f'{name}: Attributes lacks these'
+            assert not wrong(said.get('Attributes', ''), own), f'{name}: mend Attributes'
         functions = {key: m for key, m in vars(value).items() if inspect.isfunction(m)}
         methods = {key: m for key, m in functions.items() if m.__module__ == value.__module__}
         undocumented = {key for key, m in methods.items() if not m.__doc__ and not key.startswith('_')} - LINEN
         assert not undocumented, f'{name}: these methods have no docstring'
+        for key, method in methods.items():
+            if text := sections(method).get('Args') if method.__doc__ else None:
+                parameters = inspect.signature(method).parameters.keys() - {'self'}
+                assert not wrong(text, parameters), f'{name}.{key}: mend Args'
     else:
         parameters = inspect.signature(value).parameters
-        assert not unnamed(said.get('Args', ''), parameters), f'{name}: Args lacks these'
+        assert not wrong(said.get('Args', ''), parameters), f'{name}: mend Args'
         assert 'Returns' in said or value.__annotations__['return'] == 'None', f'{name}: no Returns'

@@ -271,7 +271,6 @@ class T5(nn.Module):
           inputs_mask: bool [B, P], true at their tokens.
           targets: int [B, K, R], the responses, padded on the right.
           ends: int [B, K], where only one state of each response is wanted.
-          real: the padding's absence (unpadding.py); None computes the padding too.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
