@@ -160,6 +160,9 @@ def _check(
     reward: Sequence[LearnedReward | TextReward],
 ) -> None:
     bases.check(base)
+    tuning.tx('OPTIMIZER', objective.updates)  # refused before anything is read
+    if objective.value is not None:
+        objective.value.tx('VALUE_OPTIMIZER', objective.updates)
     if not reward:
         raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
     if any(isinstance(source, LearnedReward) and not source.model_dir for source in reward):

@@ -163,6 +163,7 @@ def train(
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'reward')
+        tx = tuning.tx('OPTIMIZER')
         bucketing.announce(dataset.length_buckets, 'reward')
 
         # The data, read with the base's own tokenizer; each member of an ensemble has its own order of them.
@@ -179,7 +180,7 @@ def train(
         lexicon.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
 
         # The frozen base, and the state that is trained; each array is made where it will lie.
-        frozen, tx = bases.load(base, partitioner, run.random_seed), tuning.tx('OPTIMIZER')
+        frozen = bases.load(base, partitioner, run.random_seed)
         create = functools.partial(initial, tuning, network.config.emb_dim, head_seed)
         shapes = jax.eval_shape(create, keys, frozen.params)
         shardings = {role: partitioner.state(state, frozen.axes, tx) for role, state in shapes.items()}

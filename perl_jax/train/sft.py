@@ -101,6 +101,7 @@ def train(
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'sft')
+        tx = tuning.tx('OPTIMIZER')
         bucketing.announce(dataset.length_buckets, 'sft')
 
         # The data, read with the base's own tokenizer: before any weight is, since they are refused sooner.
@@ -113,7 +114,7 @@ def train(
         prompts = datasets.load(prompts_dataset, 'prompts') if prompts_dataset else None
 
         # The frozen base, and the state that is trained; each array is made where it will lie.
-        frozen, tx = bases.load(base, partitioner, run.random_seed), tuning.tx('OPTIMIZER')
+        frozen = bases.load(base, partitioner, run.random_seed)
         create = functools.partial(train_state.create, spec=tuning.only_spec, tx=tx)
         shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, tx)
         state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
