@@ -366,5 +366,5 @@ def test_a_few_prompts_are_answered_on_any_mesh(tmp_path, capsys):
     loop.made(str(tmp_path), 'policy', 'policy', adapter, **given)
     prompts = DatasetConfig('toy_prompts', {'inputs': 64}, 8)
     sampling = dataclasses.replace(SAMPLING, num_microbatches=2)
-    infer.sample_policy(str(tmp_path), base, prompts, sampling, num=3, partitioner=MESHES['all'])
+    infer.sample_policy(str(tmp_path), base, prompts, sampling=sampling, num=3, partitioner=MESHES['all'])
     assert capsys.readouterr().out.count('"tokens"') == 3
