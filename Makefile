@@ -1,5 +1,8 @@
 # make demo   the whole pipeline on the offline toy task, then a report
-# make test   lint and tests
+# make test   lint and tests, without the slow ones
+# make test-all   lint and all tests: those of whole runs, kills and pods too
+# make check  lint and the fast tests, while one works
+# make campaign   kills, faults, bad inputs and hostile texts, by a seed (docs/reliability.md); the tests try a few of each
 # make docs   the API reference and docs/ as pages, in build/docs; a broken link fails
 # Each sets itself up first: .venv and what setup.py asks for, of which the demo needs less. The second call finds that
 # done. perl_jax is then in .venv/bin: source .venv/bin/activate
@@ -10,7 +13,7 @@ DEMO := .venv/.ready_for_demo
 READY := .venv/.ready
 DOCS := .venv/.ready_for_docs
 
-.PHONY: help demo test lint docs coverage constraints.txt oldest.txt install clean
+.PHONY: help demo test test-all check campaign lint docs coverage constraints.txt oldest.txt install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -18,12 +21,23 @@ help:
 demo: $(DEMO)
 	@launch/demo.sh $(DEMO_ARGS)
 
-# The tests of meshes need 8 (fake) devices, which JAX can only be told before it starts: a process of their own.
-test: lint
+# By file, since the tests of a file share runs and programs. The tests of meshes need 8 (fake) devices, which JAX can only be told before it starts: a process of their own.
+test: SELECTION = -m 'not slow'
+test test-all: lint
 	@failed=0; \
-	$(BIN)/python -m pytest -n 2 --ignore=tests/multidevice tests || failed=1; \
+	$(BIN)/python -m pytest -n 2 --dist=loadfile $(SELECTION) --ignore=tests/multidevice tests || failed=1; \
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest tests/multidevice || failed=1; \
 	exit $$failed
+
+# The files that hardly compile: 1,542 tests in two minutes of CPU, 22 s the longest file.
+FAST := advantages calibration chat ensembles evaluate features hf_config imports intervals judge launch_gke layout \
+        lineage losses masked models oddities overoptimization reading registration report resume_settings rundir \
+        schedules shapes sources splits survivor taskmaster topology toy value_ceiling winrate
+check: lint
+	$(BIN)/python -m pytest -n 2 $(FAST:%=tests/test_%.py)
+
+campaign: $(READY)
+	CAMPAIGN_CASES=1000 CAMPAIGN_RUNS=30 $(BIN)/python -m pytest -n 2 tests/campaign
 
 lint: $(READY)
 	$(BIN)/ruff check .

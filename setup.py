@@ -35,6 +35,7 @@ setup(
     entry_points={'console_scripts': ['perl_jax = perl_jax.cli.main:cli']},
     install_requires=[
         'absl-py>=2.1',
+        'annotated-types>=0.7',
         'clu>=0.0.12',
         'etils>=1.9',  # paths in a bucket; Orbax asks for its epath
         'filelock>=3.12',  # JAX's cache of compiled programs asks for it
@@ -46,9 +47,12 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.5',
         'orbax-checkpoint>=0.11.34',
+        'pydantic>=2.9',
+        'requests>=2.32',
         'seqio>=0.0.20',  # brings TensorFlow and tensorflow-text
         'tensorboard>=2.19',  # clu writes events with it, and TensorFlow no longer brings it
         'tqdm>=4.66',
+        'urllib3>=2.1',
     ],
     extras_require={
         'cuda': CUDA,

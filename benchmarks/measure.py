@@ -1,4 +1,4 @@
-"""What the step benchmarks share: random weights of a model's gin file, the clock, the memory. No data set."""
+"""Common parts of the step benchmarks: random weights for a model's gin file, timing, memory. No dataset is needed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PEAKS |= {'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H200': 989e12, 'NVIDIA A100-S
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """The flags of both benchmarks, but for the model's (`parsed`)."""
+    """Return the parser of the step benchmarks' flags, except the model's (`parse_args`)."""
     flags = argparse.ArgumentParser(description=doc.splitlines()[0])
     sizes = {'batch': 8, 'prompt': 64, 'response': 64, 'responses': 2, 'rank': 8, 'steps': 20, 'microbatches': 1}
     texts = {
         'prompt': 'P', 'response': 'R', 'responses': 'K a prompt',
-        'microbatches': 'parts that a batch is learned from in turn',
-        'steps': 'that are timed, after those that compile',
+        'microbatches': 'number of microbatches',
+        'steps': 'number of timed steps, after the warm-up',
     }  # fmt: skip
     for name, default in (sizes | {'seed': 0}).items():
         flags.add_argument(f'--{name}', type=int, default=default, help=texts.get(name, ' '))
@@ -45,125 +45,134 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return flags
 
 
-def parsed(flags: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line. `--gin_file` is a model or a recipe, `--gin.decoder.DecoderConfig.num_layers=2` changes it."""
-    files, bindings, paths, rest = configure.flags('benchmark', sys.argv[1:])
-    model = {'gin_file': files or ['models/bench_s.gin'], 'gin_bindings': bindings, 'gin_search_paths': paths}
-    return argparse.Namespace(**vars(flags.parse_args(rest)) | model)
+def parse_args(flags: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; `--gin_file` is a model or recipe, `--gin.NAME=VALUE` changes it."""
+    files, bindings, paths, remaining = configure.parse_flags('benchmark', sys.argv[1:])
+    gin_settings = {'gin_file': files or ['models/bench_s.gin'], 'gin_bindings': bindings, 'gin_search_paths': paths}
+    return argparse.Namespace(**vars(flags.parse_args(remaining)) | gin_settings)
 
 
 def network(args: argparse.Namespace) -> nn.Module:
-    """The NETWORK of the gin file."""
+    """Return the NETWORK of the gin file."""
     bindings = [*args.gin_bindings, 'base.BaseConfig.network = %NETWORK']
     make = configure.configured('base.BaseConfig', args.gin_file, bindings, args.gin_search_paths)
-    return make(path=None, dtype='float32').network  # of a recipe only the network
+    return make(path=None, dtype='float32').network  # ignores the other settings of a recipe
 
 
 def without_remat(model: nn.Module) -> nn.Module:
-    """The same, which computes nothing twice: its products are those that a step needs."""
+    """Return the model without remat, to count the FLOPs of a step without recomputation."""
     return model.clone(config=dataclasses.replace(model.config, remat='none'))
 
 
-def base(args: argparse.Namespace, model: nn.Module) -> Any:
-    """Random parameters; under LoRA in the network's dtype, under full tuning in float32, as trained parameters are."""
+def random_base(args: argparse.Namespace, model: nn.Module) -> Any:
+    """Return random parameters, in the network's dtype under LoRA and in float32 (trainable) under full tuning."""
     dtype = model.config.dtype if args.tuning == 'lora' else 'float32'
-    one = jnp.zeros((1, 1), jnp.int32)
+    dummy_tokens = jnp.zeros((1, 1), jnp.int32)
 
     def create(key: jax.Array) -> Any:
-        params = partitioning.unbox(model.init(key, one, one == 0, one[:, None])['params'])
+        params = partitioning.unbox(model.init(key, dummy_tokens, dummy_tokens == 0, dummy_tokens[:, None])['params'])
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     return jax.jit(create)(jax.random.key(args.seed))
 
 
-def ending(params: Any, eos: int, chance: float) -> Any:
-    """The base changed so that its next token is `eos` with about this chance, whatever it has read.
+def with_eos_probability(params: Any, eos: int, probability: float) -> Any:
+    """Change the parameters so that every next token is `eos` with about this probability.
 
-    One number of every embedding outweighs the rest, so that the last norm finds sqrt(D) there; one weight of the
-    output layer makes the logit out of it that has this chance beside V - 1 logits near 0.
+    One feature of every embedding dominates, so that it is sqrt(D) after the last norm. One weight of the output layer
+    turns it into the logit that has this probability against V - 1 logits near 0.
     """
     if 'logits_dense' not in params['decoder']:
-        raise SystemExit('benchmark: --ends needs a model with an output layer of its own, such as models/bench_s.gin')
+        raise SystemExit('benchmark: --ends needs a model with an untied output layer, such as models/bench_s.gin')
     table, kernel = params['token_embedder']['embedding'], params['decoder']['logits_dense']['kernel']
     D, V = kernel.shape
-    logit = np.log(chance / (1 - chance) * (V - 1))
+    logit = np.log(probability / (1 - probability) * (V - 1))
     kernel = kernel.at[0].set(0).at[0, eos].set(logit / D**0.5)
     decoder = params['decoder'] | {'logits_dense': {'kernel': kernel}}
     return params | {'token_embedder': {'embedding': table.at[:, 0].set(1000.0)}, 'decoder': decoder}
 
 
 def spec(args: argparse.Namespace) -> lora.LoraSpec | lora.FullSpec:
-    """LoRA on q, k, v and o, or all."""
+    """Return LoRA on q, k, v and o, or full tuning."""
     return lora.LoraSpec(rank=args.rank, alpha=float(args.rank)) if args.tuning == 'lora' else lora.FullSpec()
 
 
-def tuning(args: argparse.Namespace) -> Tuning:
-    """What is trained, by AdamW."""
+def adamw_tuning(args: argparse.Namespace) -> Tuning:
+    """Return the tuning with AdamW."""
     return Tuning(spec(args), optimizer(), num_microbatches=args.microbatches)
 
 
 def optimizer() -> optax.GradientTransformation:
-    """AdamW, which the peers have too."""
+    """Return AdamW, which the peers use too."""
     return optax.adamw(1e-4, weight_decay=0.0)
 
 
 def prompts(args: argparse.Namespace, vocab_size: int) -> types.Prompts:
-    """Tokens of full length; 0 and 1 (EOS) are not among them."""
+    """Return random prompts of full length, without the tokens 0 and 1 (EOS)."""
     rng = np.random.default_rng(args.seed)
     inputs = rng.integers(2, vocab_size, (args.batch, args.prompt), dtype=np.int32)
     return types.Prompts(inputs, np.ones_like(inputs, bool))
 
 
 def responses(args: argparse.Namespace, vocab_size: int) -> types.Responses:
-    """Prompts with K responses of full length."""
-    rng, asked = np.random.default_rng(args.seed + 1), prompts(args, vocab_size)
+    """Return random prompts with K responses of full length."""
+    rng, batch_prompts = np.random.default_rng(args.seed + 1), prompts(args, vocab_size)
     targets = rng.integers(2, vocab_size, (args.batch, args.responses, args.response), dtype=np.int32)
-    return types.Responses(asked.inputs, asked.inputs_mask, targets, np.ones_like(targets, bool))
+    return types.Responses(batch_prompts.inputs, batch_prompts.inputs_mask, targets, np.ones_like(targets, bool))
 
 
-def timed(step: Callable[[int], Any], steps: int, warm: int = 2) -> dict[str, float]:
-    """Seconds of a step until its results are there: 'first' (compiles), and after the `warm` ones 'median', 'minimum'.
+def timed(step: Callable[[int], Any], steps: int, num_warmup: int = 2) -> dict[str, float]:
+    """Time steps until their results are ready.
 
-    'command' are those from the process's start to the first step's end.
+    Returns:
+      Seconds: of the 'first' step, which compiles; 'median' and 'minimum' of the steps after the warm-up; 'command',
+      from the start of the process to the end of the first step.
     """
-    seconds, command = [], 0.0
-    for i in range(warm + steps):
+    seconds, command_seconds = [], 0.0
+    for i in range(num_warmup + steps):
         start = time.perf_counter()
         jax.block_until_ready(step(i))
         seconds.append(time.perf_counter() - start)
-        command = command or since_start()
-    first, rest = seconds[0], seconds[warm:]
-    return {'command': command, 'first': first, 'median': statistics.median(rest), 'minimum': min(rest)}
+        command_seconds = command_seconds or since_start()
+    first_seconds, timed_seconds = seconds[0], seconds[num_warmup:]
+    return {
+        'command': command_seconds,
+        'first': first_seconds,
+        'median': statistics.median(timed_seconds),
+        'minimum': min(timed_seconds),
+    }
 
 
 def since_start() -> float:
-    """Seconds since this process started, imports included (Linux)."""
+    """Return the seconds since this process started, including imports (Linux)."""
     ticks = int(pathlib.Path('/proc/self/stat').read_text().rsplit(')', 1)[1].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
 
 
-Passed = Callable[[str, Any], None]
+RecordFn = Callable[[str, Any], None]
 
 
-def shares(step: Callable[[int, Passed], Any], steps: int) -> dict[str, float]:
-    """Of a step's seconds, what each of its parts takes; it is held up after each."""
-    spent, start = {}, 0.0
+def time_shares(step: Callable[[int, RecordFn], Any], steps: int) -> dict[str, float]:
+    """Measure the share of each part in a step's time, by waiting for the results of each part."""
+    seconds_by_part, start = {}, 0.0
 
-    def passed(part: str, done: Any) -> None:
+    def record(name: str, outputs: Any) -> None:
         nonlocal start
-        jax.block_until_ready(done)
-        spent.setdefault(part, []).append(time.perf_counter() - start)
+        jax.block_until_ready(outputs)
+        seconds_by_part.setdefault(name, []).append(time.perf_counter() - start)
         start = time.perf_counter()
 
     for i in range(steps):
         start = time.perf_counter()
-        step(i, passed)
-    median = {part: statistics.median(seconds) for part, seconds in spent.items()}  # some steps compile
-    return {part: round(seconds / sum(median.values()), 3) for part, seconds in median.items()}
+        step(i, record)
+    medians = {
+        name: statistics.median(seconds) for name, seconds in seconds_by_part.items()
+    }  # robust to steps that compile
+    return {name: round(seconds / sum(medians.values()), 3) for name, seconds in medians.items()}
 
 
 def process_peak() -> int:
-    """Bytes that this process held at most."""
+    """Return the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -173,18 +182,25 @@ def result(
     seconds: dict[str, float],
     tokens: int,
     flops: float,
-    before: set[Any],
-    **more: Any,
+    programs_before: set[Any],
+    **extra_figures: Any,
 ) -> dict:
-    """One line of JSON. `dtype` is the network's, `flops` of a step without recomputation; memory in bytes.
+    """Return the figures to print as JSON; memory is in bytes.
 
-    `before` are the programs that were there before the step's (memory.programs): what the largest of those adds to the
-    arrays that lie there between programs is 'step_bytes'.
+    Args:
+      args: the command line.
+      dtype: the network's dtype.
+      seconds: the result of `timed`.
+      tokens: the number of tokens of a step.
+      flops: the FLOPs of a step without recomputation.
+      programs_before: the programs compiled before the step's (memory.programs). 'step_bytes' is what the largest of
+        the step's programs allocates on top of the arrays that are resident between programs.
+      **extra_figures: further figures.
     """
     device = jax.devices()[0]
     median, peak = seconds['median'], PEAKS.get(device.device_kind)
-    stats, held = device.memory_stats() or {}, memory.measure(before, memory.held())
-    found = {
+    stats, memory_figures = device.memory_stats() or {}, memory.measure(programs_before, memory.live_bytes())
+    figures = {
         'seconds': median,
         'seconds_min': seconds['minimum'],
         'compile_seconds': seconds['first'] - median,
@@ -194,7 +210,7 @@ def result(
         'utilisation': flops / median / peak if peak and dtype == 'bfloat16' else None,
         'device_peak_bytes': stats.get('peak_bytes_in_use'),
         'process_peak_bytes': process_peak(),
-        'step_bytes': held['peak'] - held['held'],
+        'step_bytes': memory_figures['peak'] - memory_figures['held'],
     }
-    rounded = {key: float(f'{x:.5g}') if isinstance(x, float) else x for key, x in (found | more).items()}
+    rounded = {key: float(f'{x:.5g}') if isinstance(x, float) else x for key, x in (figures | extra_figures).items()}
     return rounded | {'device': device.device_kind, 'jax': jax.__version__} | vars(args)

@@ -1,13 +1,13 @@
-"""One RL step of a policy on random prompts, timed: sample, score, KL to the anchor, learn. One line of JSON.
+"""Times one RL step on random prompts: sampling, scoring, KL to the anchor, learning. Prints one JSON line.
 
     python benchmarks/policy_step.py                         size S, REINFORCE with a value baseline, 2 answers a prompt
-    python benchmarks/policy_step.py --algorithm=grpo        as the peers' group baseline
-    python benchmarks/policy_step.py --gin_file=models/smollm2_135m.gin     of a model, or a recipe
-    python benchmarks/policy_step.py --tuning=full           a copy each for policy, value, anchor and reward
+    python benchmarks/policy_step.py --algorithm=grpo        the peers' algorithm
+    python benchmarks/policy_step.py --gin_file=models/smollm2_135m.gin     another model, or a recipe
+    python benchmarks/policy_step.py --tuning=full           separate copies for policy, value, anchor and reward
     python benchmarks/policy_step.py --ends                  answers end after a third of --response on average
 
-The programs are those that a run compiles (rl/learner.py). Without --ends no answer ends early. With --buckets
-ten more steps go before those that are timed, to compile for each fill, and FLOPs are of the padded step.
+The programs are those that a run compiles (rl/learner.py). Without --ends no answer ends early. With --buckets there
+are ten more warm-up steps, to compile a program for each `fill`, and FLOPs are those of the padded step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import jax
 import measure
 from flax import linen as nn
 from jaxtyping import PyTree
-from measure import Passed
+from measure import RecordFn
 
 from perl_jax.models import lora
 from perl_jax.parallel import memory
@@ -49,87 +49,91 @@ KL = dict.fromkeys(ALGORITHMS, KLConfig()) | {'grpo': KLConfig(estimator='k3', p
 EOS, KEY = 1, jax.random.key(0)
 
 
-def objective_of(args: argparse.Namespace) -> Objective:
-    """What the flags say that the policy learns by."""
+def make_objective(args: argparse.Namespace) -> Objective:
+    """Return the objective that the flags specify."""
     sampling = SamplingConfig(num_samples=args.responses, max_decode_length=args.response)
-    return Objective(ALGORITHMS[args.algorithm], KL[args.algorithm], sampling, value=measure.tuning(args))
+    return Objective(ALGORITHMS[args.algorithm], KL[args.algorithm], sampling, value=measure.adamw_tuning(args))
 
 
-def learner_of(args: argparse.Namespace, model: nn.Module, on: Partitioner) -> Learner:
-    """The programs of a run."""
-    eos = EOS if args.ends else model.config.vocab_size  # which is no token
+def make_step_learner(args: argparse.Namespace, model: nn.Module, partitioner: Partitioner) -> Learner:
+    """Return the jitted functions of a run."""
+    eos_id = EOS if args.ends else model.config.vocab_size  # an id that is never sampled
     return make_learner(
-        network=model, objective=objective_of(args), tuning=measure.tuning(args), eos_ids=eos, partitioner=on,
-        length_buckets=args.buckets,
+        network=model, objective=make_objective(args), tuning=measure.adamw_tuning(args), eos_ids=eos_id,
+        partitioner=partitioner, length_buckets=args.buckets,
     )  # fmt: skip
 
 
-def step_of(args: argparse.Namespace, model: nn.Module, params: PyTree, judge: lora.Adapter, on: Partitioner):
-    """step(state, prompts, rng, passed) -> state, metrics, as the loop of a run dispatches it.
+def make_step(
+    args: argparse.Namespace, model: nn.Module, params: PyTree, reward_adapter: lora.Adapter, partitioner: Partitioner
+):
+    """Return step(state, prompts, rng, record) -> state, metrics, as in the loop of a run.
 
-    `passed(part, arrays)` is called after each of its three parts.
+    The step calls `record(name, outputs)` after each of its three parts.
     """
-    learner, roles = learner_of(args, model, on), Roles.sharing(params)
-    objective, score = learner.objective, scoring.compiled(model, lambda scores: scores[0], on)
+    learner, roles = make_step_learner(args, model, partitioner), Roles.sharing(params)
+    objective, score_fn = learner.objective, scoring.make_score_fn(model, lambda scores: scores[0], partitioner)
 
-    def step(state: PolicyState, prompts: Prompts, rng: jax.Array, passed: Passed = lambda part, done: None):
+    def step(state: PolicyState, prompts: Prompts, rng: jax.Array, record: RecordFn = lambda name, outputs: None):
         policy, anchor = (roles.policy, state.policy.adapter), (roles.anchor, None)
-        turns = steps.turns(objective, len(prompts.inputs), args.seed, 0)
-        rollout = learner.fit(learner.sample(*policy, prompts, rng, objective.sampling), turns)
-        passed('generation', rollout)
-        scores, _ = score(roles.reward, [judge], rollout)
+        minibatch_indices = steps.minibatch_indices(objective, len(prompts.inputs), args.seed, 0)
+        rollout = learner.with_fill(learner.sample(*policy, prompts, rng, objective.sampling), minibatch_indices)
+        record('generation', rollout)
+        scores, _ = score_fn(roles.reward, [reward_adapter], rollout)
         experience, metrics = learner.experience(
             policy=policy, anchor=anchor, rollout=rollout, scores=scores, beta=state.beta
         )
-        passed('scoring', experience)
-        state, more = learn(learner, roles, state, experience, turns, KEY)
-        passed('learning', state)
-        return state, metrics | more
+        record('scoring', experience)
+        state, learn_metrics = learn(learner, roles, state, experience, minibatch_indices, KEY)
+        record('learning', state)
+        return state, metrics | learn_metrics
 
     return step
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """The flags of both benchmarks, and those of a policy."""
+    """Return the parser with the common flags and those of a policy."""
     flags = measure.parser(doc)
     flags.add_argument('--algorithm', choices=ALGORITHMS, default='reinforce')
-    flags.add_argument('--ends', action='store_true', help='an EOS is drawn once in R / 3 tokens')
+    flags.add_argument('--ends', action='store_true', help='sample an EOS every R / 3 tokens on average')
     flags.add_argument('--buckets', type=int, default=1, help='LENGTH_BUCKETS of a run')
     return flags
 
 
 def initial(
-    args: argparse.Namespace, model: nn.Module, params: PyTree, on: Partitioner
+    args: argparse.Namespace, model: nn.Module, params: PyTree, partitioner: Partitioner
 ) -> tuple[PolicyState, lora.Adapter]:
-    """The state at step 0, and the reward."""
+    """Return the state at step 0 and the adapter of the reward."""
     reward = lora.with_head(measure.spec(args).init(KEY, params), KEY, model.config.emb_dim, 1.0)
-    return learner_of(args, model, on).init(KEY, params), reward
+    return make_step_learner(args, model, partitioner).init(KEY, params), reward
 
 
 def main() -> None:
-    args = measure.parsed(parser(__doc__))
-    model, on = measure.network(args), Partitioner()
-    with on.scope():
-        params = measure.base(args, model)
+    args = measure.parse_args(parser(__doc__))
+    model, partitioner = measure.network(args), Partitioner()
+    with partitioner.scope():
+        params = measure.random_base(args, model)
         if args.ends:
-            params = measure.ending(params, EOS, 3 / args.response)
-        state, judge = initial(args, model, params, on)
-        prompts = on.batch(measure.prompts(args, model.config.vocab_size))
-        step = step_of(args, model, params, judge, on)
-        metrics, before = {}, memory.programs()
+            params = measure.with_eos_probability(params, EOS, 3 / args.response)
+        state, reward_adapter = initial(args, model, params, partitioner)
+        prompts = partitioner.batch(measure.prompts(args, model.config.vocab_size))
+        step = make_step(args, model, params, reward_adapter, partitioner)
+        metrics, programs_before = {}, memory.programs()
 
-        def once(i: int, *passed: Passed) -> Any:
+        def run_step(i: int, *record: RecordFn) -> Any:
             nonlocal state, metrics
-            state, metrics = step(state, prompts, jax.random.fold_in(KEY, i), *passed)
+            state, metrics = step(state, prompts, jax.random.fold_in(KEY, i), *record)
             return state, metrics
 
-        seconds = measure.timed(once, args.steps, 2 if args.buckets == 1 else 12)  # a program for each fill
-        shares = measure.shares(once, 5)
+        seconds = measure.timed(
+            run_step, args.steps, 2 if args.buckets == 1 else 12
+        )  # warm-up for each value of `fill`
+        shares = measure.time_shares(run_step, 5)
         padded = argparse.Namespace(**vars(args) | {'buckets': 1})
-        plain = step_of(padded, measure.without_remat(model), params, judge, on)
-        products = flops.count(jax.make_jaxpr(plain)(state, prompts, KEY).jaxpr, args.response - 1).total
+        padded_step = make_step(padded, measure.without_remat(model), params, reward_adapter, partitioner)
+        step_flops = flops.count(jax.make_jaxpr(padded_step)(state, prompts, KEY).jaxpr, args.response - 1).total
     episodes, length = args.batch * args.responses, float(metrics['length/mean'])
-    more = {
+    extra_figures = {
         'episodes_per_second': episodes / seconds['median'],
         'generated_per_second': episodes * length / seconds['median'],
         'mean_length': length,
@@ -137,7 +141,11 @@ def main() -> None:
         'shares': shares,
     }
     tokens = round(args.batch * args.prompt + episodes * length)
-    print(json.dumps(measure.result(args, model.config.dtype, seconds, tokens, products, before, **more)))
+    print(
+        json.dumps(
+            measure.result(args, model.config.dtype, seconds, tokens, step_flops, programs_before, **extra_figures)
+        )
+    )
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
     python examples/own_algorithm.py
 
 It is GRPO without its two biases: the advantage is not divided by the group's standard deviation, and the sum over a
-response's tokens is not divided by the response's length. Whatever has the methods of `perl_jax.Algorithm` will do.
+response's tokens is not divided by the response's length. The class needs only what `perl_jax.Algorithm` lists.
 """
 
 import dataclasses
@@ -84,8 +84,8 @@ def main(num_steps=20):
             experience, _ = learner.experience(
                 policy=policy, anchor=anchor, rollout=rollout, scores=scores, beta=state.beta
             )
-            turns = steps.turns(objective, B, 0, step)  # whose prompts each of the updates learns from
-            state, metrics = perl_jax.learn(learner, roles, state, experience, turns, key)
+            indices = steps.minibatch_indices(objective, B, 0, step)  # the prompts of each minibatch
+            state, metrics = perl_jax.learn(learner, roles, state, experience, indices, key)
             history.append(float(scores.mean()))
             print(f'step {step}: reward {history[-1]:.3f}, ratios clipped {float(metrics["ratio/clipped"]):.1%}')
     return history

@@ -50,15 +50,15 @@ def main(weights, output, steps=50):
             rows = np.random.default_rng(step).permutation(len(data))
             prompts, examples = data.rows(rows)  # [B, P]
             policy, anchor = (roles.policy, state.policy.adapter), (roles.anchor, None)
-            draw = jax.random.fold_in(key, step)
-            rollout = learner.sample(*policy, partitioner.batch(prompts), draw, objective.sampling)  # [B, K, R]
+            sample_key = jax.random.fold_in(key, step)
+            rollout = learner.sample(*policy, partitioner.batch(prompts), sample_key, objective.sampling)  # [B, K, R]
             scores, _ = score(rollout, examples)  # [B, K]
-            experience, judged = learner.experience(
+            experience, experience_metrics = learner.experience(
                 policy=policy, anchor=anchor, rollout=rollout, scores=scores, beta=state.beta
             )
-            state, learned = perl_jax.learn(learner, roles, state, experience, np.arange(len(rows))[None], key)
+            state, _ = perl_jax.learn(learner, roles, state, experience, np.arange(len(rows))[None], key)
             history.append(float(scores.mean()))
-            print(f'step {step}: reward {history[-1]:.3f}, KL {judged["kl/anchor"]:.2f} nats a response')
+            print(f'step {step}: reward {history[-1]:.3f}, KL {experience_metrics["kl/anchor"]:.2f} nats a response')
 
     perl_jax.save_peft(output, network, state.policy.adapter, weights)
     return history

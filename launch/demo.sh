@@ -2,9 +2,9 @@
 # The whole pipeline on the offline toy task: SFT, a reward model, a policy, a report. `make demo` calls this.
 #
 #   launch/demo.sh            a few minutes on 2 cores
-#   launch/demo.sh --short    a few steps of each phase, to see that everything runs (CI)
+#   launch/demo.sh --short    a few steps of each phase, as a smoke test (CI)
 #
-# Stopped half-way it goes on from there; to start over, remove the folder that it names at the end.
+# If it is interrupted, the same command resumes it; to start over, remove the folder that it prints at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +13,7 @@ short=()
 case ${1:-} in
   '') ;;
   --short) runs=runs/demo_short; short=(--gin.TRAIN_STEPS=4) ;;
-  *) echo "launch/demo.sh: $1 is no option of it; --short is the only one" >&2; exit 2 ;;
+  *) echo "launch/demo.sh: unknown option $1; the only one is --short" >&2; exit 2 ;;
 esac
 
 phase() {
@@ -34,4 +34,4 @@ printf '  %-60s %s\n' \
   "perl_jax sample --model_dir=$runs/policy" 'read some answers' \
   'perl_jax inspect --task=toy_pairs' 'see what the reward learned from' \
   'perl_jax --help' 'the commands that just ran, to change and run' \
-  "rm -r $runs" 'to start over; as it is, make demo goes on from here'
+  "rm -r $runs" 'to start over; otherwise make demo resumes here'

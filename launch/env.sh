@@ -1,28 +1,27 @@
-# For the scripts beside this one, which source it: the variables of --env NAME[=VALUE] and --env_file=FILE, and what
-# stands behind --.
+# Sourced by the scripts beside it: parses --env NAME[=VALUE], --env_file=FILE, and the arguments after --.
 #
-# The value of a NAME alone is that of the exported variable. A file has a NAME or NAME=VALUE a line; # begins a comment.
-# No value is ever printed, nor made a word of a command, where another user of the machine could read it; nor is what
-# stands in a value's place, as a name that is none may be.
+# A NAME without a value takes that of the exported variable. A file has NAME or NAME=VALUE on each line; # starts a
+# comment. Values are never printed or passed as arguments, where other users of the machine could read them. Invalid
+# names are not printed either, since they may be misplaced values.
 
 env_names=()
 env_values=()
 
-# NAME or NAME=VALUE; of two for one name the later counts. The second argument is what to call it in errors.
+# Adds NAME or NAME=VALUE; a later one overrides an earlier one. The second argument is its origin, for errors.
 add_env() {
-  local name=${1%%=*} value i said=${2:---env}
-  [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "$said: give NAME or NAME=VALUE, NAME of letters, digits and _"
+  local name=${1%%=*} value i origin=${2:---env}
+  [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "$origin: give NAME or NAME=VALUE, NAME of letters, digits and _"
   if [[ $1 == *=* ]]; then
     value=${1#*=}
-  elif [[ $name != *[A-Z]* ]]; then # the scripts' own variables have such names
-    die "$said: of a name in small letters give the value too, NAME=VALUE"
+  elif [[ $name != *[A-Z]* ]]; then # the variables of these scripts are lower case
+    die "$origin: of a name in small letters give the value too, NAME=VALUE"
   elif [[ $(declare -p "$name" 2> /dev/null) =~ ^declare\ -[a-zA-Z]*x ]]; then
     value=${!name}
   else
-    [[ ! $name =~ ^[A-Z][A-Z0-9_]*$ ]] || said+=" $name" # else it may be a value that lacks its name
-    die "$said: there is no variable of that name here; export it, or give NAME=VALUE"
+    [[ ! $name =~ ^[A-Z][A-Z0-9_]*$ ]] || origin+=" $name" # other names may be misplaced values
+    die "$origin: there is no variable of that name here; export it, or give NAME=VALUE"
   fi
-  [[ $value != *[$'\n\r']* ]] || die "$said $name: its value has a line break, which no file of variables can hold"
+  [[ $value != *[$'\n\r']* ]] || die "$origin $name: its value has a line break, which a file of variables cannot contain"
   for i in "${!env_names[@]}"; do
     if [[ ${env_names[i]} == "$name" ]]; then
       env_values[i]=$value
@@ -35,7 +34,7 @@ add_env() {
 
 add_env_file() {
   local line number=0
-  [[ -r $1 && ! -d $1 ]] || die "--env_file=$1: no file that can be read"
+  [[ -r $1 && ! -d $1 ]] || die "--env_file=$1: not a readable file"
   while IFS= read -r line || [[ -n $line ]]; do
     ((number += 1))
     line=${line%$'\r'}
@@ -43,7 +42,7 @@ add_env_file() {
   done < "$1"
 }
 
-# What was given, as the lines of such a file.
+# Prints the variables as lines of such a file.
 env_lines() {
   local i
   for i in "${!env_names[@]}"; do
@@ -51,22 +50,22 @@ env_lines() {
   done
 }
 
-# What is left of a call: perl_jax's `words`, with the flags of another tool, `more`, before a second -- (where `command`
-# is not run, all of it is those). The first argument is what the tool is called.
+# Splits the remaining arguments into perl_jax's `job_command` and, before a second --, the `tool_flags` of another tool,
+# whose name is the first argument. Commands other than run have tool flags only.
 split_words() {
   local tool=$1 word
   shift
-  words=()
+  job_command=()
   for word in "$@"; do
-    if [[ $command == run && $word == -- && ${#more[@]} -eq 0 ]]; then
-      more=("${words[@]}")
-      words=()
+    if [[ $command == run && $word == -- && ${#tool_flags[@]} -eq 0 ]]; then
+      tool_flags=("${job_command[@]}")
+      job_command=()
     else
-      words+=("$word")
+      job_command+=("$word")
     fi
   done
-  [[ $command == run ]] || more=("${words[@]}")
-  for word in "${more[@]}"; do
-    [[ $word == -* ]] || die "'$word' is no flag; flags for $tool, behind --, have their values behind ="
+  [[ $command == run ]] || tool_flags=("${job_command[@]}")
+  for word in "${tool_flags[@]}"; do
+    [[ $word == -* ]] || die "'$word' is not a flag; flags for $tool, after --, are written --FLAG=VALUE"
   done
 }

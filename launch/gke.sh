@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# A run on Google Kubernetes Engine, as a JobSet: one pod a host, all of them started again when one fails.
+# Runs a job on Google Kubernetes Engine as a JobSet: one pod per host, all of which restart when one fails.
 #
 #   launch/gke.sh run    NAME --image=IMAGE --type=v5litepod-16 [--slices=2] [--env HF_TOKEN] -- policy --gin_file=...
 #   launch/gke.sh logs   NAME          follow the first worker
 #   launch/gke.sh delete NAME
 #
-# --xpk --cluster=CLUSTER --zone=ZONE hands the workload to XPK, which knows queues and quotas; without it kubectl
-# applies a JobSet (its controller, 0.10 or newer, must be installed) to the cluster of the present context.
-# launch/Dockerfile makes the image. --dry_run prints what would be done.
+# --xpk --cluster=CLUSTER --zone=ZONE submits the workload to XPK, which supports queues and quotas; without it kubectl
+# applies a JobSet (whose controller, 0.10 or newer, must be installed) to the cluster of the current context.
+# launch/Dockerfile makes the image. --dry_run prints the commands and objects only.
 #
-# --env gives the job a variable, with the value that it has in this shell where none is given, and --env_file=FILE
-# those of a file (NAME[=VALUE] a line): HF_TOKEN, TASKMASTER_DIR, TLDR_SOURCE. They are kept in a Kubernetes secret of
-# the job, NAME-env. --secret=SECRET gives it all keys of a secret that is there already. XPK has no secrets: it writes
-# variables into the workload, where all who may look at it read them.
+# --env sets a variable of the job, by default to its value in this shell, and --env_file=FILE those of a file
+# (NAME[=VALUE] on each line): HF_TOKEN, TASKMASTER_DIR, TLDR_SOURCE. They are stored in the Kubernetes secret NAME-env.
+# --secret=SECRET adds all keys of an existing secret. XPK does not support secrets: it writes variables into the
+# workload, where everybody with access to it can read them.
 #
-# --restarts=10 is how often the job is started again after a fault. Exit code 2, an error that you can mend, ends it at
-# once. A preemption (75, or the cluster's own word) and what it leaves of other processes (76) are not counted; XPK
-# counts them. Flags for kubectl or xpk stand behind --, before a second one: -- --namespace=mine -- policy ...
+# --restarts=10 limits how often the job restarts after a fault. Exit code 2, an error that you can correct, ends it at
+# once. Preemptions (75, or reported by the cluster) and their effects on other processes (76) do not count, except
+# with XPK. Flags for kubectl or xpk come after --, before a second one: -- --namespace=mine -- policy ...
 set -euo pipefail
 
-die() { echo "launch/gke.sh: $1" >&2; exit 2; }
+die() { printf 'launch/gke.sh: %s\n' "${1//[[:cntrl:]]/?}" >&2; exit 2; } # one line, whatever it quotes
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
 [[ $# -ge 2 ]] || usage
@@ -28,7 +28,7 @@ name=$2
 shift 2
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-image='' type='' slices=1 cluster='' zone='' xpk='' dry_run='' restarts=10 secrets=() more=()
+image='' type='' slices=1 cluster='' zone='' xpk='' dry_run='' restarts=10 secrets=() tool_flags=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     --image=*) image=${1#*=} ;;
@@ -44,8 +44,8 @@ while [[ $# -gt 0 ]]; do
     --xpk) xpk=yes ;;
     --dry_run) dry_run=yes ;;
     --) shift; break ;;
-    -*) die "unknown flag '${1%%=*}'; flags for kubectl or xpk stand behind --" ;;
-    *) die 'an argument that is no flag; what perl_jax is to do stands behind --' ;;
+    -*) die "unknown flag '${1%%=*}'; flags for kubectl or xpk come after --" ;;
+    *) die 'an argument that is not a flag; the perl_jax command comes after --' ;;
   esac
   shift
 done
@@ -53,16 +53,16 @@ done
 split_words 'kubectl or xpk' "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#name} -le 40 ]] || die "'$name': a name has at most 40 of a-z, 0-9 and -"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices: give a number"
-[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts: give a number"
-[[ $image =~ ^[A-Za-z0-9._/:@-]*$ ]] || die '--image=...: the name of an image has letters, digits and . _ / : @ - alone'
-for one in "${secrets[@]}"; do
-  [[ $one =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || die "--secret=...: the name of a secret has a-z, 0-9, - and . alone"
+[[ $restarts =~ ^(0|[1-9][0-9]*)$ ]] || die "--restarts=$restarts: give a number"
+[[ $image =~ ^[A-Za-z0-9._/:@-]*$ ]] || die '--image=...: the name of an image has only letters, digits and . _ / : @ -'
+for secret_name in "${secrets[@]}"; do
+  [[ $secret_name =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || die "--secret=...: the name of a secret has only a-z, 0-9, - and ."
 done
-[[ -n $xpk || -z $cluster$zone ]] || die '--cluster and --zone go with --xpk; kubectl takes the cluster of its context'
+[[ -n $xpk || -z $cluster$zone ]] || die '--cluster and --zone require --xpk; kubectl uses the cluster of its context'
 [[ -z $xpk || -n $cluster && -n $zone ]] || die '--xpk needs --cluster=... and --zone=...'
 [[ $((${#env_names[@]} + ${#secrets[@]})) -eq 0 || $command == run ]] || die "$command: variables are for run"
 
-do_it() {
+run_command() {
   if [[ -n $dry_run ]]; then
     printf '%q ' "$@" | sed 's/ $//'
     echo
@@ -74,10 +74,10 @@ do_it() {
 
 need() { type -P "$1" > /dev/null || die "there is no $1 on PATH; install it"; }
 
-preempted=75,76 # the exit codes of a job that shall go on (perl_jax/cli/main.py)
+preempted=75,76 # exit codes after which the job restarts (perl_jax/cli/main.py)
 grace=300 # seconds that a preempted process has to save
 
-# Of a type: GKE's name of the accelerator, the slice's shape, hosts, chips of a host.
+# Prints for a type: GKE's accelerator name, the topology of the slice, the number of hosts, the chips per host.
 shape() {
   case $1 in
     v5litepod-4) echo 'tpu-v5-lite-podslice 2x2 1 4' ;;
@@ -119,7 +119,7 @@ shape() {
   esac
 }
 
-# The words of the command as a YAML list in one line. Kubernetes reads $$ as $, and $(NAME) as a variable's value.
+# Prints the arguments as a YAML list in one line. Kubernetes expands $(NAME) and reads $$ as $.
 yaml_list() {
   local word out=''
   for word in "$@"; do
@@ -130,51 +130,53 @@ yaml_list() {
   echo "[${out#, }]"
 }
 
-# The job's variables as a secret. A dry run shows their names alone.
+# In YAML a name such as null or on is none, unless it is quoted.
+
+# Prints the job's variables as a secret; a dry run shows only their names.
 secret() {
   local i value
   cat << YAML
 apiVersion: v1
 kind: Secret
 metadata:
-  name: $name-env
+  name: '$name-env'
 data:
 YAML
   for i in "${!env_names[@]}"; do
     value="'not shown'"
     [[ -n $dry_run ]] || value="'$(printf %s "${env_values[i]}" | base64 | tr -d '\n')'"
-    echo "  ${env_names[i]}: $value" # between quotes: nothing at all would be null
+    echo "  '${env_names[i]}': $value" # quoted, since an empty value would be null
   done
   echo ---
 }
 
-# Where a container's variables come from.
+# Prints the sources of a container's variables.
 env_from() {
-  local one all=("${secrets[@]}")
-  [[ ${#env_names[@]} -eq 0 ]] || all+=("$name-env")
-  [[ ${#all[@]} -gt 0 ]] || return 0
+  local secret_name secret_names=("${secrets[@]}")
+  [[ ${#env_names[@]} -eq 0 ]] || secret_names+=("$name-env")
+  [[ ${#secret_names[@]} -gt 0 ]] || return 0
   printf '\n              envFrom:'
-  for one in "${all[@]}"; do
-    printf '\n              - secretRef: {name: %s}' "$one"
+  for secret_name in "${secret_names[@]}"; do
+    printf '\n              - secretRef: {name: '\''%s'\''}' "$secret_name"
   done
 }
 
-# Of a failed pod the first rule of podFailurePolicy that fits fails its job and says why; failurePolicy's rules then
-# look at that reason. What fits no rule is a fault of the program, and counted.
+# When a pod fails, the first matching rule of podFailurePolicy fails its job with a reason, which the rules of
+# failurePolicy then match. A failure that matches no rule is a fault of the program and counts as a restart.
 jobset() {
   local row accelerator topology hosts chips variables args
-  # What fails in $(..) ends the script by || alone: set -e does not reach into it.
+  # A failure within $(..) must be handled by ||, since set -e does not apply there.
   row=$(shape "$type") || exit 2
   args=$(yaml_list "$@" --distributed) || exit 2
   read -r accelerator topology hosts chips <<< "$row"
-  [[ $slices -eq 1 || $hosts -gt 1 ]] || die "--slices=$slices: $type is one host, and GKE joins slices of several hosts"
+  [[ $slices -eq 1 || $hosts -gt 1 ]] || die "--slices=$slices: $type is one host; GKE requires several hosts per slice"
   [[ ${#env_names[@]} -eq 0 ]] || secret
   variables=$(env_from)
   cat << YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: '$name'
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
@@ -212,7 +214,7 @@ spec:
               cloud.google.com/gke-tpu-topology: $topology
             containers:
             - name: perl-jax
-              image: $image
+              image: '$image'
               command: [perl_jax]
               args: $args$variables
               ports:
@@ -226,10 +228,10 @@ YAML
 
 xpk_create() {
   local i flags=()
-  [[ ${#secrets[@]} -eq 0 ]] || die '--secret: XPK knows no secrets; give the variables with --env'
+  [[ ${#secrets[@]} -eq 0 ]] || die '--secret: XPK does not support secrets; give the variables with --env'
   if [[ ${#env_names[@]} -gt 0 ]]; then
-    for i in "${!env_names[@]}"; do # XPK puts a value into YAML between double quotes, as it is
-      [[ ${env_values[i]} != *[\"\\]* ]] || die "--env ${env_names[i]}: XPK can pass on no value with \" or \\ in it"
+    for i in "${!env_names[@]}"; do # XPK writes a value into YAML in double quotes, without escaping
+      [[ ${env_values[i]} != *[\"\\]* ]] || die "--env ${env_names[i]}: XPK cannot pass values that contain \" or \\"
     done
     if [[ -n $dry_run ]]; then
       echo "# perl_jax.env: ${env_names[*]}"
@@ -241,43 +243,43 @@ xpk_create() {
       flags=(--env-file="$file")
     fi
   fi
-  # By default XPK starts two containers on a host of Ironwood; here one process has all of a host's devices.
+  # By default XPK starts two containers per Ironwood host; perl_jax uses all devices of a host in one process.
   [[ $type != tpu7x-* ]] || flags+=(--no-use-parallel-containers)
   # exec: XPK sends SIGTERM to the shell of the command.
-  do_it xpk workload create --workload="$name" --cluster="$cluster" --zone="$zone" --tpu-type="$type" \
+  run_command xpk workload create --workload="$name" --cluster="$cluster" --zone="$zone" --tpu-type="$type" \
     --num-slices="$slices" --docker-image="$image" --max-restarts="$restarts" --restart-on-exit-codes=$preempted \
-    --termination-grace-period-seconds=$grace "${flags[@]}" "${more[@]}" \
+    --termination-grace-period-seconds=$grace "${flags[@]}" "${tool_flags[@]}" \
     --command="exec perl_jax $(printf '%q ' "$@")--distributed"
 }
 
 case $command in
   run)
-    [[ ${words[0]:-} != perl_jax ]] || words=("${words[@]:1}")
-    [[ ${#words[@]} -gt 0 ]] || die 'run: what perl_jax is to do stands behind --, such as -- policy --gin_file=...'
+    [[ ${job_command[0]:-} != perl_jax ]] || job_command=("${job_command[@]:1}")
+    [[ ${#job_command[@]} -gt 0 ]] || die 'run: the perl_jax command comes after --, such as -- policy --gin_file=...'
     [[ -n $image ]] || die '--image=... is missing (launch/Dockerfile makes one)'
     [[ -n $type ]] || die '--type=... is missing, such as --type=v5litepod-16'
     if [[ -n $xpk ]]; then
-      xpk_create "${words[@]}"
+      xpk_create "${job_command[@]}"
     elif [[ -n $dry_run ]]; then
-      jobset "${words[@]}"
-      printf '# to be applied by: '
-      do_it kubectl apply -f - "${more[@]}"
+      jobset "${job_command[@]}"
+      printf '# applied by: '
+      run_command kubectl apply -f - "${tool_flags[@]}"
     else
-      spec=$(jobset "${words[@]}") || exit 2
+      spec=$(jobset "${job_command[@]}") || exit 2
       need kubectl
-      kubectl apply -f - "${more[@]}" <<< "$spec"
+      kubectl apply -f - "${tool_flags[@]}" <<< "$spec"
     fi
     ;;
   logs)
     first="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
-    do_it kubectl logs --follow --selector="$first" "${more[@]}"
+    run_command kubectl logs --follow --selector="$first" "${tool_flags[@]}"
     ;;
   delete)
     if [[ -n $xpk ]]; then
-      do_it xpk workload delete --workload="$name" --cluster="$cluster" --zone="$zone" "${more[@]}"
+      run_command xpk workload delete --workload="$name" --cluster="$cluster" --zone="$zone" "${tool_flags[@]}"
     else
-      do_it kubectl delete jobset "$name" "${more[@]}"
-      do_it kubectl delete secret "$name-env" --ignore-not-found "${more[@]}"
+      run_command kubectl delete jobset "$name" "${tool_flags[@]}"
+      run_command kubectl delete secret "$name-env" --ignore-not-found "${tool_flags[@]}"
     fi
     ;;
   *) die "no command is called '$command'; there are run, logs, delete" ;;

@@ -2,9 +2,9 @@
 # Runs a perl_jax command on this machine's CPU, from any folder:
 #
 #   launch/local.sh sft --gin_file=recipes/toy_sft.gin --gin.MODEL_DIR="'runs/toy/sft'"
-#   DEVICES=8 launch/local.sh reward ...    8 fake devices, to try a mesh before renting one
+#   DEVICES=8 launch/local.sh reward ...    8 virtual devices, to test a mesh without a TPU
 #
-# It takes perl_jax from this checkout's .venv where there is one, else from PATH.
+# It uses perl_jax of this checkout's .venv if there is one, else of PATH.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,13 +14,13 @@ if [[ ! -x $perl_jax ]]; then
 fi
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-export TPU_SKIP_MDS_QUERY=1 # on a TPU machine too, this is a run of its CPU
+export TPU_SKIP_MDS_QUERY=1 # on a TPU machine too, this runs on the CPU
 if [[ -n ${DEVICES:-} ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
 fi
 
-# Memory in pages of 2 MiB, which glibc asks for if a variable says so when a process starts: a step on a CPU takes about
-# a tenth less time. GLIBC_TUNABLES= means no.
+# Huge pages (2 MiB) for malloc, which glibc reads at process start: a step on a CPU takes about a tenth less time.
+# GLIBC_TUNABLES= turns them off.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 # LLVM's level 2 instead of 3: steps are as fast, and compiling takes about a tenth less time.
 level=--xla_backend_optimization_level

@@ -1,7 +1,7 @@
 """perl_jax: PERL (parameter efficient reinforcement learning from human feedback) in JAX.
 
-The names in `__all__` are for everybody. Each is imported when it is first asked for, so that `import perl_jax` itself
-costs nothing. examples/rl_in_40_lines.py puts them together.
+The names in `__all__` are the public API. Each is imported on first use, so that `import perl_jax` is fast.
+examples/rl_in_40_lines.py uses them together.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = '0.1.0'
 
 __all__ = [
-    # networks, and what is trained of them
+    # networks and trainable parameters
     'Decoder', 'DecoderConfig', 'T5', 'T5Config', 'init_params', 'LoraSpec', 'FullSpec', 'Adapter', 'bind', 'merge',
-    # weights and tokenizers, in and out
+    # weights and tokenizers
     'load_base', 'load_tokenizer', 'save_hf', 'save_peft',
     # batches
     'text_dataset', 'Prompts', 'Responses', 'Rollout', 'Experience',
@@ -27,7 +27,7 @@ __all__ = [
     'Partitioner', 'UserError',
 ]  # fmt: skip
 
-_HOMES = {
+_LOCATIONS = {
     'Decoder': 'models.decoder:Decoder',
     'DecoderConfig': 'models.decoder:DecoderConfig',
     'T5': 'models.t5:T5',
@@ -94,9 +94,9 @@ if TYPE_CHECKING:  # the same for type checkers and the API reference; tests/tes
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'perl_jax' has no attribute '{name}'")
-    module, _, attribute = _HOMES[name].partition(':')
+    module, _, attribute = _LOCATIONS[name].partition(':')
     value = globals()[name] = getattr(importlib.import_module(f'perl_jax.{module}'), attribute)
     return value
 

@@ -1,4 +1,4 @@
-"""python -m perl_jax. Nothing else happens here: gin may import modules a second time."""
+"""python -m perl_jax. It has no other code, since gin may import this module a second time."""
 
 import sys
 

@@ -11,38 +11,40 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from perl_jax.types import AnyArray
 
-def lengths(mask: Bool[Array, '*batch T']) -> Int[Array, '*batch']:
-    """How many tokens are real; the mask is a run of ones from the left."""
+
+def lengths(mask: Bool[AnyArray, '*batch T']) -> Int[AnyArray, '*batch']:
+    """The number of real tokens; masks are padded on the right."""
     return mask.sum(-1).astype(jnp.int32)
 
 
-def total(x: Float[Array, '*batch T'], mask: Bool[Array, '*batch T']) -> Float[Array, '*batch']:
-    """Sum over the real tokens. What stands at the padding may be anything, NaN included."""
+def total(x: Float[AnyArray, '*batch T'], mask: Bool[AnyArray, '*batch T']) -> Float[Array, '*batch']:
+    """Sum over the real tokens. Padding is ignored, even NaN."""
     return jnp.where(mask, x, 0).sum(-1)
 
 
-def mean(x: Float[Array, '*batch T'], mask: Bool[Array, '*batch T']) -> Float[Array, '']:
+def mean(x: Float[AnyArray, '*batch T'], mask: Bool[AnyArray, '*batch T']) -> Float[Array, '']:
     """Mean over all real tokens of all rows; 0 where there are none."""
     return total(x, mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def is_any(tokens: Int[Array, '*batch'], ids: int | Sequence[int]) -> Bool[Array, '*batch']:
-    """Which tokens are one of `ids`: a few, known when this compiles, such as the EOS ids of a vocabulary."""
+def is_any(tokens: Int[AnyArray, '*batch'], ids: int | Sequence[int]) -> Bool[AnyArray, '*batch']:
+    """Whether each token is one of a few static `ids`, such as a vocabulary's EOS ids."""
     return functools.reduce(operator.or_, [tokens == int(i) for i in np.ravel(ids)])
 
 
-def share(mask: Bool[Array, '*batch T']) -> Float[Array, '*batch T']:
+def share(mask: Bool[AnyArray, '*batch T']) -> Float[AnyArray, '*batch T']:
     """The weight of each token in a mean over all real tokens; they add up to 1."""
     return mask / jnp.maximum(mask.sum(), 1)
 
 
-def weighted(x: Float[Array, '*batch T'], weights: Float[Array, '*batch T']) -> Float[Array, '']:
-    """Sum of the weighted tokens. What stands where the weight is 0 may be anything, NaN included."""
+def weighted(x: Float[AnyArray, '*batch T'], weights: Float[AnyArray, '*batch T']) -> Float[Array, '']:
+    """Weighted sum over the tokens. Tokens of weight 0 are ignored, even NaN."""
     return jnp.where(weights != 0, x * weights, 0).sum()
 
 
-def at_last(x: Float[Array, '*batch'], mask: Bool[Array, '*batch T']) -> Float[Array, '*batch T']:
-    """`x` at each row's last real token and 0 elsewhere; a row with no real token gets it nowhere."""
+def at_last(x: Float[AnyArray, '*batch'], mask: Bool[AnyArray, '*batch T']) -> Float[Array, '*batch T']:
+    """Place `x` at each row's last real token and 0 elsewhere; a row without real tokens is all 0."""
     is_last = jax.nn.one_hot(lengths(mask) - 1, mask.shape[-1], dtype=bool)
     return jnp.where(is_last, x[..., None], 0)

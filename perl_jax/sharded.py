@@ -1,4 +1,4 @@
-"""Operations that mind the mesh they are traced for, by names of logical axes. Without a mesh they are plain ones."""
+"""Operations with sharding constraints for the current mesh, by logical axes. Without a mesh they add none."""
 
 from __future__ import annotations
 
@@ -7,54 +7,59 @@ import math
 import jax
 from flax.linen import spmd
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from perl_jax.types import AnyArray
 
 
-def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
-    """x [batch, ..., in] times a kernel [in, out] whose 'embed' FSDP spreads over the chips: whichever is less moves.
+def matmul(
+    x: Float[Array, '*batch in'], kernel: Float[AnyArray, 'in out'], axes: tuple[str | None, str | None]
+) -> Float[Array, '*batch out']:
+    """x [batch, ..., in] times a kernel [in, out] whose 'embed' axis FSDP shards: the smaller of the two is moved.
 
-    Many tokens stay where they are, and the kernel is gathered at once. (Left to itself XLA multiplies a slice at a
-    time and sends the slices round the ring, which takes half as long again for a few thousand tokens a chip and for
-    LoRA's thin matrices.) Few tokens, as the sampler has at each turn, go to the kernel: every chip multiplies all rows
-    by the part that it holds, and the products change places. Both found by the plan: docs/tpu.md.
+    With many tokens the kernel is gathered before the product. (By default XLA multiplies shard by shard and passes the
+    shards around a ring, which takes half as long again for a few thousand tokens a chip and for LoRA's thin matrices.)
+    With few tokens, as in decoding, the tokens are gathered: every chip multiplies all rows by its shard of the kernel,
+    and the products are exchanged. Both choices come from the plan: docs/explanation/memory.md.
     """
-    rest, tokens = (None,) * (x.ndim - 2), x.size // x.shape[-1]
-    whole = gathered(axes)
-    if 'embed' not in axes or partitions('embed') == 1 or 4 * tokens > kernel.shape[axes.index('embed')]:
-        return x @ spmd.with_logical_constraint(kernel, whole)
-    y = spmd.with_logical_constraint(x, (None, *rest, axes[0])) @ kernel
-    y = spmd.with_logical_constraint(y, (None, *rest, axes[1]))
-    return spmd.with_logical_constraint(y, ('batch', *rest, whole[1]))
+    inner_axes, num_tokens = (None,) * (x.ndim - 2), x.size // x.shape[-1]
+    gathered_axes = gathered(axes)
+    if 'embed' not in axes or partitions('embed') == 1 or 4 * num_tokens > kernel.shape[axes.index('embed')]:
+        return x @ spmd.with_logical_constraint(kernel, gathered_axes)
+    y = spmd.with_logical_constraint(x, (None, *inner_axes, axes[0])) @ kernel
+    y = spmd.with_logical_constraint(y, (None, *inner_axes, axes[1]))
+    return spmd.with_logical_constraint(y, ('batch', *inner_axes, gathered_axes[1]))
 
 
 def gathered(axes: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
-    """The axes of a kernel that lies whole on each chip of FSDP."""
+    """The axes of a kernel after FSDP's gather."""
     first, second = (None if axis == 'embed' else axis for axis in axes)
     return first, second
 
 
 def partitions(axis: str) -> int:
-    """Over how many devices of the current mesh a logical axis is split."""
-    over, mesh = spmd.logical_to_mesh_axes((axis,)), jax.sharding.get_abstract_mesh()
-    return 1 if over is None or mesh.empty else _count(mesh, over[0])
+    """The number of partitions of a logical axis on the current mesh."""
+    mesh_axes, mesh = spmd.logical_to_mesh_axes((axis,)), jax.sharding.get_abstract_mesh()
+    return 1 if mesh_axes is None or mesh.empty else _num_devices(mesh, mesh_axes[0])
 
 
 def on_tpu() -> bool:
-    """Are the devices of the current mesh TPUs? They need not be there: `plan` compiles for those of a topology."""
+    """Whether the current mesh is of TPUs, which may be abstract: `plan` compiles for a topology without devices."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device is not None and device.device_kind.startswith('TPU')
 
 
 def split(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` split along its logical axes where they divide (there may be fewer key/value heads than partitions)."""
+    """Shard `x` along its logical axes, where they divide (there may be fewer key/value heads than partitions)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     spec = spmd.logical_to_mesh_axes(axes) or PartitionSpec()
-    for i, over in enumerate(spec):
-        if x.shape[i] % _count(mesh, over):
-            spec = PartitionSpec(*spec[:i], None, *spec[i + 1 :])
+    for dim, mesh_axes in enumerate(spec):
+        if x.shape[dim] % _num_devices(mesh, mesh_axes):
+            spec = PartitionSpec(*spec[:dim], None, *spec[dim + 1 :])
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def _count(mesh: jax.sharding.AbstractMesh, over: str | tuple[str, ...] | None) -> int:
-    return math.prod(mesh.shape[axis] for axis in ((over,) if isinstance(over, str) else over or ()))
+def _num_devices(mesh: jax.sharding.AbstractMesh, mesh_axes: str | tuple[str, ...] | None) -> int:
+    return math.prod(mesh.shape[axis] for axis in ((mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()))

@@ -1,4 +1,4 @@
-"""A tree of parameters by the paths of its leaves, as everything that renames, shards or stores them wants it."""
+"""Parameter trees as flat dicts by path, for renaming, sharding and storing; flax's functions with precise types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-    """{'decoder': {'norm': {'scale': x}}} -> {'decoder/norm/scale': x}; empty dicts are left out."""
+    """{'decoder': {'norm': {'scale': x}}} -> {'decoder/norm/scale': x}; empty dicts are omitted."""
     return dict(traverse_util.flatten_dict(tree, sep='/'))
 
 

@@ -1,16 +1,18 @@
-"""The batches and states that everything else passes on, and the axis legend that every shape uses.
+"""The batches and states that all modules pass on, and the legend of the axes in all shapes.
 
     B prompts            V vocabulary         F mlp width
     K responses each     D model width        L layers
     P prompt length      H heads              r LoRA rank
     R response length    N key/value heads    E head width
-    T tokens of a run, P + K R     S keys     M members of an ensemble     G data partitions (unpadding.py)
+    T packed tokens, P + K R     S keys     M members of an ensemble     G data partitions (unpadding.py)
 
-In datasets and evaluations N counts rows ([N, K]), in unpadding.py the slots of a group ([G, N]).
+    b k t: B K R, or G 1 N where the padding is removed (unpadding.py)
+
+In datasets and evaluations N counts rows ([N, K]); in unpadding.py, the slots of a group ([G, N]).
 
 One prompt has K responses in every batch: K = 1 for SFT and thumbs, 2 for preference pairs (the chosen one first), the
-number of samples for rollouts. Tokens are padded on the right; the masks say which are real, so no token id is special.
-Whatever is said of a response token (log-prob, value, return) has the shape [B, K, R].
+number of samples for rollouts. Tokens are padded on the right; the masks mark the real ones, so no token id is special.
+Every quantity of a response token (log-prob, value, return) has the shape [B, K, R].
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ from fractions import Fraction
 from typing import Any
 
 import jax
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
+
+AnyArray = jax.Array | np.ndarray  # of a formula that serves both traced and NumPy's arrays
 
 
 class Prompts(struct.PyTreeNode):
     """A batch of prompts, padded on the right.
 
     Attributes:
-      inputs: int32 [B, P], the tokens; what stands at the padding may be anything.
+      inputs: int32 [B, P], the tokens; any value at the padding.
       inputs_mask: bool [B, P], true at the tokens.
     """
 
@@ -40,10 +45,10 @@ class Responses(Prompts):
     """Prompts and K responses each, padded on the right.
 
     Attributes:
-      targets: int32 [B, K, R]; a response's last token is its EOS, unless it ran out of room.
+      targets: int32 [B, K, R]; a response's last token is its EOS, unless it was cut at R tokens.
       targets_mask: bool [B, K, R], true at the tokens, EOS included.
-      fill: upper bounds on the share of tokens that is no padding, of the whole run and of the targets, in any data
-        shard: dense layers then compute no more (unpadding.py). None computes the padding too.
+      fill: upper bounds on the fraction of real tokens in any data partition, of prompts with responses and of
+        responses alone: dense layers compute that fraction (unpadding.py). None computes the padding too.
     """
 
     targets: Int[Array, 'B K R']
@@ -52,15 +57,20 @@ class Responses(Prompts):
 
 
 class Thumbs(Responses):
-    """Responses that a rater labelled: 1 is a thumb up, 0 a thumb down."""
+    """Responses with binary labels.
+
+    Attributes:
+      labels: float32 [B, K]: 1 is a thumb up, 0 a thumb down.
+    """
 
     labels: Float[Array, 'B K']
 
 
 class WeightedPairs(Responses):
-    """Pairs that do not all count alike in the loss, the chosen first; on average over their data set the weight is 1.
+    """Preference pairs with weights in the loss, the chosen response first. Pairs without weights are plain Responses.
 
-    Pairs that count alike are plain Responses.
+    Attributes:
+      weights: float32 [B]; their mean over a data set is 1.
     """
 
     weights: Float[Array, ' B']
@@ -70,20 +80,20 @@ class Rollout(Responses):
     """Responses that the policy sampled.
 
     Attributes:
-      logprobs: float32 [B, K, R], nats: the log-probability that each token was drawn with; 0 at the padding.
+      logprobs: float32 [B, K, R], nats: the log-probability with which each token was drawn; 0 at the padding.
     """
 
     logprobs: Float[Array, 'B K R']
 
 
 class Experience(Rollout):
-    """A rollout that has been judged: what the learning steps need.
+    """A rollout with the rewards of its tokens: the input of the learning steps.
 
     Attributes:
-      rewards: float32 [B, K, R], of each token, the KL's part in it: -beta KL, and at the last token (1 - beta) score
-        (the paper, eq. 1); 0 at the padding.
-      anchor_logprobs: float32 [B, K, R], nats: those of the anchor for the same tokens.
-      values: float32 [B, K, R], before any update of this rollout; None where the value's own step computes them.
+      rewards: float32 [B, K, R]: -beta KL at each token, plus (1 - beta) score at the last (the paper, eq. 1); 0 at the
+        padding.
+      anchor_logprobs: float32 [B, K, R], nats: the anchor's log-probabilities of the same tokens.
+      values: float32 [B, K, R], before the first update of this rollout; None where the value step computes them.
     """
 
     rewards: Float[Array, 'B K R']
@@ -92,7 +102,13 @@ class Experience(Rollout):
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a role learns. The frozen base is not in it: it is an argument of every step."""
+    """The state of one role's training. The frozen base is not part of it but an argument of every step.
+
+    Attributes:
+      step: int32 [], updates so far.
+      adapter: the trainable parameters.
+      opt_state: the optimizer's state.
+    """
 
     step: Int[Array, '']
     adapter: Any  # lora.Adapter
@@ -102,7 +118,11 @@ class TrainState(struct.PyTreeNode):
 class PolicyState(struct.PyTreeNode):
     """The policy and its value baseline: two adapters of one base, two optimizers.
 
-    `value` is None where the algorithm learns none, `anchor` where it is the base itself. `beta` weighs the KL.
+    Attributes:
+      policy: the policy's state.
+      beta: float32 [], the weight of the KL.
+      value: the baseline's state; None where the algorithm has none.
+      anchor: the anchor's adapter; None where the anchor is the base itself.
     """
 
     policy: TrainState
@@ -112,13 +132,13 @@ class PolicyState(struct.PyTreeNode):
 
 
 class Roles(struct.PyTreeNode):
-    """The frozen base of each role: the same tree, or a copy each for the comparator (the paper, section 4.2).
+    """The frozen parameters of each role: one tree for all, or copies for the comparator (the paper, section 4.2).
 
     Attributes:
-      policy: parameters that the policy's adapter is bound to.
-      value: those of the value baseline.
-      anchor: those of the anchor, the reference of the KL.
-      reward: those of a learned reward.
+      policy: the base of the policy's adapter.
+      value: the base of the value baseline's.
+      anchor: the base of the anchor, the reference of the KL.
+      reward: the base of a learned reward's.
     """
 
     policy: PyTree
@@ -128,7 +148,7 @@ class Roles(struct.PyTreeNode):
 
     @classmethod
     def sharing(cls, base: PyTree) -> Roles:
-        """Put one base under all four roles."""
+        """Share one base among all four roles."""
         return cls(policy=base, value=base, anchor=base, reward=base)
 
     @classmethod

@@ -100,7 +100,7 @@ def _action(action: str | Mapping) -> str:
 SOURCE = sources.Source(
     'ANDROID_CONTROL_SOURCE',
     None,
-    'set it to a folder with the files of gs://gresearch/android_control (docs/tasks.md)',
+    'set it to a folder with the files of gs://gresearch/android_control (docs/reference/tasks.md)',
     read,
     files=(('android_control-*-of-*', android_control_files.episodes),),
 )

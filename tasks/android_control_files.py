@@ -18,6 +18,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from perl_jax import json_files
+
 _Field = descriptor_pb2.FieldDescriptorProto
 _INT, _BOOL, _TEXT, _MESSAGE = _Field.TYPE_INT32, _Field.TYPE_BOOL, _Field.TYPE_STRING, _Field.TYPE_MESSAGE
 _MESSAGES = {
@@ -41,7 +43,8 @@ def episodes(file: pathlib.Path) -> Iterator[Mapping | str]:
     """The episodes of one TFRecord as android_control.py wants its rows; one that is not such a record as a text.
 
     Raises:
-      OSError: the file is no whole GZIP TFRecord, or splits.json is not beside it.
+      OSError: the file is no whole GZIP TFRecord.
+      UserError: splits.json is not beside it, or has other fields.
     """
     import tensorflow as tf
 
@@ -59,7 +62,9 @@ def episodes(file: pathlib.Path) -> Iterator[Mapping | str]:
 @functools.cache
 def _splits(file: pathlib.Path) -> dict[int, str]:
     """Which split an episode is in; {"train": [episode_id, ..], "validation": .., "test": ..}."""
-    return {number: split for split, numbers in json.loads(file.read_text()).items() for number in numbers}
+    numbers_by_split = json_files.read(file)
+    json_files.check(numbers_by_split, file, dict.fromkeys(numbers_by_split, list[int]))
+    return {number: split for split, numbers in numbers_by_split.items() for number in numbers}
 
 
 class Episode(Mapping):
@@ -110,17 +115,17 @@ def elements(tree: bytes) -> list[tuple[str, tuple[int, int, int, int]]]:
         windows = _forest().FromString(tree).windows
     except Exception as error:  # protobuf's DecodeError depends on its backend
         raise ValueError(f'an accessibility tree cannot be read: {error}') from None
-    found = []
+    elements = []
     for window in [w for w in windows if w.window_type == _APPLICATION] or windows:
         for node in window.tree.nodes:
             label = ' '.join((node.text or node.content_description or node.hint_text or node.tooltip_text).split())
             useful = label or node.is_clickable or node.is_editable or node.is_long_clickable or node.is_scrollable
             if node.is_visible_to_user and useful:
                 rect = node.bounds_in_screen
-                line = f'[{len(found)}] {node.class_name.rpartition(".")[2]}' + (f' "{label}"' if label else '')
+                line = f'[{len(elements)}] {node.class_name.rpartition(".")[2]}' + (f' "{label}"' if label else '')
                 line += ' checked' * node.is_checked + ' selected' * node.is_selected
-                found.append((line, (rect.left, rect.top, rect.right, rect.bottom)))
-    return found
+                elements.append((line, (rect.left, rect.top, rect.right, rect.bottom)))
+    return elements
 
 
 def _on_element(action: dict, screen: list[tuple[str, tuple[int, int, int, int]]]) -> dict:

@@ -6,9 +6,10 @@ removed names and redacted numbers, but says no more of the format. Names inside
 
     BOLT_SOURCE     a folder of the corpus' XML files, or JSON lines: id, messages [{participant, text}]
 
-The XML is read as <conversation id> with <message participant> and <body> anywhere below it. That is how we remember
-the corpus, which needs a licence and was not at hand: look at `perl_jax inspect --task=bolt_prompts` first. The paper's
-split is not published; ours is by a hash of the conversation's id (sources.py). `group` is that id.
+The XML is read as <conversation id> with <message participant> and <body> anywhere below it. This format is from
+memory, because the corpus needs a licence that we do not have: check the texts first with `perl_jax inspect
+--task=bolt_prompts`. The paper's split is not published; ours is by a hash of the conversation's id (sources.py).
+`group` is that id.
 """
 
 import dataclasses

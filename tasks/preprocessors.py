@@ -40,13 +40,13 @@ def chat(
         rows.check_controls(example, output_features[key].vocabulary)
         form = controls.marked if reads_marks(output_features[key]) else str
         dataset = unmarked.clean(dataset)
-        unmarked.formatted()
+        unmarked.note_marks()
 
-        def one(row):
+        def convert_row(row):
             text = tf.numpy_function(lambda text: form(formatted(text.decode())).encode(), [row[key]], tf.string)
             return {**row, key: tf.ensure_shape(text, [])}
 
-        return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.map(convert_row, num_parallel_calls=tf.data.AUTOTUNE)
 
     return wrap
 

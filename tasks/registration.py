@@ -11,7 +11,7 @@ r"""Registers a data set as a SeqIO task. One's own takes a dozen lines, in any 
     registration.add('tickets_pairs', 'pairs', examples)
 
 The kind says what an example holds; further fields (str, int or float) pass through untouched, but for the `weight` of
-pairs, what each counts in the loss beside others, such as 1 / (pairs of its inputs): docs/tasks.md.
+pairs, what each counts in the loss beside others, such as 1 / (pairs of its inputs): docs/howto/tasks.md.
 
     sft      inputs, targets              show an answer
     pairs    inputs, chosen, rejected     which of two answers is better
@@ -59,7 +59,7 @@ def add(
       source: a function from a split's name to that split's examples, called when the data is first asked for and
         not at import; its examples are held in memory, in the order given. For more than memory holds, any
         seqio.DataSource (TextLineDataSource, TFExampleDataSource ..) with preprocessors that make the fields, and
-        TOKENS_DIR in the run, which would else hold all rows (docs/tasks.md).
+        TOKENS_DIR in the run, which would else hold all rows (docs/howto/tasks.md).
       vocabulary: bytes where None, for random weights. A run puts its base model's in its place, if that brings one; on
         weights that bring none, as T5X's, it takes a vocabulary that is given here, and refuses None.
       splits: the splits that a function can be asked for; a seqio.DataSource knows its own.
@@ -129,9 +129,9 @@ class _Source(seqio.FunctionDataSource):
         lacks = [key for key in types if key not in example]
         more = [key for key in example if key not in (needed if lacks else types)]
         if lacks or more:
-            said = [f'{verb} {", ".join(keys)}' for verb, keys in (('lacks', lacks), ('has', more)) if keys]
+            differences = [f'{verb} {", ".join(keys)}' for verb, keys in (('lacks', lacks), ('has', more)) if keys]
             rule = f'{self._kind} needs {", ".join(needed)}, and further fields are those of the first example'
-            raise UserError(f'{where}: it {"; ".join(said)}: {rule}')
+            raise UserError(f'{where}: it {"; ".join(differences)}: {rule}')
         for key, kind in types.items():
             value = example[key]
             if kind not in (str, int, float):

@@ -84,8 +84,8 @@ def _chosen(rows: list[Comparison]) -> list[Comparison]:
     posts: dict[str, list[Comparison]] = {}
     for row in rows:
         posts.setdefault(row.group, []).append(row)
-    kept = {id(row) for post in posts.values() for row in sorted(post, key=lambda row: -_ratio(row))[: int(most)]}
-    return [row for row in rows if id(row) in kept]
+    kept_ids = {id(row) for post in posts.values() for row in sorted(post, key=lambda row: -_ratio(row))[: int(most)]}
+    return [row for row in rows if id(row) in kept_ids]
 
 
 def _ratio(row: Comparison) -> float:

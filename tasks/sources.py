@@ -13,10 +13,12 @@ row's group, so that no post, prompt or episode is in two: half of validation fo
 import dataclasses
 import functools
 import gzip
+import io
 import json
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -24,6 +26,8 @@ from perl_jax.errors import UserError
 from perl_jax.tasks import odd_rows, splits
 
 Rows = Iterable[tuple[str, Any]]  # (place: which file and row, content)
+_POINTER = b'version https://git-lfs'
+_MAX_RATIO, _MIN_UNPACKED = 200, 2**26  # of a .gz: bytes that it may unpack to, by its size, and at least
 _SHARE = 5  # percent of the groups of train that a missing split takes
 _SPLIT = re.compile(r'(train|valid|val|dev|test)(?![a-z])|(validation)')
 
@@ -67,30 +71,24 @@ class Source:
 def _read(source: Source, place: str, split: str) -> list[Any]:
     scheme, _, name = place.partition(':')
     open_ = {'hf': _hub, 'tfds': _tfds}.get(scheme)
-    found = open_(source, name) if open_ else _local(source, pathlib.Path(place).expanduser())
-    upstream = next((s for s in (split, *(('validation',) if split == 'test' else ()), 'train') if s in found), None)
+    by_split = open_(source, name) if open_ else _local(source, pathlib.Path(place).expanduser())
+    upstream = next((s for s in (split, *(('validation',) if split == 'test' else ()), 'train') if s in by_split), None)
     if upstream is None:
-        raise UserError(f'{source.variable}={place} has no split {split!r}, only {", ".join(found)}: {source.hint}')
+        raise UserError(f'{source.variable}={place} has no split {split!r}, only {", ".join(by_split)}: {source.hint}')
 
     def read(row: Any) -> Any:
         if not isinstance(row, Mapping):
-            raise ValueError(_no_object(row))
-        said = source.split(row)
-        if said is not None and said != split:  # not read: it may be large
-            return None
+            raise ValueError(f'not an object but {str(row)[:40]!r}')
+        row_split = source.split(row)
+        if row_split is not None and row_split != split:  # not read: it may be large
+            return odd_rows.OTHER_SPLIT
         parsed = source.read(row)
         if parsed is None:
             return None
-        belongs = said or _by_hash(source.variable, parsed.group, upstream, found)
+        belongs = row_split or _by_hash(source.variable, parsed.group, upstream, by_split)
         return parsed if belongs == split else None
 
-    return odd_rows.parse(f'{source.variable}={place}', found[upstream](), read, most=source.most)
-
-
-def _no_object(row: Any) -> str:
-    if str(row).startswith('version https://git-lfs'):
-        return 'a pointer of Git LFS in place of the file: run `git lfs pull` in the clone'
-    return f'not an object but {str(row)[:40]!r}'
+    return odd_rows.parse(f'{source.variable}={place}', by_split[upstream](), read, most=source.most)
 
 
 def _split_named(name: str) -> str | None:
@@ -99,9 +97,9 @@ def _split_named(name: str) -> str | None:
     return match and {'train': 'train', 'test': 'test'}.get(match.group(), 'validation')
 
 
-def _by_hash(variable: str, group: str, upstream: str, found: Mapping) -> str:
+def _by_hash(variable: str, group: str, upstream: str, by_split: Mapping) -> str:
     """The split of a row that does not say: its upstream split's, less what goes to those that upstream lacks."""
-    missing = [s for s in ('validation', 'test') if s not in found]
+    missing = [s for s in ('validation', 'test') if s not in by_split]
     bucket = splits.bucket(variable, group)
     if upstream == 'validation' and missing:
         return 'test' if bucket < 50 else 'validation'
@@ -122,24 +120,24 @@ def _hub(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
     owner, _, rest = path.partition('/')
     title, _, folder = rest.partition('/')
     try:
-        found = datasets.load_dataset(f'{owner}/{title}', config or None, data_dir=folder or None)
+        by_split = datasets.load_dataset(f'{owner}/{title}', config or None, data_dir=folder or None)
     except Exception as error:  # the package has dozens of its own; what the user needs is the name and the reason
         raise UserError(f'{source.variable}=hf:{name} cannot be loaded ({_line(error)}): {source.hint}') from None
-    return {split: functools.partial(_numbered, split, found[split]) for split in found}
+    return {split: functools.partial(_numbered, split, by_split[split]) for split in by_split}
 
 
 def _tfds(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
     import tensorflow_datasets as tfds
 
     try:
-        found = cast(Any, tfds.load(name))
+        by_split = cast(Any, tfds.load(name))
     except Exception as error:  # as above
         raise UserError(f'{source.variable}=tfds:{name} cannot be loaded ({_line(error)}): {source.hint}') from None
 
     def rows(split: str) -> Rows:
-        return ((place, _plain(row)) for place, row in _numbered(split, cast(Any, tfds.as_numpy(found[split]))))
+        return ((place, _plain(row)) for place, row in _numbered(split, cast(Any, tfds.as_numpy(by_split[split]))))
 
-    return {split: functools.partial(rows, split) for split in found}
+    return {split: functools.partial(rows, split) for split in by_split}
 
 
 def _local(source: Source, path: pathlib.Path) -> dict[str, Callable[[], Rows]]:
@@ -150,14 +148,14 @@ def _local(source: Source, path: pathlib.Path) -> dict[str, Callable[[], Rows]]:
     if not files:
         patterns = ', '.join(pattern for pattern, _ in source.files + _FILES)
         raise UserError(f'{source.variable}={path} holds none of {patterns}: {source.hint}')
-    found = {}
+    by_split = {}
     for file, reader in sorted(files, key=lambda item: item[0]):
         inside = file.relative_to(path).parts[::-1] or (file.name,)
-        named = next((split for part in inside if (split := _split_named(part))), None)
-        found.setdefault(named, []).append((file, reader))
-    if list(found) == [None]:  # nothing says a split: the rows do, or a hash
-        found = {'train': found[None]}
-    return {split: functools.partial(_read_files, items) for split, items in found.items() if split}
+        named = next((split for component in inside if (split := _split_named(component))), None)
+        by_split.setdefault(named, []).append((file, reader))
+    if list(by_split) == [None]:  # nothing says a split: the rows do, or a hash
+        by_split = {'train': by_split[None]}
+    return {split: functools.partial(_read_files, items) for split, items in by_split.items() if split}
 
 
 def _glob(path: pathlib.Path, pattern: str) -> list[pathlib.Path]:
@@ -166,10 +164,18 @@ def _glob(path: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 
 def _read_files(items: Iterable[tuple[pathlib.Path, Callable]]) -> Rows:
     for file, reader in items:
+        check_pointer(file)
         try:
             yield from _numbered(file.name, reader(file))
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
             raise UserError(f'{file} cannot be read ({_line(error)}): mend it or get it again') from None
+
+
+def check_pointer(file: pathlib.Path) -> None:
+    """Refuse a pointer of Git LFS, whatever the file's name says that it is."""
+    with file.open('rb') as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise UserError(f'{file} is a pointer of Git LFS in place of the file: run `git lfs pull` in its clone')
 
 
 def _numbered(name: str, rows: Iterable) -> Rows:
@@ -178,8 +184,10 @@ def _numbered(name: str, rows: Iterable) -> Rows:
 
 def _json(file: pathlib.Path) -> Iterable:
     """JSON lines whatever the suffix, or one list. A line that is not JSON comes as text, which is an odd row."""
-    opened = gzip.open if file.suffix == '.gz' else open
-    with opened(file, 'rt', encoding='utf-8-sig') as lines:  # with or without a byte order mark
+    with (  # with or without a byte order mark
+        _Unpacked(file) if file.suffix == '.gz' else file.open('rb') as opened,
+        io.TextIOWrapper(opened, encoding='utf-8-sig') as lines,
+    ):
         first = lines.read(1)
         lines.seek(0)
         if first == '[':
@@ -189,8 +197,23 @@ def _json(file: pathlib.Path) -> Iterable:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     yield line
+
+
+class _Unpacked(gzip.GzipFile):
+    """A .gz of texts, which shrink to a tenth or a twentieth; what unpacks to far more would fill the memory."""
+
+    def __init__(self, file: pathlib.Path) -> None:
+        super().__init__(file, 'rb')
+        self._left = max(_MIN_UNPACKED, _MAX_RATIO * file.stat().st_size)
+
+    def read1(self, size: int = -1) -> bytes:
+        data = super().read1(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f'it unpacks to more than {_MAX_RATIO} times its size, as no texts do')
+        return data
 
 
 def _parquet(file: pathlib.Path) -> Iterable:

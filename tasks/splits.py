@@ -7,6 +7,8 @@ import hashlib
 import re
 from collections.abc import Iterable
 
+from perl_jax.errors import UserError
+
 NEAR = 0.8  # Jaccard index of the words of two texts, from which on they are near
 
 
@@ -51,6 +53,11 @@ def by_group(name: str, group: str, validation: int = 15, test: int = 15) -> str
 
     Returns:
       'train', 'validation' or 'test'.
+
+    Raises:
+      UserError: shares that leave nothing for train, or that are none.
     """
+    if min(validation, test) < 0 or validation + test >= 100:
+        raise UserError(f'validation={validation}, test={test}: give percents of 0 and more that leave some for train')
     where = bucket(name, group)
     return 'train' if where < 100 - validation - test else 'validation' if where < 100 - test else 'test'

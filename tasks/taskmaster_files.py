@@ -18,12 +18,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from perl_jax import json_files
 from perl_jax.errors import UserError
-from perl_jax.tasks import odd_rows, splits, taskmaster_text
+from perl_jax.tasks import odd_rows, sources, splits, taskmaster_text
 
 _REWARD = {'coffee': 'TM-4-2024/reward/*.json', 'ticketing': 'TM-3-2020/reward/*.json'}
 _DIALOGS = {'coffee': 'TM-4-2024/data/*.json', 'ticketing': 'TM-3-2020/splits/train/train-*.tsv'}
-_JOINED, _PARTS = 'TM-3-2020/splits/train/train.tsv', 29  # `cat train-*.tsv > train.tsv`, says its README
+_JOINED = 'TM-3-2020/splits/train/train.tsv'  # `cat train-*.tsv > train.tsv`, says its README
+_NUM_FILES = dict(zip((*_REWARD.values(), *_DIALOGS.values()), (7, 8, 8, 29)))  # of each pattern, upstream
 _TAGS = 'PN|PAN|PAV|PR|PRAN|PRAV|U|A|S'
 
 
@@ -96,8 +98,6 @@ def _dialogs(folder: pathlib.Path, domain: str) -> list[Dialog]:
         return odd_rows.parse(pattern, _json_rows(folder, pattern), parse, unique=_longest_by('lines'))
     if (folder / _JOINED).exists():
         pattern = _JOINED
-    elif 0 < (parts := len(list(folder.glob(pattern)))) < _PARTS:
-        print(f'warning: TASKMASTER_DIR={folder} holds {parts} of the {_PARTS} parts {pattern}', file=sys.stderr)
     # Here a row is a dialog up to one turn of the agent: of two rows of a dialog, the longer holds the other.
     parse = functools.partial(_tsv_dialog, domain)
     return odd_rows.parse(pattern, _tsv_rows(folder, pattern), parse, unique=_longest_by('conversation_id'))
@@ -107,11 +107,11 @@ def _longest_by(field: str) -> Callable[[list[Dialog]], list[Dialog]]:
     """Of the dialogs with the same value of a field only the longest is kept, at the first one's place."""
 
     def unique(dialogs: list[Dialog]) -> list[Dialog]:
-        kept = {}
+        rows_by_key = {}
         for dialog in dialogs:
             key = getattr(dialog, field)
-            kept[key] = max(kept.get(key, dialog), dialog, key=lambda d: len(d.lines))
-        return list(kept.values())
+            rows_by_key[key] = max(rows_by_key.get(key, dialog), dialog, key=lambda d: len(d.lines))
+        return list(rows_by_key.values())
 
     return unique
 
@@ -123,10 +123,17 @@ def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
             f'TASKMASTER_DIR={folder} holds no {pattern}: set it to a clone of '
             'github.com/google-research-datasets/Taskmaster'
         )
+    if len(files) < (num_files := _NUM_FILES.get(pattern, 0)):
+        print(
+            f'warning: TASKMASTER_DIR={folder} holds {len(files)} of the {num_files} files {pattern}; clone Taskmaster '
+            'again for the others',
+            file=sys.stderr,
+        )
     return files
 
 
 def _text(file: pathlib.Path) -> str:
+    sources.check_pointer(file)
     try:
         return file.read_bytes().decode('utf-8')
     except (OSError, ValueError) as error:
@@ -135,12 +142,7 @@ def _text(file: pathlib.Path) -> str:
 
 def _json_rows(folder: pathlib.Path, pattern: str) -> Iterable[tuple[str, Any]]:
     for file in _files(folder, pattern):
-        try:
-            rows = json.loads(_text(file))
-        except ValueError as error:
-            raise UserError(f'{file} is not JSON ({error}): clone Taskmaster again') from None
-        if not isinstance(rows, list):
-            raise UserError(f'{file} is not a JSON list of rows: clone Taskmaster again')
+        rows = json_files.parse_list(_text(file), file, 'clone Taskmaster again')
         for number, row in enumerate(rows, start=1):
             yield f'{file.name} row {number}', row
 

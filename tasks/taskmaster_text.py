@@ -19,6 +19,9 @@ from typing import Any
 _NAME = re.compile(r'[A-Za-z_]\w*')
 _KEY = re.compile(r'\s*([\w.-]+)=')
 _BARE = re.compile(r'[^,=\[\]{}"\n]+')
+_WORDS = ('two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
+_NUMBERS = {str(n): word for n, word in enumerate(_WORDS, start=2)}
+_SPEAKER = re.compile(r'^(?:user|agent|call|resp):', re.MULTILINE)
 _CALL = re.compile(rf'call: ({_NAME.pattern})\((.*)\)')
 
 
@@ -46,14 +49,14 @@ def prompt(context: Iterable[str]) -> str:
 
 def parse_call(line: str) -> tuple[str, dict[str, Any]] | None:
     """A `call: NAME(k=v, ..)` line -> its name and arguments (str, list and dict values); None where it is none."""
-    found = _CALL.fullmatch(line)
-    if found is None:
+    match = _CALL.fullmatch(line)
+    if match is None:
         return None
     try:
-        args, rest = _read_pairs(found[2]) if found[2] else ({}, '')
+        args, rest = _read_pairs(match[2]) if match[2] else ({}, '')
     except (ValueError, RecursionError):
         return None
-    return None if rest else (found[1], args)
+    return None if rest else (match[1], args)
 
 
 def is_well_formed(response: str, known: Mapping[str, Collection[str]] | None = None) -> float:
@@ -73,9 +76,20 @@ def is_well_formed(response: str, known: Mapping[str, Collection[str]] | None = 
 
 
 def is_grounded(response: str, context: str) -> float:
-    """1.0 for a response each of whose call's values stands in the context, whatever its case; 1.0 too for no call."""
+    """1.0 for a response whose call has only values that are in the context, in any case; 1.0 too for no call.
+
+    A value counts as a whole, or in the plural: 2 is not in latte-0002. A small number may be spelled, and 1 needs no
+    word, as in "a latte". The word that begins a line (`user: `) is not searched.
+    """
     call = parse_call(response.rstrip())
-    return float(call is None or all(value.lower() in context.lower() for value in _plain_values(call[1])))
+    turn_texts = _SPEAKER.sub('', context).lower()
+    return float(call is None or all(_is_in(value.lower(), turn_texts) for value in _plain_values(call[1])))
+
+
+def _is_in(value: str, context: str) -> bool:
+    forms = {value, json.dumps(value, ensure_ascii=False)[1:-1], _NUMBERS.get(value, value)}  # a line may escape it
+    patterns = (rf'(?<![\w-]){re.escape(form)}(?:e?s)?(?![\w-])' for form in forms)
+    return value in ('', '1') or any(re.search(pattern, context) for pattern in patterns)
 
 
 def _plain_values(value: Any) -> Iterable[str]:

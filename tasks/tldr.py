@@ -96,13 +96,13 @@ def _text(row: Mapping, key: str) -> str:
 POSTS = sources.Source(
     'TLDR_SOURCE',
     'hf:cleanrl/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1704563162',
-    'set it to a folder with the train, valid and test.jsonl of tldr_3_filtered (docs/tasks.md)',
+    'set it to a folder with the train, valid and test.jsonl of tldr_3_filtered (docs/reference/tasks.md)',
     _post,
 )
 COMPARISONS = sources.Source(
     'TLDR_PAIRS_SOURCE',
     'hf:vwxyzjn/summarize_from_feedback_oai_preprocessing_1711138084',
-    'set it to a folder with the batch*.json of the comparisons (docs/tasks.md)',
+    'set it to a folder with the batch*.json of the comparisons (docs/reference/tasks.md)',
     _comparison,
     split=lambda row: {'valid1': 'validation', 'valid2': 'test'}.get(row['split'], row['split']),
 )

@@ -9,6 +9,7 @@ toy_noisy_pairs, toy_noisy_thumbs   the same of a rater who mixes up a quarter: 
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -85,8 +86,8 @@ class WordVocabulary(seqio.Vocabulary):
         return isinstance(other, WordVocabulary) and self._pieces == other._pieces
 
 
-def _prompt(said: str) -> str:
-    return taskmaster_text.prompt(taskmaster_text.lines([{'role': 'user', 'text': said}]))
+def _prompt(words: str) -> str:
+    return taskmaster_text.prompt(taskmaster_text.lines([{'role': 'user', 'text': words}]))
 
 
 def _answer(arguments: grammar.Answer) -> str:
@@ -98,8 +99,8 @@ def _requests(kind: str, split: str) -> Iterator[tuple[random.Random, str, gramm
     """Each split and kind draws its own; sizes are `SIZES` and `OTHER_DRAWS`."""
     rng = random.Random(f'{kind} {split}')
     for _ in range((SIZES | OTHER_DRAWS)[split]):
-        said, meant, first = grammar.request(rng)
-        yield rng, _prompt(said), meant, first
+        words, meant, first = grammar.request(rng)
+        yield rng, _prompt(words), meant, first
 
 
 def sft(split: str) -> Iterator[dict]:
@@ -148,7 +149,8 @@ def vocabulary() -> WordVocabulary:
     """Every piece of text that the grammar can say."""
     rng = random.Random('vocabulary')
     orders = [grammar.request(rng) for _ in range(5000)]
-    return WordVocabulary(text for said, meant, _ in orders for text in (_prompt(said), _answer(grammar.right(meant))))
+    texts = ((_prompt(words), _answer(grammar.right(meant))) for words, meant, _ in orders)
+    return WordVocabulary(itertools.chain.from_iterable(texts))
 
 
 _VOCABULARY = vocabulary()

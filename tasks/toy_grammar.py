@@ -33,7 +33,7 @@ SLOTS = {  # slot: {how it is said: what the call holds}, in the order of the ca
     'syrup': {'vanilla': 'vanilla', 'caramel': 'caramel', 'hazelnut': 'hazelnut'},
 }
 ARGUMENTS = ('item', *SLOTS)
-VALUES = {slot: tuple(dict.fromkeys(said.values())) for slot, said in SLOTS.items()} | {'item': ITEMS}
+VALUES = {slot: tuple(dict.fromkeys(slot_words.values())) for slot, slot_words in SLOTS.items()} | {'item': ITEMS}
 OPENINGS = ('', 'hello, ', 'hi, ', 'good morning, ')
 ASKS = ('can i get ', 'i would like ', 'could i have ', 'please make me ')
 
@@ -46,12 +46,12 @@ MIXED_UP = 0.02  # how often a rater is
 
 def request(rng: random.Random) -> tuple[str, Order, Order]:
     """What a user says, the order that is meant, and the order before the last remark (the same if there is none)."""
-    said = {slot: rng.choice(list(words)) for slot, words in SLOTS.items() if rng.random() < 0.5}
+    slot_words = {slot: rng.choice(list(words)) for slot, words in SLOTS.items() if rng.random() < 0.5}
     item = rng.choice(ITEMS)
-    first = {'item': item} | {slot: SLOTS[slot][word] for slot, word in said.items()}
-    words = [said.get('quantity', 'a'), said.get('size'), said.get('temp'), item]
+    first = {'item': item} | {slot: SLOTS[slot][word] for slot, word in slot_words.items()}
+    words = [slot_words.get('quantity', 'a'), slot_words.get('size'), slot_words.get('temp'), item]
     text = rng.choice(OPENINGS) + rng.choice(ASKS) + ' '.join(filter(None, words))
-    extras = [f'{said[slot]} {slot}' for slot in ('milk', 'syrup') if slot in said]
+    extras = [f'{slot_words[slot]} {slot}' for slot in ('milk', 'syrup') if slot in slot_words]
     text += (' with ' + ' and '.join(extras) if extras else '') + '?'
     if rng.random() < LAST_REMARK:
         slot = rng.choice(['milk', 'syrup'])

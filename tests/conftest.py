@@ -1,11 +1,14 @@
 """The environment of every test, set before anything imports JAX; subprocesses of tests inherit it."""
 
 import atexit
+import importlib.metadata
 import os
 import pathlib
 import shutil
 import tempfile
 
+import checked
+import jaxtyping
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -13,10 +16,18 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # [B] + [B, K] is a bug here, 
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu would ask for its metadata server
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
+# XLA's older way to compile for a CPU takes half the time, and most of the tests' time is compilation. Commands that
+# tests start inherit it: programs of both are then the same, bit for bit. Later versions have no such flag.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'
+
 # What commands in processes of their own keep of what they compile lies here and not in the user's cache.
 if 'PERL_JAX_TESTS' not in os.environ:  # the workers of xdist, and these processes, share one
     os.environ['PERL_JAX_TESTS'] = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='perl_jax_tests_')
     atexit.register(shutil.rmtree, os.environ['PERL_JAX_TESTS'], ignore_errors=True)
+
+# Annotations are checked wherever a test calls or traces a function of these modules.
+jaxtyping.install_import_hook([f'perl_jax.{name}' for name in checked.MODULES], 'checked.functions')
 
 MULTIDEVICE = pathlib.Path(__file__).parent / 'multidevice'
 FLAG = '--xla_force_host_platform_device_count=8'

@@ -37,7 +37,7 @@ def logprobs(adapter, batch, temperature=1.0):
 def rollout(batch, temperature=1.0):
     """As the sampler hands it over: 0 at the padding."""
     given = jnp.where(batch.targets_mask, logprobs(POLICY, batch, temperature), 0)
-    return types.Rollout(**vars(batch), logprobs=given)
+    return jax.tree.map(jnp.asarray, types.Rollout(**vars(batch), logprobs=given))
 
 
 def total(x, mask):

@@ -14,6 +14,7 @@ from tiny import NETWORK
 from perl_jax.errors import UserError
 from perl_jax.models.lora import LoraSpec
 from perl_jax.optim import accumulate
+from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rl import steps
 from perl_jax.rl.algorithms.grpo import GRPO
@@ -29,8 +30,7 @@ from perl_jax.types import Thumbs
 
 B, K, KEY = 8, 2, jax.random.key(0)
 SGD = optax.sgd(1.0)  # what it adds to an adapter is its gradient
-RAGGED = tiny.responses(B, K)
-EXPERIENCE = tiny.experience(B, K)
+RAGGED, EXPERIENCE = jax.tree.map(jnp.asarray, (tiny.responses(B, K), tiny.experience(B, K)))
 BETA = jnp.float32(0.1)
 LORA = LoraSpec(rank=4)
 NUMBERS = pytest.mark.parametrize('n', [2, 8])
@@ -80,7 +80,7 @@ def test_sft(n):
 
 @NUMBERS
 def test_reward(n):
-    labels = (np.arange(B * K).reshape(B, K) % 3 == 0).astype(np.float32)
+    labels = (jnp.arange(B * K).reshape(B, K) % 3 == 0).astype(jnp.float32)
     batches = RAGGED, Thumbs(**vars(RAGGED), labels=labels)
     step = lambda base, state, **kw: reward_step(NETWORK, SGD, base, state, batches, KEY, **kw)  # noqa: E731
     assert_same_step(step, 'reward', n)
@@ -123,7 +123,7 @@ def test_value(algorithm, known):
 
 def test_dropout_differs_between_the_parts():
     spec = dataclasses.replace(LORA, dropout=0.5)
-    same = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 2, axis=0), RAGGED)
+    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 2, axis=0), RAGGED)
     state = tiny.stir(tiny.create('sft', spec, tiny.base(), SGD))
     half = sft_step(NETWORK, SGD, tiny.base(), state, jax.tree.map(lambda x: x[:1], same), KEY)[0]
     both = sft_step(NETWORK, SGD, tiny.base(), state, same, KEY, num_microbatches=2)[0]
@@ -132,7 +132,7 @@ def test_dropout_differs_between_the_parts():
 
 def test_microbatches_must_divide_the_batch():
     Partitioner().check_batch('BATCH_SIZE', 8 * jax.device_count(), 4)
-    with pytest.raises(UserError, match=r'BATCH_SIZE = 8 does not divide over the \d+ rows of the mesh in 3 micro'):
+    with pytest.raises(UserError, match=r'BATCH_SIZE = 8 is not divisible by the data-parallel size \d+ times 3 micro'):
         Partitioner().check_batch('BATCH_SIZE', 8, 3)
-    with pytest.raises(UserError, match='NUM_MICROBATCHES = 0: give a whole number of at least 1'):
-        Partitioner().check_batch('BATCH_SIZE', 8, 0)
+    with pytest.raises(UserError, match='Tuning.num_microbatches = 0: give a number of at least 1'):
+        Tuning(LoraSpec(), SGD, num_microbatches=0)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -83,9 +85,9 @@ def test_another_scale_computes_the_same():
 def test_an_anchor_of_lora_follows_in_weight_space():
     policy = tiny.adapter(SPECS[0], tiny.base(), head=False)
     anchor = SPECS[0].init(jax.random.key(1), tiny.base())  # B is zero: the base itself
-    follow = jax.jit(anchors.follow)
+    follow = jax.jit(functools.partial(anchors.follow, rate=0.25))
     for step in range(1, 4):
-        anchor = follow(anchor, policy, 0.25)
+        anchor = follow(anchor, policy)
         for layer, x in deltas(anchor).items():
             np.testing.assert_allclose(x, (1 - 0.75**step) * deltas(policy)[layer], atol=1e-5)
     assert jax.tree.structure(anchor) == jax.tree.structure(policy)

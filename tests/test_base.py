@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from perl_jax import types
 from perl_jax.errors import UserError
+from perl_jax.interop import hf
 from perl_jax.models import lora
 from perl_jax.models.decoder import Decoder
 from perl_jax.models.description import describe
@@ -67,7 +68,7 @@ def test_a_run_of_another_network_is_told_by_what_shapes_do_not_show(tmp_path):
     with pytest.raises(UserError, match=said):
         load(str(tmp_path), network=Decoder(dataclasses.replace(tiny.CONFIG, rope_theta=5e3)))
     with pytest.raises(UserError, match="names 'random:3' as its base is of another network: norm_epsilon"):
-        bases.named(Decoder(dataclasses.replace(tiny.CONFIG, norm_epsilon=1e-3)), random(3).name, ONE)
+        bases.load_recorded(Decoder(dataclasses.replace(tiny.CONFIG, norm_epsilon=1e-3)), random(3).name, ONE)
     older = {key: value for key, value in random(3).name.items() if key != 'network'}
     bases.check_network(Decoder(dataclasses.replace(tiny.CONFIG, rope_theta=5e3)), older, 'the run')
 
@@ -115,13 +116,13 @@ def test_runs_on_runs(tmp_path):
 def test_a_base_is_found_again_by_its_name(dtype):
     base = random(3, dtype)
     with ONE.scope():
-        again = bases.named(NETWORK, base.name, ONE)
+        again = bases.load_recorded(NETWORK, base.name, ONE)
     assert again.name == base.name
 
 
 def test_a_base_that_has_changed_is_refused():
     with ONE.scope(), pytest.raises(UserError, match='has changed since the run that names it'):
-        bases.named(NETWORK, random(3).name | {'fingerprint': 'other'}, ONE)
+        bases.load_recorded(NETWORK, random(3).name | {'fingerprint': 'other'}, ONE)
 
 
 def test_a_base_that_was_moved_is_found_where_it_is_now(tmp_path, monkeypatch):
@@ -130,17 +131,17 @@ def test_a_base_that_was_moved_is_found_where_it_is_now(tmp_path, monkeypatch):
     name = load('sft').name  # as a recipe names it
     monkeypatch.chdir('/')
     with ONE.scope():
-        assert bases.named(NETWORK, name, ONE).name == name  # from another folder
+        assert bases.load_recorded(NETWORK, name, ONE).name == name  # from another folder
         shutil.move(tmp_path / 'sft', tmp_path / 'moved')
         with pytest.raises(UserError, match=f"INITIAL_CHECKPOINT_PATH: '{tmp_path}/sft' is no"):
-            bases.named(NETWORK, name, ONE)
-        again = bases.named(NETWORK, name, ONE, str(tmp_path / 'moved'))
+            bases.load_recorded(NETWORK, name, ONE)
+        again = bases.load_recorded(NETWORK, name, ONE, str(tmp_path / 'moved'))
     assert again.fingerprint == name['fingerprint']
 
 
 @pytest.mark.parametrize('dtype', ['bf16', 'int8', None])
 def test_no_such_dtype(dtype):
-    with pytest.raises(UserError, match='BASE_DTYPE = '):
+    with pytest.raises(UserError, match="BaseConfig.dtype = .*: give 'float32', 'bfloat16' or 'float16'"):
         BaseConfig(NETWORK, dtype=dtype)
 
 
@@ -155,6 +156,19 @@ def test_no_such_path(tmp_path):
     (tmp_path / 'adapter_config.json').write_text('{}')
     with pytest.raises(UserError, match='is an adapter of PEFT; make a MODEL_DIR of it with `perl_jax import'):
         load(str(tmp_path))
+
+
+def test_what_is_missing_is_seen_without_loading_it(tmp_path):
+    check = lambda path: bases.check(BaseConfig(NETWORK, str(path)))  # noqa: E731
+    for path, said in (('none', 'is no .gguf file'), ('none.gguf', 'there is no such file')):
+        with pytest.raises(UserError, match=said):
+            check(tmp_path / path)
+    hf.save(tmp_path / 'hf', NETWORK, random(3).params, 'float32')
+    sft_run(tmp_path / 'sft', random(3), lora.FullSpec())
+    check(tmp_path / 'hf'), check(tmp_path / 'sft')
+    (tmp_path / 'hf/model.safetensors').unlink()
+    with pytest.raises(UserError, match='hf: neither model.safetensors nor'):
+        check(tmp_path / 'hf')
 
 
 def test_a_run_of_another_phase(tmp_path):
@@ -195,7 +209,7 @@ def test_of_a_reward_run_the_best_checkpoint_is_read(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), 'auc')
     for step, auc in ((1, 0.7), (2, 0.9), (3, 0.8)):
         adapter = lora.Adapter(head={'kernel': jnp.full(3, float(step))})
-        about = {'phase': 'reward', 'adapters': {'reward': {'scale': 1.0, 'dropout': 0.0}}}
+        about = {'phase': 'reward', 'base': {}, 'adapters': {'reward': {'scale': 1.0, 'dropout': 0.0}}}
         checkpoints.save(step, {'reward': types.TrainState(jnp.int32(step), adapter, ())}, about, {'auc': auc})
     checkpoints.close()
     adapter, _ = finished.read_adapter(str(tmp_path), 'reward', phase='reward', flag='x')
@@ -215,4 +229,4 @@ def test_a_file_of_a_package_is_found_again_by_its_name(tmp_path, monkeypatch):
     name = load('package:weights_in_a_package/m.gguf', network=network).name
     assert name['path'] == 'package:weights_in_a_package/m.gguf'
     with ONE.scope():
-        assert bases.named(network, name, ONE).name == name
+        assert bases.load_recorded(network, name, ONE).name == name

@@ -1,6 +1,7 @@
 """Every script of benchmarks/ runs, at the smallest sizes: no other test would see that one has come to fail."""
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
+import argparse
 import csv
 import importlib.util
 import json
@@ -14,6 +15,8 @@ import test_taskmaster
 import tiny_gguf
 from test_taskmaster import agent, folder, rated, user, utterance  # noqa: F401
 from toy_runs import settings, toys  # noqa: F401
+
+pytestmark = pytest.mark.slow
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / 'benchmarks'
 WIDTHS = {'num_layers': 1, 'emb_dim': 16, 'mlp_dim': 16, 'head_dim': 4, 'vocab_size': 32}  # of models/bench_s.gin
@@ -90,7 +93,7 @@ def test_growth(run, tmp_path, monkeypatch):
     growth = script('growth.py')
     monkeypatch.setattr(growth, 'STORE', tmp_path / 'growth.json')
     monkeypatch.setattr(growth, 'PLOT', tmp_path / 'growth.png')
-    monkeypatch.setattr(growth, 'STEPS', {'reward': ['reward_step.py', *SIZES]})
+    monkeypatch.setattr(growth, 'SCRIPTS', {'reward': ['reward_step.py', *SIZES]})
     monkeypatch.setattr(growth, 'AXES', {'rank': (('reward',), [2])})
     run(growth, '--steps=1')
     (found,) = json.loads(growth.STORE.read_text()).values()
@@ -103,15 +106,15 @@ def test_table1(run, tmp_path, monkeypatch):
     small = ["TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 8}", 'BATCH_SIZE = 8', 'NUM_MICROBATCHES = 1']
     small.append(table1.TOPOLOGY.format('v5e:2x2'))
     monkeypatch.setattr(table1, 'MODELS', {'8B': ('models/toy.gin', small)})
-    monkeypatch.setattr(table1, 'STORE', tmp_path / 'table1.json')
-    monkeypatch.setattr(table1, 'DOCS', tmp_path)
-    (tmp_path / 'tpu.md').write_text('<!-- table1 -->\nold\n<!-- end -->\n')
+    for name, file in ('STORE', 'table1.json'), ('PLOT', 'table1.png'), ('PAGE', 'memory.md'):
+        monkeypatch.setattr(table1, name, tmp_path / file)
+    table1.PAGE.write_text('<!-- table1 -->\nold\n<!-- end -->\n')
     for plans in '8B, reward, LoRA', '8B, policy, LoRA':
         run(table1, f'--only={plans}')
     found = json.loads(table1.STORE.read_text())
     assert [len(plan['programs']) for plan in found.values()] == [1, 5] and all(plan['fits'] for plan in found.values())
-    assert '| as it is |' in (page := (tmp_path / 'tpu.md').read_text()) and 'old' not in page
-    assert (tmp_path / 'table1.png').exists()
+    assert '| as it is |' in (page := table1.PAGE.read_text()) and 'old' not in page
+    assert table1.PLOT.exists()
 
 
 @pytest.fixture
@@ -145,6 +148,36 @@ def test_taskmaster_scripts(run, tmp_path, monkeypatch, taskmaster):
     run(summarize, f'--vocabulary={model}', f'--arrays={tmp_path}/arrays', f'--output={table}', out)
     reward, policy = csv.DictReader(table.read_text().splitlines())
     assert reward['pairwise_accuracy'] and reward['auc'] and policy['score_after'] and policy['well_formed_before']
+
+
+def test_a_call_of_known_arguments_is_valid_without_its_context(monkeypatch, tmp_path, taskmaster):
+    """The column counts APIs and arguments; the arrays have no whole context in which values could be found."""
+    call = {'role': 'agent', 'api': {'get_menu_items': {'query': 'latte'}}}
+    test_taskmaster.write_rated(taskmaster, [rated([user(test_taskmaster.TRAIN)], call, 1.0)])
+    texts = [
+        'call: get_menu_items(query=latte)', 'call: get_menu_items(flavour=latte)', 'call: get_menu(query=latte)',
+        'agent: Yes.', 'none',
+    ]  # fmt: skip
+    vocabulary = argparse.Namespace(decode=lambda ids: texts[ids[0]])
+    summarize = script('taskmaster/summarize.py')
+    monkeypatch.setattr(summarize.vocabularies, 'vocabulary', lambda name: vocabulary)
+    monkeypatch.setattr(summarize.taskmaster, 'known_calls', summarize.taskmaster.known_calls.__wrapped__)  # no cache
+    np.savez(tmp_path / 'coffee_prompts_validation.npz', group=np.array(list('abcde')))
+    columns = ('what', 'tuning', 'rate', 'steps', 'seconds_a_step', 'held', 'peak', 'kl/anchor', 'length/mean')
+    ids = np.arange(5).reshape(5, 1, 1)
+    scores = {'x-targets': ids, 'x-targets_mask': ids >= 0, 'x-score': np.ones((5, 1))}
+    row = summarize.policy(
+        dict.fromkeys(columns, 0) | {'cell': 'x'}, scores, argparse.Namespace(vocabulary='', arrays=tmp_path)
+    )
+    assert row['well_formed_after'] == 0.8 and row['valid_after'] == 0.4
+
+
+def test_answers_that_do_not_fit_end_the_preparation_in_one_line(monkeypatch, tmp_path, taskmaster):
+    prepare = script('taskmaster/prepare.py')
+    monkeypatch.setattr(prepare, 'LENGTHS', {'thumbs': {'inputs': 64, 'targets': 2}})
+    monkeypatch.setattr(sys, 'argv', ['prepare.py', '--vocabulary=byt5', f'--output={tmp_path}/arrays'])
+    with pytest.raises(SystemExit, match=r'^prepare.py: taskmaster_coffee_thumbs .* or set VOCABULARY .*$'):
+        prepare.main()
 
 
 def test_overoptimization(run, toys, tmp_path):

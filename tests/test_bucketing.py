@@ -13,10 +13,13 @@ import tiny
 from perl_jax import masked
 from perl_jax.data import bucketing, streams
 from perl_jax.models.lora import FullSpec
+from perl_jax.rl import shaping
 from perl_jax.rl.algorithms.grpo import GRPO
 from perl_jax.rl.algorithms.ppo import PPO
 from perl_jax.rl.algorithms.reinforce import Reinforce
 from perl_jax.rl.algorithms.rloo import RLOO
+from perl_jax.rl.objective import Objective
+from perl_jax.rl.sampling import SamplingConfig
 from perl_jax.train.sft import sft_step
 
 WINDOW = bucketing.WINDOW
@@ -119,14 +122,23 @@ def test_a_mixtures_rows_are_weighed_by_the_batch_they_were_drawn_in():
     assert sorted(found) == sorted(np.repeat(drawn, 8))
 
 
+@pytest.mark.parametrize(('change', 'apart'), [
+    ({}, True), ({'entropy_bonus': 0.01}, False), ({'shaping': (shaping.whiten,)}, False),
+    ({'algorithm': PPO()}, False),
+], ids=['plain', 'entropy', 'shaping', 'PPO'])  # fmt: skip
+def test_prompts_are_dealt_by_length_where_the_objective_takes_each_by_itself(change, apart):
+    """An entropy bonus is a mean over a batch's tokens: in batches of their own short answers would count more."""
+    assert Objective(**{'sampling': SamplingConfig(num_samples=2)} | change).takes_prompts_apart is apart
+
+
 def test_batches_that_are_not_dealt_are_those_without_buckets():
-    plain, cut = bimodal(1, 8), dataclasses.replace(bimodal(4, 8), dealt=False)
+    plain, cut = bimodal(1, 8), dataclasses.replace(bimodal(4, 8), sort_by_length=False)
     for step in range(WINDOW):
         (want, examples), (got, same) = plain(step), cut(step)
         assert examples == same and cut.tokens_as_drawn(step) is None
         np.testing.assert_array_equal(got.targets, want.targets[..., : got.targets.shape[-1]])
         assert got.targets_mask.sum() == want.targets_mask.sum() and got.inputs_mask.sum() == want.inputs_mask.sum()
-    few = dataclasses.replace(bimodal(4, 1), dealt=False)
+    few = dataclasses.replace(bimodal(4, 1), sort_by_length=False)
     assert {few(step)[0].inputs.shape[-1] for step in range(WINDOW)} > {tiny.P}
 
 
@@ -145,10 +157,10 @@ def test_shapes_are_few_and_as_many_as_said_at_most(buckets, members):
         made.append(streams.Stream([dataset], [1.0], 2, K, np.arange(2), buckets))
     shapes = set()
     for step in range(800):
-        shape = streams.alike(made, step)
+        shape = streams.common_shape(made, step)
         batches = [stream(step, shape)[0] for stream in made]
         shapes.add(tuple((x.inputs.shape, x.targets.shape, x.fill) for x in batches))
-    assert buckets < len(shapes) <= bucketing.most_shapes(buckets, 'reward') == buckets * (buckets + 1) // 2
+    assert buckets < len(shapes) <= bucketing.max_shapes(buckets, 'reward') == buckets * (buckets + 1) // 2
 
 
 @pytest.mark.parametrize('algorithm', [Reinforce(), RLOO(), GRPO(), PPO()], ids=lambda x: type(x).__name__)

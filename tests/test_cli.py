@@ -12,12 +12,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import gin
+import jax
+import numpy as np
 import pytest
 from toy_runs import ENVIRONMENT, configured, contents, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
-from perl_jax.cli import main
+from perl_jax.cli import configurables, exits, main
+from perl_jax.data import datasets
 
 ROOT = pathlib.Path(__file__).parents[1]
 FULL, LORA = '--gin_file=tuning/full.gin', '--gin_file=tuning/lora.gin'
@@ -34,7 +38,7 @@ def test_help_has_what_a_newcomer_needs(argv):
         assert f'perl_jax {command} ' in result.out
     for needed in (
         '--gin_file', '--gin.NAME=VALUE', '--gin_bindings', '--gin_search_paths', '--gin.MODEL_DIR="\'runs/',
-        'INITIAL_CHECKPOINT_PATH', 'REWARD_MODEL_DIR', 'tuning/full.gin', 'goes on where the run was',
+        'INITIAL_CHECKPOINT_PATH', 'REWARD_MODEL_DIR', 'tuning/full.gin', 'Rerun the same command to resume',
         'perl_jax/gin/recipes',
     ):  # fmt: skip
         assert needed in result.out
@@ -66,6 +70,52 @@ def test_an_interrupt_is_no_traceback(monkeypatch):
     assert result.code == 130 and 'the same command goes on' in result.err
 
 
+def ended(monkeypatch, capsys, error):
+    """The exit code and the line of the program whose command raises that."""
+
+    def broken(argv):
+        raise error
+
+    monkeypatch.setitem(main._COMMANDS, 'sft', broken)
+    code = exits.run(main._dispatch, 'sft', ['sft', '--x'], is_main_program=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    return code, line
+
+
+def test_a_bug_is_one_line_with_the_path_of_its_traceback(monkeypatch, capsys):
+    code, line = ended(monkeypatch, capsys, TypeError('no\nwonder'))
+    assert code == 70 and line.startswith('perl_jax: sft: this is a bug (TypeError: no); its traceback')
+    path = pathlib.Path(line.rpartition(' ')[2])
+    text = path.read_text()
+    path.unlink()
+    assert 'Traceback' in text and 'in broken' in text and "['sft', '--x']" in text
+    assert path.parent == pathlib.Path(tempfile.gettempdir())
+
+
+def test_a_caller_in_python_gets_the_exception_itself(monkeypatch):
+    monkeypatch.setitem(main._COMMANDS, 'sft', lambda argv: [].pop())
+    with pytest.raises(IndexError):
+        main.cli(['sft'])
+
+
+@pytest.mark.parametrize('reason', ['No space left on device', 'Disk quota exceeded', 'Read-only file system'])
+def test_a_full_disk_is_the_users_whoever_says_it(monkeypatch, capsys, reason):
+    """TensorStore's errors are ValueErrors, with a page of context."""
+    error = ValueError(f'RESOURCE_EXHAUSTED: Error writing "/data/run/checkpoints/5/d/1": [OS error: {reason}]\n[more]')
+    code, line = ended(monkeypatch, capsys, error)
+    assert (code, line) == (2, f'perl_jax: sft: {reason}: /data/run/checkpoints/5/d/1; nothing of this write is kept')
+
+
+@pytest.mark.parametrize('error', [
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.\n[more]'),
+    np._core._exceptions._ArrayMemoryError((2**40,), np.dtype(np.float32)), MemoryError(),
+])  # fmt: skip
+def test_out_of_memory_is_the_users_and_says_what_to_lower(monkeypatch, capsys, error):
+    code, line = ended(monkeypatch, capsys, error)
+    assert re.search('sft: (RESOURCE_EXHAUSTED: Out of memory|_?(Array)?MemoryError: ).*; lower BATCH', line)
+    assert code == 2
+
+
 # How settings are given.
 
 
@@ -95,7 +145,7 @@ def test_gin_files_are_looked_for_in_ones_own_folders_first(tmp_path):
     own = f'--gin_search_paths={tmp_path}/none,{tmp_path}/two,{tmp_path}/one'
     tasks = (f"--gin.{name}='toy_sft'" for name in ('MIXTURE_OR_TASK_NAME', 'PROMPTS_TASK_NAME'))
     lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}"
-    given = toy('sft', 'x', lengths, *tasks, '--gin.NETWORK=None')
+    given = toy('sft', 'x', lengths, *tasks, '--gin_file=models/toy.gin')
     assert setting(configured(*given, own), 'RANDOM_SEED') == '2'
     assert setting(configured(*given), 'RANDOM_SEED') == '0', 'the folders of an earlier call are forgotten'
 
@@ -174,7 +224,7 @@ BAD_SETTINGS = {
     'devices that do not divide': (['--gin.partitioning.Partitioner.num_partitions=3'], ['num_partitions = 3']),
     'no length of targets': (["--gin.TASK_FEATURE_LENGTHS={'inputs': 26}"], ['TASK_FEATURE_LENGTHS', 'targets']),
     'a length alone': (['--gin.TASK_FEATURE_LENGTHS=26'], ['TASK_FEATURE_LENGTHS = 26', "{'inputs': 512"]),
-    'no tokens': (["--gin.TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 5}"], ["'inputs': 0"]),
+    'no tokens': (["--gin.TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 5}"], ["LENGTHS['inputs'] = 0: give a number"]),
     'no batch': (['--gin.BATCH_SIZE=0'], ['BATCH_SIZE = 0']),
     'no regex': ([LORA, quoted('lora.LoraSpec.targets', '(')], ["LoraSpec.targets = '('"]),
     'no rank': ([LORA, '--gin.lora.LoraSpec.rank=0'], ['LoraSpec.rank = 0']),
@@ -182,6 +232,12 @@ BAD_SETTINGS = {
     'too small a vocabulary': (['--gin.decoder.DecoderConfig.vocab_size=10'], ['vocab']),
     'no such dtype': ([quoted('BASE_DTYPE', 'bf16')], ["BASE_DTYPE = 'bf16'", "'bfloat16'"]),
     'a seed below 0': (['--gin.RANDOM_SEED=-1'], ['RANDOM_SEED = -1']),
+    'a rate below 0': (['--gin.FULL_LEARNING_RATE=-1'], ['LEARNING_RATE = -1: give a number of at least 0']),
+    'a rate of no number': (["--gin.LEARNING_RATE='abc'"], ["LEARNING_RATE = 'abc': give a number or a function"]),
+    'no limit': (['--gin.eval/data.DatasetConfig.limit=-1'], ['EVAL_EXAMPLES = -1: give a number of at least 1']),
+    'no width': (['--gin.decoder.DecoderConfig.emb_dim=0'], ['DecoderConfig.emb_dim = 0']),
+    'heads that do not divide': (['--gin.decoder.DecoderConfig.num_kv_heads=5'], ['num_kv_heads = 5']),
+    'too deep': (['--gin.decoder.DecoderConfig.num_layers=10**30'], ['num_layers', '10**30']),
     'no folder': ([quoted('MODEL_DIR', '')], ["MODEL_DIR = ''"]),
     'a home': ([quoted('MODEL_DIR', '~/run')], ["MODEL_DIR = '~/run'"]),
     'a model of no folder': (['--gin_file=models/from_hf.gin'], ['models/from_hf.gin: set INITIAL_CHECKPOINT_PATH']),
@@ -193,6 +249,26 @@ def test_bad_settings(name, tmp_path):
     flags, words = BAD_SETTINGS[name]
     line = perl(*toy('sft', tmp_path / 'run', *flags)).line
     assert all(word in line for word in words), line
+    assert not (tmp_path / 'run').exists()
+
+
+NO_WEIGHTS = "INITIAL_CHECKPOINT_PATH: 'nowhere' is no .gguf file, no Hugging Face or T5X checkpoint"
+NO_REWARD = "LearnedReward.model_dir: 'nowhere' is not the MODEL_DIR of a run"
+
+
+@pytest.mark.parametrize(('phase', 'flags', 'words'), [
+    ('sft', [quoted('INITIAL_CHECKPOINT_PATH', 'nowhere')], NO_WEIGHTS),
+    ('reward', [quoted('INITIAL_CHECKPOINT_PATH', 'nowhere')], NO_WEIGHTS),
+    ('policy', [quoted('INITIAL_CHECKPOINT_PATH', 'nowhere'), quoted('REWARD_MODEL_DIR', 'nowhere')], NO_WEIGHTS),
+    ('policy', ['--gin.INITIAL_CHECKPOINT_PATH=None', quoted('REWARD_MODEL_DIR', 'nowhere')], NO_REWARD),
+])  # fmt: skip
+def test_a_folder_that_is_missing_is_told_before_the_data_are_read(tmp_path, monkeypatch, phase, flags, words):
+    def read(*args, **kwargs):
+        raise AssertionError('the data were read')
+
+    monkeypatch.setattr(datasets, 'stream', read)
+    monkeypatch.setattr(datasets, 'load', read)
+    assert words in perl(*toy(phase, tmp_path / 'run', *flags)).line
     assert not (tmp_path / 'run').exists()
 
 
@@ -222,6 +298,7 @@ def test_a_run_without_evaluation_data(phase, toys, tmp_path):
     assert steps(tmp_path / 'run')[-1] == 2
     assert 'EVAL_DATASET=@eval/data.DatasetConfig()' in perl('eval', f'--model_dir={tmp_path}/run').line
     if phase == 'reward':
+        assert 'auc' in ran('eval', f'--model_dir={tmp_path}/run', '--gin.EVAL_DATASET=@eval/data.DatasetConfig()').out
         sources = toys.sources[0], quoted('REWARD_MODEL_DIR', tmp_path / 'run')
         ran(*toy('policy', tmp_path / 'policy', *sources, flags[1]))
         line = perl(*toy('reward', tmp_path / 'x', sources[0], flags[0], "--gin.BEST_METRIC='auc'")).line
@@ -231,7 +308,7 @@ def test_a_run_without_evaluation_data(phase, toys, tmp_path):
 
 def test_a_model_is_missing(tmp_path):
     argv = ['sft', '--gin_file=runs/sft.gin', quoted('MODEL_DIR', tmp_path / 'run')]
-    assert 'NETWORK is not given' in perl(*argv).line
+    assert 'NETWORK is not given; add --gin_file=models/from_hf.gin' in perl(*argv).line
     assert not (tmp_path / 'run').exists()
 
 
@@ -248,9 +325,12 @@ def test_a_recipe_of_another_command(tmp_path):
     ('data.DatasetConfig.batchsize = 1\n', ['batchsize', 'mine.gin', 'line 2']),
     ("include 'runs/none.gin'\n", ['runs/none.gin']),
     ('import perl_jax.tasks.none\n', ['perl_jax.tasks.none']),
+    ('import leaves\n', ['an imported module ended the program (3)']),
 ])  # fmt: skip
-def test_a_gin_file_with_a_mistake(text, words, tmp_path):
+def test_a_gin_file_with_a_mistake(text, words, tmp_path, monkeypatch):
     (tmp_path / 'mine.gin').write_text("include 'recipes/toy_sft.gin'\n" + text)
+    (tmp_path / 'leaves.py').write_text('import sys\nsys.exit(3)\n')
+    monkeypatch.syspath_prepend(tmp_path)
     line = perl('sft', f'--gin_file={tmp_path}/mine.gin', quoted('MODEL_DIR', tmp_path / 'run')).line
     assert all(word in line for word in words), line
     assert not (tmp_path / 'run').exists()
@@ -385,7 +465,7 @@ def truncated(folder, copy):
 def test_a_truncated_checkpoint_of_the_run_itself(toys, tmp_path):
     broken = truncated(toys.sft, tmp_path / 'sft')
     line = refused(tmp_path / 'sft', toy('sft', tmp_path / 'sft', '--gin.TRAIN_STEPS=8'))
-    assert f'checkpoint {broken} cannot be read' in line and 'delete that folder' in line
+    assert f'checkpoint {broken} cannot be read' in line and line.endswith('or move it elsewhere, and step 4 is used')
 
 
 def test_a_truncated_checkpoint_of_the_base(toys, tmp_path):
@@ -459,7 +539,7 @@ def test_a_few_malformed_rows_are_counted_and_named(taskmaster):
 def test_a_file_that_is_no_json(toys, taskmaster, tmp_path):
     taskmaster(json.dumps(rated(0, 100))[:-5])
     line = perl(*reward_of_taskmaster(toys, tmp_path / 'run')).line
-    assert 'reward_00.json is not JSON' in line
+    assert 'reward_00.json: not JSON' in line
     assert not (tmp_path / 'run').exists()
 
 
@@ -516,18 +596,23 @@ def test_a_few_odd_examples_are_counted_and_dropped(odd, tmp_path):
 
 
 @pytest.mark.parametrize('period', [1, 2])
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(toys, period, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
+    toys, period, tmp_path, monkeypatch
+):
     """Even if it is the loss after the next checkpoint that would show it."""
     folder = shutil.copytree(toys.sft, tmp_path / 'sft')
     argv = toy('sft', folder, f'--gin.EVAL_PERIOD={period}', '--gin.TRAIN_STEPS=10')
     good, lines = state(folder), rows(folder)
-    line = perl(*argv, '--gin.LEARNING_RATE=1e30').line
+    with monkeypatch.context() as patch:
+        patch.setattr(configurables, '_OPTIMIZERS', {})  # which would refuse the rate
+        line = perl(*argv, '--gin.LEARNING_RATE=1e30').line
     assert str(folder) in line and ('nan' in line or 'inf' in line) and 'lower the learning rate' in line
-    assert steps(folder) == [6] and all((state(folder)[path] == x).all() for path, x in good.items())
+    now = state(folder)
+    assert steps(folder)[-1] == 6 and all((now[path] == x).all() for path, x in good.items())
     assert all(math.isfinite(v) for row in rows(folder) for k, v in row.items() if k != 'phase')
     assert json.loads((folder / 'run.json').read_text())['finished'] is None
     ran(*argv)  # with a sane rate it goes on
-    assert rows(folder)[: len(lines)] == lines and steps(folder) == [10]
+    assert rows(folder)[: len(lines)] == lines and steps(folder)[-1] == 10
     assert json.loads((folder / 'run.json').read_text())['finished']
 
 
@@ -540,7 +625,7 @@ def test_a_batch_that_does_not_divide_over_the_mesh(tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 2 and not result.stdout
-    want = 'perl_jax: BATCH_SIZE = 12 does not divide over the 8 rows of the mesh; make it a multiple of 8\n'
+    want = 'perl_jax: BATCH_SIZE = 12 is not divisible by the data-parallel size 8; use a multiple of 8\n'
     assert result.stderr == want
     assert not (tmp_path / 'run').exists()
 

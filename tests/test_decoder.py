@@ -36,7 +36,7 @@ def test_the_batch_has_every_edge():
 
 @networks
 def test_names_and_shapes_are_t5x(network):
-    shapes, axes = partitioning.abstract(network)
+    shapes, axes = partitioning.abstract_params(network)
     attention, mlp = 'decoder/layers/self_attention', 'decoder/layers/mlp'
     want = {
         'token_embedder/embedding': (V, D),

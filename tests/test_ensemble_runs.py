@@ -8,6 +8,8 @@ from toy_runs import perl, quoted, ran, rows, state, toy, toys  # noqa: F401
 
 from perl_jax.runs import finished
 
+pytestmark = pytest.mark.slow
+
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
 MEMBERS = (
@@ -65,7 +67,7 @@ def test_what_cannot_be_averaged(ensemble, toys, tmp_path):
     phases = f'--model_dirs={ensemble},{toys.policy}'
     assert 'is a run of policy; name one of reward' in perl('average', phases, out).line
     both = f'--model_dirs={ensemble},{toys.reward_full}'
-    assert 'some of these runs are LoRA and some full tuning' in perl('average', both, out).line
+    assert 'some of these runs use LoRA and some full tuning' in perl('average', both, out).line
     assert 'is there already' in perl('average', f'--model_dirs={ensemble}', f'--model_dir={toys.sft}').line
     assert 'make one of an ensemble with perl_jax average' in perl(
         'export', f'--model_dir={ensemble}', '--format=hf', f'--output={tmp_path / "hf"}'

@@ -43,5 +43,5 @@ def test_members_that_agree_and_a_single_one():
     same = ensembles.disagreement(jnp.stack([SCORES[0]] * 3))
     assert float(same['reward/disagreement']) == pytest.approx(0, abs=1e-6)
     assert float(same['reward/order_disagreement']) == 0
-    assert ensembles.disagreement(SCORES[:1]) == {}
-    assert set(ensembles.disagreement(SCORES[..., :1])) == {'reward/disagreement'}
+    assert ensembles.disagreement(jnp.array(SCORES[:1])) == {}
+    assert set(ensembles.disagreement(jnp.array(SCORES[..., :1]))) == {'reward/disagreement'}

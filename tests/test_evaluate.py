@@ -1,12 +1,14 @@
 import itertools
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from perl_jax import types
-from perl_jax.data.datasets import Dataset
+from perl_jax.data.datasets import Dataset, DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.evals import answering, intervals, reward_metrics
+from perl_jax.evals import answering, infer, intervals, reward_metrics
 from perl_jax.parallel.partitioning import Partitioner
 
 
@@ -139,6 +141,75 @@ def test_rows_of_each_value_are_measured_apart(caplog):
         intervals.figures('test', NEAR, measure, by='near')
 
 
+def test_a_figure_says_its_groups_and_a_contexts_mean_its_contexts():
+    measure = lambda rows: {'mean': float(rows.mean()), 'context_accuracy': 0.5}  # noqa: E731
+    result = intervals.figures('test', NEAR, measure, contexts={'context_accuracy': list('aabbbbcc')})
+    counts = {name: (figure.rows, figure.groups, figure.contexts) for name, figure in result.items()}
+    assert counts == {
+        'mean': (8, 4, None), 'context_accuracy': (8, 4, 3), 'near/mean': (2, 1, None),
+        'near/context_accuracy': (2, 1, 1), 'far/mean': (6, 3, None), 'far/context_accuracy': (6, 3, 2),
+    }  # fmt: skip
+    assert {figure.group_field for figure in result.values()} == {'group'}
+    (alone,) = intervals.figures('test', [{}, {}], lambda rows: {'mean': 0.0}).values()
+    assert (alone.groups, alone.group_field) == (2, None)
+
+
+def test_eval_prints_its_columns_below_each_other_and_what_each_figure_counts(tmp_path, capsys):
+    names = 'auc', 'context_accuracy', 'a_metric_with_a_long_name'
+    result = {name: intervals.Figure(0.5, 0.25, 0.75, 108, 34, 'group') for name in names}
+    result['context_accuracy'] = result['context_accuracy']._replace(contexts=46)
+    infer._report(str(tmp_path), 'test', result)
+    *lines, _ = capsys.readouterr().out.splitlines()
+    assert len({line.index('95% [') for line in lines}) == 1
+    assert [line.rpartition(']   ')[2] for line in lines] == ['108 rows', '46 contexts', '108 rows']
+    assert json.loads((tmp_path / 'eval_test.json').read_text())['auc'] == {
+        'value': 0.5, 'low': 0.25, 'high': 0.75, 'rows': 108, 'groups': 34, 'group_field': 'group', 'contexts': None
+    }  # fmt: skip
+
+
+def test_eval_says_where_no_interval_can_be_given(tmp_path, capsys):
+    figures = intervals.figures('test', [{}, {}], lambda rows: {'margin': 3.0, 'auc': 1.0}, rates=('auc',))
+    infer._report(str(tmp_path), 'test', figures)
+    margin, auc, _ = capsys.readouterr().out.splitlines()
+    assert '3.0000   95% [none, all groups are equal]   2 rows' in margin and '1.0000   95% [0.1581, 1.0000]' in auc
+    written = json.loads((tmp_path / 'eval_test.json').read_text())
+    assert written['margin']['low'] is None and written['auc']['low'] == pytest.approx(0.025**0.5)
+
+
+@pytest.mark.parametrize(('by', 'subset'), [(None, ['near', 'far']), ('size', ['1', '2'])])
+def test_answers_say_which_rows_are_also_judged_apart(monkeypatch, by, subset):
+    examples = [{'group': 'a', 'nearness': 'near', 'size': 1}, {'group': 'b', 'nearness': 'far', 'size': 2}]
+    run_vocabulary = SimpleNamespace(apply_to=lambda config: config, name='x')
+    answers = [{'ids': {'response': [5, 1]}}, {'ids': {'response': [5]}}]
+    monkeypatch.setattr(infer.vocabulary, 'of_run', lambda *args: run_vocabulary)
+    monkeypatch.setattr(infer.datasets, 'load', lambda *args: Dataset({}, examples, None, (1,)))
+    monkeypatch.setattr(infer, '_answers', lambda *args, **kwargs: answers)
+    config = DatasetConfig('x', {'inputs': 8}, 4)
+    rows = infer.answer_split('', SimpleNamespace(path=None), config, sampling=None, by=by)
+    assert [(row['group'], row['subset']) for row in rows] == list(zip('ab', subset))
+
+
+@pytest.mark.parametrize('flag', ['group', 'by'])
+@pytest.mark.parametrize('command', ['eval_reward', 'eval_policy', 'answer_split'])
+def test_a_field_that_rows_lack_is_refused_before_they_are_scored(monkeypatch, tmp_path, command, flag):
+    def scored(*args, **kwargs):
+        raise AssertionError('scored or answered')
+
+    rows = Dataset({}, [{'group': 'a'}], None, 1)
+    run_vocabulary = SimpleNamespace(apply_to=lambda config: config, name='x')
+    monkeypatch.setattr(infer.vocabulary, 'of_run', lambda *args: run_vocabulary)
+    monkeypatch.setattr(infer.datasets, 'reward_kind', lambda name: 'pairs')
+    monkeypatch.setattr(infer.datasets, 'load', lambda *args: rows)
+    monkeypatch.setattr(infer.datasets, 'tasks_with_rows', lambda *args: [(None, rows, [])])
+    monkeypatch.setattr(infer, 'load_members', lambda *args: (None, None))
+    monkeypatch.setattr(infer, '_answers', scored)
+    monkeypatch.setattr(infer.reward_metrics, 'scores', scored)
+    base, config = SimpleNamespace(path=None, network=None), DatasetConfig('x', {'inputs': 8, 'targets': 8}, 4)
+    settings = {} if command == 'eval_reward' else {'sampling': None}
+    with pytest.raises(UserError, match=f'--{flag}=other: an example of .*validation has no such field; it has group'):
+        getattr(infer, command)(str(tmp_path), base, config, **settings, **{flag: 'other'})
+
+
 def interval(values, groups, **options):
     measure = lambda rows: {'mean': float(np.mean(values[rows]))}  # noqa: E731
     return intervals.with_intervals(measure, groups, **options)['mean']
@@ -219,6 +290,6 @@ def test_answers_are_rows_with_texts_scores_and_judgements():
     assert rows[4]['tokens'] == 2
     means = answering.means(rows)
     assert means == {'length': pytest.approx(6 / 5), 'score': pytest.approx(0.2), 'truth': pytest.approx(10 + 4 / 5)}
-    assert answering.beside(rows[3]) == {
+    assert answering.anchor_columns(rows[3]) == {
         'sft_response': '13', 'sft_tokens': 1, 'sft_score': pytest.approx(0.3), 'sft_truth': 11.0
     }  # fmt: skip

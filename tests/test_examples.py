@@ -49,7 +49,7 @@ def test_rl_in_40_lines(checkpoint, tmp_path):
     rewards = example('rl_in_40_lines').main(str(checkpoint), str(tmp_path / 'out'), steps=16)
     assert np.mean(rewards[-3:]) > 2 * np.mean(rewards[:3])
     network = hf.network(str(checkpoint))
-    adapter = peft.load(tmp_path / 'out', network, partitioning.abstract(network)[0])
+    adapter = peft.load(tmp_path / 'out', network, partitioning.abstract_params(network)[0])
     assert np.abs(adapter.lora['decoder']['layers']['self_attention']['query']['b']).max() > 0
     assert peft.base_of(tmp_path / 'out') == str(checkpoint)
 

@@ -17,6 +17,8 @@ from perl_jax.runs import base as bases
 from perl_jax.runs import finished
 from perl_jax.runs.base import BaseConfig
 
+pytestmark = pytest.mark.slow
+
 MODEL = '--gin_file=models/toy.gin'
 
 
@@ -37,7 +39,7 @@ def merged(folder, role):
     adapter, about = finished.read_adapter(str(folder), role, phase=phase, flag='')
     network = toy_network()
     with settings(), Partitioner().scope():  # random weights hang on how their making is compiled
-        return lora.merge(bases.named(network, about['base'], Partitioner()).params, adapter), adapter
+        return lora.merge(bases.load_recorded(network, about['base'], Partitioner()).params, adapter), adapter
 
 
 def toy_network():
@@ -133,7 +135,7 @@ def test_an_adapter_on_weights_that_nobody_else_can_load_says_what_to_export_fir
     config = json.loads((tmp_path / 'out/adapter_config.json').read_text())
     assert config['base_model_name_or_path'] == f'{tmp_path}/sft'
     assert 'no Hugging Face folder' in perl(*asked[:-1], f'--output={tmp_path}/no', f'--base={toys.sft}').line
-    assert 'goes with --format=peft' in perl(*asked[:2], '--format=hf', f'--output={tmp_path}/no', '--rank=2').line
+    assert 'requires --format=peft' in perl(*asked[:2], '--format=hf', f'--output={tmp_path}/no', '--rank=2').line
 
 
 def test_an_sft_run_with_full_tuning_is_in_no_adapter_of_the_weights_behind_it(toys, tmp_path):
@@ -157,9 +159,9 @@ def test_an_adapter_is_for_no_model_of_several_parts(tmp_path):
 
     (tmp_path / 'config.json').write_text('{"model_type": "gemma3", "text_config": {}}')
     with pytest.raises(UserError, match='several parts .model_type gemma3.*--base=FOLDER'):
-        rebase.check_parts(str(tmp_path))
+        rebase.check_is_text_model(str(tmp_path))
     (tmp_path / 'config.json').write_text('{"model_type": "gemma3_text"}')
-    rebase.check_parts(str(tmp_path))
+    rebase.check_is_text_model(str(tmp_path))
 
 
 def test_a_folder_that_is_there_is_left_alone(toys, tmp_path):
@@ -260,7 +262,7 @@ def test_a_sharded_checkpoint_reads_the_same(toys, tmp_path, monkeypatch):
 def test_partitioning_abstract_is_what_is_read(toys, tmp_path):
     export(toys.sft, 'hf', tmp_path / 'out')
     network, base = load(tmp_path / 'out')
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     assert jax.tree.map(lambda x: x.shape, base.params) == jax.tree.map(lambda x: x.shape, shapes)
 
 
@@ -278,7 +280,7 @@ def test_three_phases_of_a_model_without_a_gin_file_of_its_own(toys, tmp_path):
     export(tmp_path / 'policy', 'hf', tmp_path / 'out')
     assert hf.network(str(tmp_path / 'out')) == toy_network()
     line = perl(*toy('reward', tmp_path / 'no', quoted('INITIAL_CHECKPOINT_PATH', toys.sft), *model)).line
-    assert "sft' started from 'random:0', which does not say its network" in line
+    assert "sft' started from 'random:0', which does not describe its network" in line
 
 
 def test_weights_are_imported_by_their_own_config(toys, tmp_path):

@@ -50,7 +50,7 @@ SHAPES = [(5, 0, 0, 0), (5, 0, 0, 3), (4, 1, 3, 2), (4, 3, 2, 1), (1, 2, 1, 0)]
 
 @pytest.mark.parametrize(('P', 'K', 'R', 'room'), SHAPES)
 def test_who_sees_whom(P, K, R, room):
-    np.testing.assert_array_equal(flash._sees(P, K, P + K * R, room), sees_slowly(P, K, R, room))
+    np.testing.assert_array_equal(flash._visible(P, K, P + K * R, room), sees_slowly(P, K, R, room))
 
 
 @pytest.mark.parametrize('config', [CONFIG, GEMMA], ids=['llama', 'gemma2'])
@@ -106,7 +106,7 @@ def test_a_run_of_several_blocks(fused):
     query, key, value = (rng.standard_normal((2, 700, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
     mask = np.arange(500) < np.array([[500], [77]])
     got = flash.attend(query, key, value, mask, 2)
-    seen = flash._sees(500, 2, 700, 0)[None] & np.pad(mask, ((0, 0), (0, 200)), constant_values=True)[:, None]
+    seen = flash._visible(500, 2, 700, 0)[None] & np.pad(mask, ((0, 0), (0, 200)), constant_values=True)[:, None]
     scores = np.einsum('btngd,bsnd->bngts', query.reshape(2, 700, 2, 2, 8), key) * 8**-0.5
     weights = jax.nn.softmax(np.where(seen[:, None, None], scores, -np.inf), axis=-1)
     want = np.einsum('bngts,bsnd->btngd', weights, value).reshape(2, 700, 32)

@@ -161,6 +161,10 @@ def test_missing_smollm2(monkeypatch):
 def test_a_factor_without_a_type_is_linear_scaling_as_llama_cpp_has_it(path):
     for more in {'llama__rope__scaling__factor': 4.0}, {'llama__rope__scale_linear': 4.0}:
         assert gguf.config(tiny_gguf.write(path, **more)).rope_scaling == RopeScaling(4.0)
+    twice = {'llama__rope__scaling__factor': 2.0, 'llama__rope__scale_linear': 4.0}
+    with pytest.raises(UserError, match='factor = 2.0 and llama.rope.scale_linear = 4.0 differ'):
+        gguf.config(tiny_gguf.write(path, **twice))
+    assert gguf.config(tiny_gguf.write(path, **dict.fromkeys(twice, 4.0))).rope_scaling == RopeScaling(4.0)
     both = {'llama__rope__scaling__type': 'linear', 'llama__rope__scaling__factor': 2.0}
     assert gguf.config(tiny_gguf.write(path, **both)).rope_scaling == RopeScaling(2.0)
     for more in {'llama__rope__scaling__type': 'none', 'llama__rope__scaling__factor': 4.0}, {
@@ -209,10 +213,18 @@ def test_a_key_that_asks_for_what_is_not_computed_is_named(path, key, value):
         gguf.config(tiny_gguf.write(path, **{f'llama.{key}'.replace('.', '__'): value}))
 
 
+@pytest.mark.parametrize('key', ['final_logit_softcapping', 'gemma2.final_logit_softcapping'])
+def test_a_key_of_no_known_prefix_is_named(path, key):
+    with pytest.raises(UserError, match=f'the key {key} = 30.0 is not understood'):
+        gguf.config(tiny_gguf.write(path, **{key.replace('.', '__'): 30.0}))
+
+
 def test_keys_that_ask_for_nothing_are_read_over(path):
     more = {
         'llama__expert_count': 0, 'llama__vocab_size': 280, 'llama__attention__causal': True,
         'llama__tensor_data_layout': 'Meta AI original pth', 'llama__rope__scaling__finetuned': False,
+        'general__file_type': 7, 'quantize__imatrix__file': 'x.dat', 'mradermacher__quantize_version': 2,
+        'split__count': 1,
     }  # fmt: skip
     assert gguf.config(tiny_gguf.write(path, **more)) == tiny_gguf.CONFIG
 

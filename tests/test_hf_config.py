@@ -1,5 +1,6 @@
 """What a config.json asks for is computed, or the command ends with one line that names the key."""
 
+import dataclasses
 import json
 
 import pytest
@@ -57,6 +58,11 @@ REFUSED = {
     'no mask': ({'is_causal': False}, 'is_causal = False'),
     'no mask in another family': ({'model_type': 'gemma3_text', 'is_causal': False}, 'is_causal = False'),
     'no activation': ({'hidden_act': ''}, "hidden_act = ''"),
+    'null for an activation': ({'hidden_act': None}, 'hidden_act = None'),
+    'null for an activation of Gemma': ({'model_type': 'gemma3_text', 'hidden_activation': None}, 'activation = None'),
+    'a cap that transformers ignores': (
+        {'model_type': 'gemma3_text', 'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping = 50.0'
+    ),
     'a window of nothing': ({'model_type': 'mistral', 'sliding_window': 0}, 'sliding_window = 0'),
     'own code': ({'auto_map': {'AutoModelForCausalLM': 'modeling.Mine'}}, 'auto_map'),
     'quantized': ({'quantization_config': {'bits': 4}}, 'quantization_config'),
@@ -130,6 +136,12 @@ def test_scaling_without_a_length_takes_the_models(tmp_path):
     assert network(tmp_path, rope_scaling=scaling, max_position_embeddings=4096).rope_scaling.original_length == 4096
 
 
+def test_a_pattern_that_transformers_does_not_read_is_not_read(tmp_path):
+    """It saves `_sliding_window_pattern` beside layer_types, and reads those alone."""
+    assert network(tmp_path, model_type='gemma3_text', _sliding_window_pattern=3).global_every == 6
+    assert network(tmp_path, model_type='gemma3_text', sliding_window_pattern=3).global_every == 3
+
+
 def test_layer_types_say_which_layers_are_local(tmp_path):
     kinds = ['sliding_attention', 'sliding_attention', 'full_attention'] * 2
     found = network(tmp_path, model_type='gemma3_text', num_hidden_layers=6, layer_types=kinds)
@@ -154,3 +166,10 @@ def test_what_is_written_is_read_as_the_same_network(tmp_path, config):
     written = hf_config.write(hf_config.network(tmp_path))
     assert written['model_type'] == config['model_type']
     assert network(tmp_path, **written) == first
+
+
+def test_a_gemma_3_with_capped_attention_is_no_model_of_transformers(tmp_path):
+    config = network(tmp_path, model_type='gemma3_text', final_logit_softcapping=30.0)
+    assert config.logits_softcap == 30 and hf_config.model_type(config) == 'gemma3_text'
+    with pytest.raises(UserError, match='cannot be exported'):
+        hf_config.model_type(dataclasses.replace(config, attention_softcap=50.0))

@@ -38,7 +38,7 @@ def write(folder, config, dtype):
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps(config))
     network = hf.network(str(folder))
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     hf.save(folder, network, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), dtype)
     return (folder / 'model.safetensors').stat().st_size
 

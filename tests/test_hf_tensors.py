@@ -26,7 +26,7 @@ T5_CONFIG = T5Config(**T5_SIZES, num_decoder_layers=2)
 
 def saved(folder, network, **changed):
     """A checkpoint of random weights, some of which are changed: None leaves a tensor out."""
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
     hf.save(folder, network, params, 'float32')
@@ -37,7 +37,7 @@ def saved(folder, network, **changed):
 
 
 def read(folder, network):
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     return leaves.to_host(hf.leaves(str(folder), network, shapes), np.float32)
 
 
@@ -127,12 +127,13 @@ def test_a_whole_file_counts_more_than_a_stale_index(tmp_path):
 
 
 @pytest.mark.parametrize(('where', 'said'), [
-    (None, 'no object'), ([], 'no object'), ({'a': 5}, 'no object'), ({'a': '../model.safetensors'}, 'not beside it'),
+    (None, 'weight_map = None: give a dictionary'), ([], 'weight_map = .*: give a dictionary'),
+    ({'a': 5}, r"weight_map\['a'\] = 5: give a string"), ({'a': '../model.safetensors'}, 'not beside it'),
     ({'a': '/etc/passwd'}, 'not beside it'),
 ])  # fmt: skip
 def test_an_index_names_files_beside_it(tmp_path, where, said):
     (tmp_path / safetensors.INDEX).write_text(json.dumps({'weight_map': where}))
-    with pytest.raises(UserError, match=f'not an index of shards .*{said}'):
+    with pytest.raises(UserError, match=f'index.json: .*{said}'):
         safetensors.entries(tmp_path)
 
 
@@ -148,7 +149,7 @@ def test_tensors_that_are_no_floats_are_named(tmp_path, dtype):
 def test_a_classifier_that_is_not_called_one(tmp_path, architectures, tied):
     network = Decoder(dataclasses.replace(DECODER, logits_via_embedding=tied))
     classifier(tmp_path, network, architectures=architectures)
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     with pytest.raises(UserError, match="score.weight is a classifier's head, and architectures = "):
         hf.leaves(str(tmp_path), network, shapes)
 
@@ -166,6 +167,26 @@ def test_what_there_is_in_place_of_the_weights_is_named(tmp_path, file, said):
         safetensors.entries(tmp_path)
 
 
+def test_an_adapter_beside_the_weights_is_named(tmp_path):
+    """transformers would load it over them."""
+    network = Decoder(DECODER)
+    saved(tmp_path, network)
+    (tmp_path / 'adapter_config.json').write_text('{}')
+    for call in read, lambda folder, network: base.check(base.BaseConfig(network, str(folder))):
+        with pytest.raises(UserError, match='adapter_config.json beside the weights.*--format=peft, or remove'):
+            call(tmp_path, network)
+
+
+def test_two_tensors_of_one_name_are_named(tmp_path):
+    network = Decoder(DECODER)
+    norm = saved(tmp_path, network)['model.norm.weight']
+    saved(tmp_path, network, **{'model.norm.weight': None, 'model.language_model.norm.weight': norm})
+    np.testing.assert_array_equal(read(tmp_path, network)['decoder']['decoder_norm']['scale'], norm)
+    saved(tmp_path, network, **{'model.language_model.norm.weight': norm})
+    with pytest.raises(UserError, match='model.language_model.norm.weight .*model.norm.weight are the same one'):
+        read(tmp_path, network)
+
+
 def test_an_epsilon_that_went_through_float32_is_the_same(tmp_path):
     network = Decoder(DECODER)
     saved(tmp_path, network)
@@ -177,7 +198,7 @@ def test_an_epsilon_that_went_through_float32_is_the_same(tmp_path):
 
 
 def classifier(folder, network, **settings):
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
     hf.save(folder, network, params, 'float32', jnp.arange(8.0))
@@ -190,7 +211,7 @@ def test_a_classifier_with_one_label_is_weights_and_a_head(tmp_path, tied):
     network = Decoder(dataclasses.replace(DECODER, logits_via_embedding=tied))
     params = classifier(tmp_path, network)
     np.testing.assert_array_equal(hf.score(str(tmp_path), 8), np.arange(8))
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     found = leaves.to_host(hf.leaves(str(tmp_path), network, shapes, classifier=True), np.float32)
     if not tied:  # it has no output matrix, and a reward needs none
         assert not found['decoder'].pop('logits_dense')['kernel'].any() and params['decoder'].pop('logits_dense')
@@ -201,7 +222,7 @@ def test_a_classifier_with_one_label_is_weights_and_a_head(tmp_path, tied):
 
 @pytest.mark.parametrize(('settings', 'said'), [
     ({'id2label': {'0': 'a', '1': 'b'}}, 'num_labels 1.* has 2 entries'),
-    ({'id2label': 2}, 'id2label = 2: it must be an object'),
+    ({'id2label': 2}, 'id2label = 2: give a dictionary'),
     ({'num_labels': 3}, 'num_labels = 3: a reward has 1'),
     ({'problem_type': 'multi_label_classification'}, 'problem_type'),
 ])  # fmt: skip
@@ -215,6 +236,7 @@ def test_a_classifier_that_is_no_reward_is_refused(tmp_path, settings, said):
     (np.float32(1), r'shape \[\]'),
     (np.ones(8, np.float32), r'shape \[8\]'),
     (np.ones((1, 9), np.float32), r'\[1, 9\]'),
+    (np.ones((2, 8), np.float32), 'score.weight has 2 rows, .* needs 1; '),
     (np.full((1, 8), np.nan, np.float32), 'score.weight has numbers that are not finite'),
 ])  # fmt: skip
 def test_a_head_that_is_no_row_of_numbers_is_refused(tmp_path, head, said):
@@ -228,5 +250,5 @@ def test_a_head_that_is_no_row_of_numbers_is_refused(tmp_path, head, said):
 @pytest.mark.parametrize('value', ['LlamaForCausalLM', [1], {'a': 1}])
 def test_architectures_are_a_list_of_names(tmp_path, value):
     classifier(tmp_path, Decoder(DECODER), architectures=value)
-    with pytest.raises(UserError, match='architectures = '):
+    with pytest.raises(UserError, match='architectures'):
         hf.is_classifier(str(tmp_path))

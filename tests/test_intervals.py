@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from perl_jax.evals import intervals
 
@@ -78,9 +78,58 @@ def test_by_hand():
     assert [low, high] == pytest.approx([-8 * (special.ndtr(z) - 0.5), 8 * (special.ndtr(z) - 0.5)], abs=2e-3)
 
 
-def test_what_never_differs_has_no_width():
-    assert intervals.bca(0.5, np.full(9, 0.5), np.full(3, 0.5)) == (0.5, 0.5)
-    assert intervals.bca(0.5, np.full(9, 0.5), np.array([])) == (0.5, 0.5)
+def test_draws_that_never_differ_give_no_interval():
+    assert intervals.bca(0.5, np.full(9, 0.5), np.full(3, 0.5)) == (None, None)
+    assert intervals.bca(0.5, np.full(9, 0.5), np.array([])) == (None, None)
+    assert intervals.bca(0.1, 0.1 + 1e-17 * np.arange(9), np.full(3, 0.1)) == (None, None)
+
+
+@pytest.mark.parametrize('n', [1, 3, 20, 1000])
+def test_a_rate_of_zero_or_one_has_clopper_and_pearsons_interval(n):
+    for hits in (0, n):
+        exact = stats.binomtest(hits, n).proportion_ci(0.95, method='exact')
+        assert intervals.equal_groups(hits / n, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def test_a_rate_by_hand():
+    """0.025^(1/20) is 0.8316; all ties: at least this share of prompts ties, and the others may all win or lose."""
+    assert intervals.equal_groups(1.0, 20) == pytest.approx((0.831566, 1.0), abs=1e-6)
+    assert intervals.equal_groups(0.5, 20) == pytest.approx((0.415783, 0.584217), abs=1e-6)
+    assert intervals.equal_groups(0.0, 1) == pytest.approx((0.0, 0.975))
+
+
+def figures_of(values, groups, rates=()):
+    values = np.array(values)
+    return intervals.with_intervals(lambda rows: {'mean': float(values[rows].mean())}, groups, draws=50, rates=rates)
+
+
+def test_groups_that_are_all_equal_are_as_many_as_they_are():
+    """Twenty rows of five groups say what five rows say."""
+    names = [str(i // 4) for i in range(20)]
+    q = 0.025 ** (1 / 5)
+    assert figures_of([1.0] * 20, names, ['mean'])['mean'] == pytest.approx((1.0, q, 1.0))
+    assert figures_of([1.0] * 20, names)['mean'] == (1.0, None, None)
+    sizes = ['a', 'b', 'b', 'c', 'c', 'c', 'd']
+    value, low, high = figures_of([0.1] * 7, sizes, ['mean'])['mean']  # whose mean is 0.1 but for rounding
+    assert (value, low, high) == pytest.approx((0.1, 0.1 * 0.025**0.25, 1 - 0.9 * 0.025**0.25))
+    assert figures_of([0.1] * 7, sizes)['mean'][1:] == (None, None)
+    assert figures_of([1.0, 0.0], ['a', 'a'], ['mean'])['mean'] == pytest.approx((0.5, 0.0125, 0.9875)), 'one group'
+
+
+@pytest.mark.parametrize('truth', [0.9, 0.97, 0.99])
+def test_a_rate_near_one_is_covered(truth):
+    """Twenty prompts, most often all of them won: [1, 1] would cover the truth of 0.99 in 18 of 100 cases."""
+    hits = 0
+    for seed in range(200):
+        rows = (np.random.default_rng(seed).random(20) < truth).astype(float)
+        _, low, high = figures_of(rows, [str(i) for i in range(20)], ['mean'])['mean']
+        hits += low <= truth <= high
+    assert hits / 200 >= 0.85 + 0.09 * (truth > 0.9), hits
+
+
+def test_an_interval_is_printed_or_said_to_be_none():
+    assert intervals.describe(0.25, 0.75) == '95% [0.2500, 0.7500]'
+    assert intervals.describe(None, None) == '95% [none, all groups are equal]'
 
 
 @pytest.mark.parametrize('whole', [0.0, 1.0])

@@ -2,6 +2,7 @@
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from perl_jax.cli import configure
 from perl_jax.data import datasets, texts
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.evals.judging import cautions, judge
+from perl_jax.evals.judging.replies import CUT
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import sources
-from perl_jax.runs import base
+from perl_jax.runs import base, lineage
 from perl_jax.tasks import toy as toy_tasks
 from perl_jax.tokenizers import vocabularies
 from perl_jax.types import Rollout
+
+pytestmark = pytest.mark.slow
 
 LENGTHS = {'inputs': 26, 'targets': 24}
 
@@ -59,8 +63,8 @@ def test_a_prompt_stands_behind_bos_where_there_is_one():
 
 def test_a_reward_judges_a_policy_against_what_it_started_from(toys):
     out = ran(*judged(toys, '--against=sft', f'--judge={toys.reward}')).out
-    result = json.loads((toys.policy / 'judge_test_reward.json').read_text())
-    verdicts = rows(toys.policy, 'judge_test_reward.jsonl')
+    result = json.loads((toys.policy / 'judge_test_reward_by_reward_against_sft.json').read_text())
+    verdicts = rows(toys.policy, 'judge_test_reward_by_reward_against_sft.jsonl')
     assert set(result['metrics']) == {'win_rate', 'wins', 'ties', 'losses', 'length_controlled'}
     assert len(verdicts) == 8 == result['answers'] and 'test  win_rate' in out
     assert result['metrics']['win_rate']['value'] == pytest.approx(np.mean([row['credit'] for row in verdicts]))
@@ -125,7 +129,8 @@ def test_an_ensemble_judges_by_its_mean_and_so_do_several_rewards(toys, tmp_path
     members = '--gin_file=tuning/lora_ensemble.gin', '--gin.TUNING=[@m0/lora.LoraSpec(), @m1/lora.LoraSpec()]'
     ran(*toy('reward', ensemble, toys.sources[0], *members))
     ran(*judged(toys, '--against=sft', f'--judge={ensemble},{toys.reward_full}'))
-    written = rows(toys.policy, 'judge_test_reward.jsonl')
+    name = f'judge_test_reward_by_ensemble+{toys.reward_full.name}_against_sft.json'
+    written = rows(toys.policy, f'{name}l')
     assert not any('ids' in key for key in written[0])
     what = {'split': 'test', 'num': 8}
     ours, theirs = (of_run(toys.policy, 'policy', 'infer.answer_split', anchor=x, **what) for x in (False, True))
@@ -137,7 +142,7 @@ def test_an_ensemble_judges_by_its_mean_and_so_do_several_rewards(toys, tmp_path
     assert first.shape == (2, 8, 2) and second.shape == (1, 8, 2) and np.abs(first[0] - first[1]).max() > 1e-4
     want = np.concatenate([first, second]).mean(0)
     np.testing.assert_allclose([(row['score'], row['other_score']) for row in written], want, atol=1e-6)
-    assert json.loads((toys.policy / 'judge_test_reward.json').read_text())['cautions'] == []
+    assert json.loads((toys.policy / name).read_text())['cautions'] == []
 
 
 def test_the_reward_that_a_policy_was_trained_on_is_no_judge_of_it(toys):
@@ -145,9 +150,41 @@ def test_the_reward_that_a_policy_was_trained_on_is_no_judge_of_it(toys):
     assert f"CAUTION: '{toys.policy}' was trained on the reward '{toys.reward}'" in result.err
     with settings():
         files = [f'{toys.policy}/config.gin']
-        (source,) = configure.binding(cautions.REWARD, files, [])
+        ((source,),) = configure.bindings(cautions.REWARD, files, [])
         assert source.model_dir == str(toys.reward)
-        assert configure.binding('train_policy.train.nothing', files, []) is None
+        assert configure.bindings('train_policy.train.nothing', files, []) == [None]
+
+
+def test_the_reward_is_known_when_its_folder_has_been_moved(toys, tmp_path):
+    """And inside an average: run.json of policies and averages says what the rewards are, not where."""
+    policy, reward, average = (tmp_path / name for name in ('policy', 'elsewhere', 'average'))
+    shutil.copytree(toys.reward, reward)
+    shutil.copytree(toys.policy, policy)
+    about = json.loads((policy / 'run.json').read_text())
+    assert about['rewards'] == lineage.rewards([str(toys.reward)]) == lineage.rewards([str(reward)]) != []
+    for path in policy / 'config.gin', *(policy / 'configs').iterdir():
+        path.write_text(path.read_text().replace(str(toys.reward), str(tmp_path / 'gone')))
+    ran('average', f'--model_dirs={reward},{reward}', f'--model_dir={average}')
+    about = (average / 'run.json').read_text()
+    (average / 'run.json').write_text(about.replace(f'{reward}, {reward}', str(tmp_path / 'gone')))
+    for judge_dir in reward, average:
+        result = ran(
+            'judge', f'--model_dir={policy}', '--split=test', '--num=8', '--against=sft', f'--judge={judge_dir}'
+        )
+        assert f"CAUTION: '{policy}' was trained on the reward '{judge_dir}'" in result.err
+
+
+def test_a_reward_of_an_earlier_start_is_no_judge_either(toys, tmp_path):
+    """A run may go on with another reward; config.gin names the last one, configs/ all."""
+    folder = tmp_path / 'policy'
+    shutil.copytree(toys.policy, folder)
+    last = (folder / 'config.gin').read_text()
+    assert str(toys.reward) in last
+    (folder / 'config.gin').write_text(last.replace(str(toys.reward), str(toys.reward_full)))
+    (folder / 'configs' / '3.gin').write_text((folder / 'config.gin').read_text())
+    for reward in toys.reward, toys.reward_full:
+        result = ran('judge', f'--model_dir={folder}', '--split=test', '--num=8', '--against=sft', f'--judge={reward}')
+        assert f"CAUTION: '{folder}' was trained on the reward '{reward}'" in result.err
 
 
 def test_a_run_is_asked_in_its_own_words(toys):
@@ -155,7 +192,7 @@ def test_a_run_is_asked_in_its_own_words(toys):
     prompts = ['user: a latte please\n', 'user: a latte please\n' * 4]
     got = of_run(toys.policy, 'policy', 'judging.models.ask', prompts)
     cold = ['sample', f'--model_dir={toys.policy}', '--gin.TEMPERATURE=0.0', '--gin.MAX_DECODE_LENGTH=8']
-    for prompt, answer in zip(prompts, got):
+    for prompt, answer in zip(prompts, (text.removesuffix(CUT) for text in got)):
         more = ["--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 24}", '--prompt=' + prompt.replace('\n', '\\n')]
         assert ran(*cold, *more).out.startswith(f'{prompt}{answer}\n  {{')
 
@@ -171,15 +208,15 @@ def test_an_imported_model_is_asked_with_the_tokenizer_beside_it(toys, monkeypat
     monkeypatch.setattr(judge.reading, 'read', lambda text, choices: seen.append(text) or read(text, choices))
     flags = [f'--judge={model}', '--rubric=harmless', '--judge_chat=chatml']
     result = perl(*judged(toys, *flags))
-    assert result.code == 2 and 'no answer names NO or YES' in result.err
+    assert result.code == 2 and 'no reply contains NO or YES' in result.err
     assert "'<|im_start|>', '<|im_end|>' are no tokens of the vocabulary" in result.err  # the toy has words alone
     assert asked == [f'{tmp_path}/weights'] and len(seen) == 8
-    assert any(seen), 'it said something'
+    assert any(text.removesuffix(CUT) for text in seen), 'it said something'
 
 
 def test_a_run_that_cannot_judge_is_told_from_one_that_sees_no_difference(toys):
     line = perl(*judged(toys, f'--against={toys.sft}', f'--judge={toys.sft}', '--rubric=helpful')).line
-    assert 'no answer names 1 or 2' in line and 'follows instructions' in line
+    assert 'no reply contains 1 or 2' in line and 'follows instructions' in line
     assert not list(toys.policy.glob('judge_test_helpful*'))
 
 
@@ -188,8 +225,11 @@ def test_an_endpoint_judges_and_is_not_asked_twice(toys, serve, monkeypatch):
     server = serve(lambda prompt, attempt: said('1'))
     flags = [f'--judge={server.url}', '--judge_model=tiny', '--judge_key=TOY_KEY', '--rubric=helpful']
     ran(*judged(toys, '--against=reference', *flags))
-    result = json.loads((toys.policy / 'judge_test_helpful.json').read_text())
-    assert result['metrics']['win_rate'] == {'value': 0.5, 'low': 0.5, 'high': 0.5}, 'the first place is no merit'
+    result = json.loads((toys.policy / 'judge_test_helpful_by_tiny_against_reference.json').read_text())
+    groups = {row['group'] for row in rows(toys.policy, 'judge_test_helpful_by_tiny_against_reference.jsonl')}
+    q = 0.025 ** (1 / len(groups))
+    tied = {'value': 0.5, 'low': pytest.approx(q / 2), 'high': pytest.approx(1 - q / 2)}
+    assert result['metrics']['win_rate'] == tied, 'the first place is no merit'
     asked = len(server.requests)
     assert 8 < asked <= 16 and server.requests[0][2]['Authorization'] == 'Bearer secret'
     ran(*judged(toys, '--against=reference', *flags))

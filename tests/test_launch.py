@@ -89,19 +89,19 @@ WRONG = {
     'no type': (['create', 'me', ZONE], '--type=... is missing'),
     'type': (['create', 'me', ZONE, '--type=v3-8'], '--type=v3-8: give v4-N'),
     'flag': (['status', 'me', '--zonee=a'], "unknown flag '--zonee'"),
-    'no run': (['run', 'me', ZONE], 'stands behind --'),
+    'no run': (['run', 'me', ZONE], 'comes after --'),
     'command': (['launch', 'me', ZONE], "no command is called 'launch'"),
     'bucket': (['collect', 'run', 'out'], 'collect gs://BUCKET/run DIR'),
-    'ironwood': (['create', 'me', ZONE, '--type=tpu7x-8'], 'Ironwood is to be had on GKE alone: launch/gke.sh run'),
+    'ironwood': (['create', 'me', ZONE, '--type=tpu7x-8'], 'Ironwood is available on GKE only: launch/gke.sh run'),
     'renewed type': (['renew', 'me', ZONE, '--type=v3-8', '--queued'], '--type=v3-8: give v4-N'),
-    'renewed slices': (['renew', 'me', ZONE, '--type=v4-8', '--slices=2'], 'are to be had with --queued alone'),
-    'slices': (['create', 'me', ZONE, '--type=v4-8', '--slices=2'], 'several slices are to be had with --queued alone'),
+    'renewed slices': (['renew', 'me', ZONE, '--type=v4-8', '--slices=2'], 'several slices require --queued'),
+    'slices': (['create', 'me', ZONE, '--type=v4-8', '--slices=2'], 'several slices require --queued'),
     'no number': (['status', 'me', ZONE, '--slices=two'], '--slices=two: give a number'),
-    'word': (['create', 'me', ZONE, '--type=v4-8', '--', '--network', 'mine'], "'mine' is no flag"),
+    'word': (['create', 'me', ZONE, '--type=v4-8', '--', '--network', 'mine'], "'mine' is not a flag"),
     'no value': (['run', 'me', ZONE, '--env', 'HF_TOKEN', '--', 'sft'], '--env HF_TOKEN: there is no variable of that'),
     'no name': (['run', 'me', ZONE, '--env=HF-TOKEN=a', '--', 'sft'], '--env: give NAME or NAME=VALUE'),
     'line break': (['run', 'me', ZONE, '--env=A=b\nc', '--', 'sft'], '--env A: its value has a line break'),
-    'no file': (['run', 'me', ZONE, '--env_file=no', '--', 'sft'], '--env_file=no: no file that can be read'),
+    'no file': (['run', 'me', ZONE, '--env_file=no', '--', 'sft'], '--env_file=no: not a readable file'),
     'not for it': (['create', 'me', ZONE, '--type=v4-8', '--env=A=b'], 'create: --env and --env_file are for run'),
 }
 
@@ -189,7 +189,7 @@ ENDED = [('--queued', 'SUSPENDED'), ('--queued', 'FAILED'), ('--spot', 'PREEMPTE
 def test_a_spot_machine_that_was_taken_is_renewed(call, flag, state):
     result, calls = call('tpu.sh', 'status', 'me', ZONE, flag, STATE=state)
     assert (result.returncode, result.stdout, len(calls)) == (75, f'{state}\n', 1)
-    assert f'me is {state} and does not come back: renew it' in result.stderr and result.stderr.count('\n') == 1
+    assert f'me is {state} and will not recover: renew it' in result.stderr and result.stderr.count('\n') == 1
     flags = ('--type=v5litepod-16', ZONE, flag, '--', '--network=mine')
     result, (describe, delete, create) = call('tpu.sh', 'renew', 'me', *flags, STATE=state)
     assert result.returncode == 0, result.stderr
@@ -273,7 +273,7 @@ def test_a_jobs_variables_are_not_the_scripts_own(worker):
 
 
 @pytest.mark.parametrize(('words', 'said'), [
-    ((), 'give what perl_jax is to do'), (('--envv=A=b', 'sft'), "unknown flag '--envv=A=b'"),
+    ((), 'give a perl_jax command'), (('--envv=A=b', 'sft'), "unknown flag '--envv=A=b'"),
     (('--env', 'NO_SUCH', 'sft'), '--env NO_SUCH: there is no variable of that name here'),
     (('--env_file=bad.env', 'sft'), 'bad.env, line 2: give NAME or NAME=VALUE'),
 ])  # fmt: skip

@@ -8,7 +8,7 @@ import shlex
 import pytest
 from stand_ins import LAUNCH, RUN, SECRET, ZONE, call  # noqa: F401
 
-from perl_jax.cli import main
+from perl_jax.cli import exits
 from perl_jax.parallel import survivor, topology
 
 # ruff: noqa: F811 (a fixture is shared by importing it)
@@ -33,6 +33,19 @@ def test_a_jobset(call):
     assert yaml.safe_load(call.stdin.read_text()) == spec
     _, calls = call('gke.sh', 'run', 'me', *flags, '--', '--namespace=n', '--', *RUN)
     assert calls == [['kubectl', 'apply', '-f', '-', '--namespace=n']]
+
+
+@pytest.mark.parametrize('name', ['null', 'on', 'no', 'true'])
+def test_a_name_is_a_name_in_yaml(call, name):
+    yaml = pytest.importorskip('yaml')
+    flags = (f'--image={name}', '--type=v4-8', f'--secret={name}', '--env=NO=1')
+    dry, _ = call('gke.sh', 'run', name, *flags, '--dry_run', '--', *RUN)
+    secret, spec = yaml.safe_load_all(dry.stdout)
+    assert secret['metadata']['name'] == f'{name}-env' and list(secret['data']) == ['NO']
+    assert spec['metadata']['name'] == name
+    (workers,) = spec['spec']['replicatedJobs']
+    (container,) = workers['template']['spec']['template']['spec']['containers']
+    assert container['image'] == name and container['envFrom'][0] == {'secretRef': {'name': name}}
 
 
 def verdict(spec, code, disrupted=False):
@@ -63,7 +76,7 @@ def test_what_a_jobset_does_after_a_failure(call):
     assert pod['terminationGracePeriodSeconds'] == 300 and pod['restartPolicy'] == 'Never'
     assert verdict(spec, 2) == 'FailJobSet'
     uncounted = 'RestartJobSetAndIgnoreMaxRestarts'
-    assert [verdict(spec, code) for code in (main.PREEMPTED, survivor.LOST)] == [uncounted] * 2
+    assert [verdict(spec, code) for code in (exits.PREEMPTED, survivor.LOST)] == [uncounted] * 2
     assert verdict(spec, 137, disrupted=True) == uncounted
     assert [verdict(spec, code) for code in (1, 20, 27, 134, 137)] == ['RestartJobSet'] * 5
 
@@ -136,7 +149,7 @@ def test_variables_reach_xpk_in_a_file(call):
     assert not pathlib.Path(line[-3].partition('=')[2]).exists()
     assert 'hf_secret' not in result.stdout + result.stderr + str(line)
     result, calls = call('gke.sh', 'run', 'me', *flags, *RUN, HF_TOKEN=SECRET)
-    assert result.returncode == 2 and calls == [] and 'XPK can pass on no value with' in result.stderr
+    assert result.returncode == 2 and calls == [] and 'XPK cannot pass values that contain' in result.stderr
 
 
 def test_logs_and_delete(call):
@@ -149,13 +162,13 @@ def test_logs_and_delete(call):
 @pytest.mark.parametrize(('words', 'said'), [
     (['run', 'me', '--image=i', '--type=v3-8', '--dry_run', '--', 'sft'], '--type=v3-8: give v4-'),
     (['run', 'me', '--type=v4-8', '--', 'sft'], '--image=... is missing'),
-    (['run', 'me', '--image=i', '--type=v4-8'], 'stands behind --'),
+    (['run', 'me', '--image=i', '--type=v4-8'], 'comes after --'),
     (['run', 'me', '--image=i', '--type=v3-8', '--', 'sft'], '--type=v3-8: give v4-'),  # and nothing is applied
     (['run', 'me', '--image=i', '--type=v4-8', '--', 'sft', '--gin.X=a\nb'], 'an argument has a line break'),
     (['run', 'me', '--image=a: b', '--type=v4-8', '--', 'sft'], '--image=...: the name of an image'),
     (['run', 'me', '--image=i', '--type=v4-8', '--secret=', '--', 'sft'], '--secret=...: the name of a secret'),
     (['run', 'me', '--image=i', '--type=v4-8', '--secret=a}', '--', 'sft'], '--secret=...: the name of a secret'),
-    (['run', 'me', '--image=i', '--type=v4-8', '--cluster=c', '--', 'sft'], '--cluster and --zone go with --xpk'),
+    (['run', 'me', '--image=i', '--type=v4-8', '--cluster=c', '--', 'sft'], '--cluster and --zone require --xpk'),
     (['delete', 'me', '--xpk'], '--xpk needs --cluster'),
     (['run', 'me', '--image=i', '--type=v4-8', '--env', 'type', '--', 'sft'], '--env: of a name in small letters give'),
     (['run', 'me', '--image=i', '--type=v4-8', '--env', 'RANDOM', '--', 'sft'], '--env RANDOM: there is no variable'),
@@ -165,7 +178,7 @@ def test_logs_and_delete(call):
     (['run', 'Me', '--image=i', '--type=v4-8', '--', 'sft'], "'Me': a name has at most 40 of a-z, 0-9 and -"),
     (['run', 'me', '--image=i', '--type=v4-8', '--env', 'NO_SUCH', '--', 'sft'], '--env NO_SUCH: there is no variable'),
     (['run', 'me', '--image=i', '--type=v4-8', '--xpk', '--cluster=c', '--zone=z', '--secret=s', '--', 'sft'],
-     '--secret: XPK knows no secrets'),
+     '--secret: XPK does not support secrets'),
     (['delete', 'me', '--env=A=b'], 'delete: variables are for run'),
 ])  # fmt: skip
 def test_errors_of_gke_are_one_line(call, words, said):

@@ -21,7 +21,7 @@ DENSE = layers.Dense(4, ('embed', 'mlp'))
 
 def dense(x, rngs=None, **lora):
     variables = {'params': {'kernel': KERNEL}} | ({'lora': lora} if lora else {})
-    return DENSE.apply(variables, x, rngs=rngs)
+    return DENSE.apply(variables, jnp.asarray(x), rngs=rngs)
 
 
 def test_dense_without_a_pair_is_a_matmul():
@@ -72,7 +72,7 @@ def test_dropout_is_of_the_pairs_input_alone():
 
 def test_rms_norm():
     x, scale = 3 * normal(4, 6), normal(6)
-    got = layers.RMSNorm(epsilon=0.1).apply({'params': {'scale': scale}}, x)
+    got = layers.RMSNorm(epsilon=0.1).apply({'params': {'scale': scale}}, jnp.asarray(x))
     want = [row / np.sqrt(np.mean(row**2) + 0.1) * scale for row in x]
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -87,7 +87,7 @@ def test_rms_norm_is_computed_in_float32():
 def test_gated_mlp():
     x, gate, up, down = normal(3, 6), normal(6, 8), normal(6, 8), normal(8, 6)
     params = {'wi_0': {'kernel': gate}, 'wi_1': {'kernel': up}, 'wo': {'kernel': down}}
-    got = layers.Mlp(8).apply({'params': params}, x)
+    got = layers.Mlp(8).apply({'params': params}, jnp.asarray(x))
     h = x @ gate
     np.testing.assert_allclose(got, (h / (1 + np.exp(-h)) * (x @ up)) @ down, rtol=1e-4, atol=1e-4)
 
@@ -97,7 +97,7 @@ def test_gated_mlp():
 
 def test_rotation_is_a_complex_product_of_the_halves():
     x, positions, theta = normal(2, 5, 3, 8), RNG.integers(0, 50, (2, 5)), 100.0
-    got = attention.rotate(x, attention.rope_table(jnp.array(positions), 8, theta))
+    got = attention.rotate(jnp.asarray(x), attention.rope_table(jnp.array(positions), 8, theta))
     for b, t, h in np.ndindex(2, 5, 3):
         turns = np.exp(1j * positions[b, t] * theta ** (-np.arange(4) / 4))
         z = (x[b, t, h, :4] + 1j * x[b, t, h, 4:]) * turns
@@ -105,7 +105,7 @@ def test_rotation_is_a_complex_product_of_the_halves():
 
 
 def test_scores_depend_on_the_distance_alone():
-    q, k = normal(1, 1, 8), normal(1, 1, 8)
+    q, k = jnp.asarray(normal(1, 1, 8)), jnp.asarray(normal(1, 1, 8))
 
     def score(i, j):
         at = lambda t: attention.rope_table(jnp.array([t]), 8, 100.0)  # noqa: E731

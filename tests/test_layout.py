@@ -18,7 +18,7 @@ FLOORS = [
 ]  # fmt: skip
 MAX_FILES = 12  # a folder, subfolders apart
 FACE = ''  # perl_jax/__init__.py names what is public, and imports each when it is asked for
-TOP = {FACE, '__main__', 'errors', 'masked', 'sharded', 'trees', 'types'}
+TOP = {FACE, '__main__', 'errors', 'json_files', 'masked', 'printing', 'settings', 'sharded', 'trees', 'types'}
 
 # Imports of a later folder, with the reason for each.
 UPWARD = {
@@ -32,9 +32,16 @@ ONLY_FOR = {
     'models.attention': r'models\..*|cli\.configurables|interop\.hf_config|interop\.gguf_keys',
 }
 
+# Names that say nothing of what they are bound to. CONTRIBUTING.md: a name says what a thing is.
+EMPTY_NAMES = {
+    'asked', 'both', 'every', 'found', 'given', 'held', 'here', 'it', 'kept', 'made', 'mend', 'now', 'of', 'one',
+    'ours', 'own', 'part', 'pick', 'said', 'seen', 'that', 'theirs', 'there', 'wanted', 'what', 'whole',
+}  # fmt: skip
+
 # Modules that are imported under another name than their distribution's, or that come with another one.
 DISTRIBUTIONS = {
     'absl': 'absl-py',
+    'annotated_types': 'annotated-types',
     'gin': 'gin-config',
     'google': 'seqio',  # protobuf, by way of TensorFlow
     'ml_dtypes': 'jax',
@@ -162,3 +169,24 @@ def test_no_test_is_hidden_by_another_of_its_name():
         names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
         hidden |= {f'{path.name}::{name}': names.count(name) for name in names if names.count(name) > 1}
     assert not hidden, f'rename one of these: {hidden}'
+
+
+def bindings(tree):
+    """Yields (name, line) of every variable, argument, function and class that a file binds."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, node.lineno
+
+
+def test_names_say_what_they_are_bound_to():
+    empty = [
+        f'{path}:{line}: {name}'
+        for path in [*MODULES.values(), *(ROOT / 'benchmarks').rglob('*.py'), *(ROOT / 'examples').rglob('*.py')]
+        for name, line in bindings(ast.parse(path.read_text()))
+        if name.strip('_') in EMPTY_NAMES
+    ]
+    assert not empty

@@ -72,7 +72,7 @@ def test_a_merged_kernel_is_the_same_by_any_slices(tile, monkeypatch):
     kernel = np.stack([X, X + 1]).astype(ml_dtypes.bfloat16)
     a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 7, 3), (2, 3, 12)))
     leaf = Merged(InMemory(kernel), kernel.dtype, a, b, 0.5)
-    all_of_it = leaves.read(leaf, leaves.whole(leaf.shape), kernel.dtype)
+    all_of_it = leaves.read(leaf, leaves.full_index(leaf.shape), kernel.dtype)
     check(leaf, all_of_it)
     check(leaf, all_of_it, 'bfloat16')
     adapter = lora.Adapter(lora={'x': {'a': a, 'b': b}}, scale=0.5)

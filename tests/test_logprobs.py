@@ -9,7 +9,7 @@ from perl_jax.models import logprobs, lora
 
 B, K = 3, 2
 BATCH = tiny.responses(B, K)
-HIDDEN = np.random.default_rng(0).standard_normal((B, K, R, D)).astype(np.float32)
+HIDDEN = jnp.asarray(np.random.default_rng(0).standard_normal((B, K, R, D)), jnp.float32)
 # One position at a time, and two, which does not divide R = 5; the last is one chunk of all.
 CHUNKS = [1, B * K * V, 2 * B * K * V, 2**24]
 

@@ -154,7 +154,7 @@ def test_head_reads_a_hidden_state():
     adapter = lora.with_head(lora.Adapter(), KEY, D, 0.5)
     kernel = adapter.head['kernel']
     assert np.std(lora.with_head(adapter, KEY, 4096, 0.5).head['kernel']) == pytest.approx(0.5, rel=0.05)
-    hidden = np.random.default_rng(0).standard_normal((2, 3, D)).astype(np.float32)
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, D)), jnp.float32)
     got = lora.readout(lora.bind({}, adapter), hidden)
     np.testing.assert_allclose(got, np.einsum('bkd,d->bk', hidden, kernel), rtol=1e-4, atol=1e-5)
     assert lora.readout(lora.bind({}, adapter), hidden.astype(jnp.bfloat16)).dtype == jnp.float32

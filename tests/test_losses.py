@@ -64,17 +64,18 @@ def test_clipped_takes_the_worse_of_ratio_and_clipped_ratio(clip):
 
 
 def test_clipped_has_no_gradient_beyond_the_clip_in_the_direction_of_the_advantage():
-    new, old = np.log(np.float32([1.5, 1.5, 0.5, 0.5])), np.zeros(4, np.float32)
-    advantages = np.float32([1.0, -1.0, 1.0, -1.0])
+    new, old = np.log(np.float32([[[1.5, 1.5, 0.5, 0.5]]])), np.zeros((1, 1, 4), np.float32)
+    advantages = np.float32([[[1.0, -1.0, 1.0, -1.0]]])
     got = jax.grad(lambda x: losses.clipped(x, old, advantages, 0.2).sum())(new)
-    np.testing.assert_allclose(got, [0.0, 1.5, -0.5, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(got, [[[0.0, 1.5, -0.5, 0.0]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize('log_ratio', [21.0, 90.0, 100.0, 1000.0])
 @pytest.mark.parametrize('advantage', [1.0, 0.0, -1.0])
 def test_ratios_stay_finite_far_out(log_ratio, advantage):
     """And go on pulling: an answer that is judged bad becomes less likely again."""
-    loss = lambda x: losses.clipped(x, jnp.float32(0), jnp.float32(advantage), 0.2)  # noqa: E731
+    token = lambda x: jnp.full((1, 1, 1), x, jnp.float32)  # noqa: E731
+    loss = lambda x: losses.clipped(token(x), token(0), token(advantage), 0.2).sum()  # noqa: E731
     for sign in 1, -1:
         value, slope = jax.value_and_grad(loss)(jnp.float32(sign * log_ratio))
         assert np.isfinite([value, slope]).all()

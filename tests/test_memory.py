@@ -12,13 +12,13 @@ MIB = 2**20
 
 
 def test_held_counts_every_buffer_once():
-    before = memory.held()
+    before = memory.live_bytes()
     x = jnp.ones(MIB // 4, jnp.float32)
     same = [x, {'again': x}]
     copy = jax.block_until_ready(jnp.copy(x))
-    assert memory.held() - before == 2 * MIB
+    assert memory.live_bytes() - before == 2 * MIB
     del same, copy
-    assert memory.held() - before == MIB
+    assert memory.live_bytes() - before == MIB
 
 
 def test_the_peak_is_that_of_the_largest_new_program():
@@ -28,7 +28,7 @@ def test_the_peak_is_that_of_the_largest_new_program():
     y = jnp.ones((512, 512))
     x, _ = step(x, y)
     stats = step.lower(x, y).compile().memory_analysis()
-    found = memory.measure(before, held := memory.held())
+    found = memory.measure(before, held := memory.live_bytes())
     adds = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     assert stats.alias_size_in_bytes == MIB  # the donated one takes no room of its own
     assert adds >= MIB  # a product has to lie somewhere

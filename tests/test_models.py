@@ -79,7 +79,7 @@ def network(name, *bindings):
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_a_size_has_as_many_parameters_as_published(name):
-    shapes, axes = partitioning.abstract(network(name))
+    shapes, axes = partitioning.abstract_params(network(name))
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == COUNTS[name]
     is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
     assert [len(x) for x in jax.tree.leaves(axes, is_leaf=is_axes)] == [x.ndim for x in jax.tree.leaves(shapes)]

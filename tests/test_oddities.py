@@ -3,27 +3,31 @@
 import numpy as np
 import pytest
 
-from perl_jax.data.oddities import Notes
+from perl_jax.data import datasets
+from perl_jax.data.oddities import SplitStatistics
 
 
 def ids(text):
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
 
+EOS = '\x01'
+
+
 def notes(*rows):
-    made = Notes()
+    made = SplitStatistics()
     for row in rows:
-        made.add({key: ids(value) if key in ('inputs', 'targets', 'chosen', 'rejected') else value
-                  for key, value in row.items()})  # fmt: skip
+        texts = {key: ids(value) for key, value in row.items() if key in ('inputs', 'targets', 'chosen', 'rejected')}
+        made.add(row | texts)
     return made
 
 
 def pair(inputs, chosen, rejected, **more):
-    return {'inputs': inputs, 'chosen': chosen, 'rejected': rejected} | more
+    return {'inputs': inputs, 'chosen': chosen + EOS, 'rejected': rejected + EOS} | more
 
 
 def thumb(inputs, targets, label):
-    return {'inputs': inputs, 'targets': targets, 'label': np.float32(label)}
+    return {'inputs': inputs, 'targets': targets + EOS, 'label': np.float32(label)}
 
 
 def lines(*rows, others=None):
@@ -39,11 +43,13 @@ ODD = {
     '1 of 2 pairs whose chosen and rejected are one text: they prefer nothing': [
         pair('q', 'a', 'a'), pair('q', 'a', 'b'),
     ],
-    '1 of 3 pairs that are there in both directions': [pair('q', 'a', 'b'), pair('q', 'b', 'a'), pair('q', 'a', 'c')],
+    '1 of 3 distinct pairs that are there in both directions': [
+        pair('q', 'a', 'b'), pair('q', 'b', 'a'), pair('q', 'a', 'c'),
+    ],
     '2 of 4 rows that repeat another one': [pair('q', 'a', 'b')] * 3 + [pair('r', 'a', 'b')],
-    '1 of 3 answers with thumbs of both kinds': [thumb('q', 'a', 1), thumb('q', 'a', 0), thumb('r', 'a', 0)],
+    '1 of 2 distinct answers with thumbs of both kinds': [thumb('q', 'a', 1), thumb('q', 'a', 0), thumb('r', 'a', 0)],
     '1 of 1 rows whose rejected is empty: a run drops them': [pair('q', 'a', '')],
-    '1 of 1 rows whose targets is empty: a run drops them': [{'inputs': 'q', 'targets': ''}],
+    '1 of 1 rows whose targets is empty: a run drops them': [{'inputs': 'q', 'targets': EOS}],
 }  # fmt: skip
 
 
@@ -53,8 +59,16 @@ def test_what_is_odd_is_counted(said):
 
 
 def test_an_eos_alone_is_an_empty_answer():
-    row = pair('q', 'a', '\x01', rejected_pretokenized=b' ')
+    row = pair('q', 'a', '', rejected_pretokenized=b' ')
     assert lines(row) == ['warning: train: 1 of 1 rows whose rejected is empty: a run drops them']
+
+
+def test_white_space_is_no_empty_answer():
+    """A run learns from it: it drops only what has no token but its EOS."""
+    row = {'inputs': 'q', 'targets': '  \x01', 'targets_pretokenized': b'  '}
+    assert lines(row) == ['warning: train: 1 of 1 rows whose targets is white space alone: a run learns from them']
+    assert not datasets._rejection_reason(0, {k: ids(v) for k, v in row.items() if k in ('inputs', 'targets')},
+                               {'inputs': 9, 'targets': 9}, ['targets'])  # fmt: skip
 
 
 def test_rows_and_groups_that_another_split_has_too():
@@ -62,5 +76,5 @@ def test_rows_and_groups_that_another_split_has_too():
     other = notes(pair('q', 'x', 'y', group=b'two'))
     assert lines(*train, others={'test': other, 'validation': notes()}) == [
         "warning: train: 2 of 3 rows whose inputs are in 'test' too",
-        "warning: train: 1 of 3 groups that are in 'test' too",
+        "warning: train: 1 of 2 groups that are in 'test' too",
     ]

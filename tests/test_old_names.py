@@ -33,7 +33,7 @@ def test_a_config_of_an_older_version_says_what_it_said(phase):
 @pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])
 def test_a_run_of_it_goes_on_under_the_recipe(phase):
     text = (OLD / f'toy_{phase}_0_1.gin').read_text()
-    assert configure._check_resume(text, (GOLDEN / f'toy_{phase}.gin').read_text()) == []
+    assert configure._check_resume(text, (GOLDEN / f'toy_{phase}.gin').read_text()) == {}
 
 
 @pytest.mark.parametrize('phase', ['sft', 'reward', 'policy'])
@@ -74,12 +74,12 @@ BETA = 0.1
 ])  # fmt: skip
 def test_layers_are_in_one_loop_whatever_an_older_file_says(text, caplog):
     """Of True nothing is said, of False one line; a binding of T5X's own config of that name stays."""
-    old_names._say.cache_clear()
+    old_names._log_ignored_setting.cache_clear()
     for value in 'True', 'False', 'False':
         kept = {'BETA': 0.1} | ({'decoder.DecoderConfig.emb_dim': 64} if 'emb_dim' in text else {})
         with caplog.at_level('INFO', 'perl_jax'):
             assert configure.settings(text.format(value)) == kept
-        assert caplog.text.count('take it out') == (value == 'False')
+        assert caplog.text.count('remove it') == (value == 'False')
     line = 'network.T5Config.scan_layers = True\n'
     assert old_names.translate(line) == line
 
@@ -87,7 +87,7 @@ def test_layers_are_in_one_loop_whatever_an_older_file_says(text, caplog):
 def test_a_run_without_the_loop_goes_on_with_it():
     text = (OLD / 'toy_policy_0_1.gin').read_text()
     other = text.replace('scan_layers = True', 'scan_layers = False')
-    assert text != other and configure._check_resume(other, text) == []
+    assert text != other and configure._check_resume(other, text) == {}
     assert said(configured('policy', f'--gin_file={OLD}/toy_policy_0_1.gin')) == said(
         configured('policy', f'--gin_file={OLD}/toy_policy_0_1.gin', '--gin.decoder.DecoderConfig.scan_layers=False')
     )

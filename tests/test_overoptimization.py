@@ -70,11 +70,14 @@ def test_the_tables_set_the_best_member_apart_from_the_members_mean(script):
             for run in range(3)]  # fmt: skip
     members = np.array([[run['member 0'], run['member 1']] for run in runs])
     best, mean, ensemble = members.max(1), members.mean(1), np.array([run['mean'] for run in runs])
-    assert right["members' mean"][1] == script.span(mean) and right['best member'][1] == script.span(best)
-    assert gain['best member'][0] == script.apart(best - mean) and gain['mean'][0] == script.apart(ensemble - mean)
-    assert over_best['mean'][0] == script.apart(ensemble - best)
+    assert right["members' mean"][1] == script.mean_and_range(mean)
+    assert right['best member'][1] == script.mean_and_range(best)
+    assert gain['best member'][0] == script.mean_and_each(best - mean) and gain['mean'][0] == script.mean_and_each(
+        ensemble - mean
+    )
+    assert over_best['mean'][0] == script.mean_and_each(ensemble - best)
 
 
 def test_a_cell_holds_the_mean_and_the_range_or_each_ensemble(script):
-    assert script.span([0.25, 0.5, 0.3]) == '35.0% (25.0-50.0)'
-    assert script.apart([0.01, -0.02, 0.04]) == '+1.0 (+1.0, -2.0, +4.0)'
+    assert script.mean_and_range([0.25, 0.5, 0.3]) == '35.0% (25.0-50.0)'
+    assert script.mean_and_each([0.01, -0.02, 0.04]) == '+1.0 (+1.0, -2.0, +4.0)'

@@ -53,8 +53,8 @@ def config(name, **options):
 def test_weights_by_hand():
     given = np.array([1, 1 / 2, 1 / 2, *[1 / 4] * 4])  # contexts of 1, 2 and 4 pairs: 3 / 7 on average
     want = [7 / 3, 7 / 6, 7 / 6, *[7 / 12] * 4]
-    np.testing.assert_allclose(pair_weights.scaled(given, 'mine'), want, rtol=1e-6)
-    np.testing.assert_allclose(pair_weights.scaled(10 * given, 'mine'), want, rtol=1e-6)
+    np.testing.assert_allclose(pair_weights.normalized(given, 'mine'), want, rtol=1e-6)
+    np.testing.assert_allclose(pair_weights.normalized(10 * given, 'mine'), want, rtol=1e-6)
 
 
 def test_rows_with_a_weight_are_weighted_pairs():
@@ -90,7 +90,7 @@ def test_batches_from_files_and_on_several_processes(mixed, options, tmp_path):
 
 
 @pytest.mark.parametrize(('weights', 'said'), [
-    ([1.0, -0.5], r'pairs \(train\): example 1: weight is -0.5; give what'),
+    ([1.0, -0.5], r'pairs \(train\): example 1: weight is -0.5; give the weight'),
     ([float('nan'), 1.0], 'example 0: weight is nan'),
     ([0.0, 0.0], 'every weight is 0'),
     (['1', '2'], 'one number; here it is of type string'),

@@ -35,14 +35,14 @@ def specs(tree):
 
 
 def state_shardings(adapter_spec, tx, head=(tiny.D, 1.0)):
-    shapes, axes = partitioning.abstract(tiny.UNTIED)
+    shapes, axes = partitioning.abstract_params(tiny.UNTIED)
     state = jax.eval_shape(lambda: train_state.create(KEY, tiny.base(tiny.UNTIED), adapter_spec, tx, head))
     assert jax.tree.structure(shapes) == jax.tree.structure(axes, is_leaf=lambda x: isinstance(x, tuple))
     return state, Partitioner().state(state, axes, tx)
 
 
 def test_the_base_lies_as_t5x_has_it():
-    _, axes = partitioning.abstract(tiny.UNTIED)
+    _, axes = partitioning.abstract_params(tiny.UNTIED)
     assert specs(Partitioner().tree(axes)) == {
         'token_embedder/embedding': ('model',),
         'decoder/layers/pre_self_attention_layer_norm/scale': (),
@@ -78,7 +78,7 @@ def test_a_pair_of_an_unstacked_layer():
 
 
 def test_full_tuning_lies_as_the_base():
-    _, axes = partitioning.abstract(tiny.UNTIED)
+    _, axes = partitioning.abstract_params(tiny.UNTIED)
     _, shardings = state_shardings(FullSpec(), optax.sgd(1.0))
     assert specs(shardings.adapter.params) == specs(Partitioner().tree(axes))
 
@@ -107,14 +107,14 @@ def test_factored_moments_are_copies():
 
 def test_rules_can_be_changed():
     rules = partitioning.standard_logical_axis_rules(additional_rules=[('layers', 'data')])
-    _, axes = partitioning.abstract(tiny.NETWORK)
+    _, axes = partitioning.abstract_params(tiny.NETWORK)
     got = specs(Partitioner(logical_axis_rules=rules).tree(axes))
     assert got[f'{ATTENTION}/query/kernel'] == ('data', None, 'model')
 
 
 def test_fsdp_splits_parameters_over_data_and_activations_by_batch_alone():
     rules = partitioning.standard_logical_axis_rules(parameter_partitioning_dims=2)
-    partitioner, (_, axes) = Partitioner(logical_axis_rules=rules), partitioning.abstract(tiny.UNTIED)
+    partitioner, (_, axes) = Partitioner(logical_axis_rules=rules), partitioning.abstract_params(tiny.UNTIED)
     got = specs(partitioner.tree(axes))
     assert got[f'{ATTENTION}/query/kernel'] == (None, 'data', 'model')
     assert got[f'{ATTENTION}/out/kernel'] == (None, 'model', 'data')
@@ -124,7 +124,7 @@ def test_fsdp_splits_parameters_over_data_and_activations_by_batch_alone():
 
 def test_activations_between_layers_can_lie_on_model():
     rules = partitioning.standard_logical_axis_rules(2, 2)
-    partitioner, (_, axes) = Partitioner(logical_axis_rules=rules), partitioning.abstract(tiny.UNTIED)
+    partitioner, (_, axes) = Partitioner(logical_axis_rules=rules), partitioning.abstract_params(tiny.UNTIED)
     assert spec(partitioner.sharding('batch', 'length', 'embed')) == (('replica', 'data'), None, 'model')
     assert specs(partitioner.tree(axes))[f'{MLP}/wi_0/kernel'] == (None, 'data', 'model')
 
@@ -146,13 +146,13 @@ def test_the_mesh_is_replica_by_data_by_model():
 
 
 def test_a_run_on_other_devices_than_its_layout_is_for_stops():
-    with pytest.raises(UserError, match="'v5e:4x4' is 16 x TPU v5 lite, and here are .* x cpu; give the mesh/ file"):
+    with pytest.raises(UserError, match="'v5e:4x4' is 16 x TPU v5 lite, and this job has .* x cpu; use the mesh/ file"):
         _ = Partitioner(topology='v5e:4x4').mesh
 
 
 def test_a_parameter_that_does_not_divide_is_named():
     devices = topology.devices('v5e:4x4')
-    shapes, axes = partitioning.abstract(tiny.UNTIED)
+    shapes, axes = partitioning.abstract_params(tiny.UNTIED)
     Partitioner(num_partitions=4, devices=devices).check_params(shapes, axes)
     with pytest.raises(UserError, match=r"/kernel: its axis '\w+' of \d+ does not divide over the 16 devices along"):
         Partitioner(num_partitions=16, devices=devices).check_params(shapes, axes)
@@ -167,7 +167,7 @@ def test_a_process_alone_has_every_row():
 
 
 def test_abstract_and_unbox():
-    shapes, _ = partitioning.abstract(tiny.NETWORK)
+    shapes, _ = partitioning.abstract_params(tiny.NETWORK)
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(shapes))
     boxed = {'a': nn.LogicallyPartitioned(jnp.ones(2), ('embed',)), 'b': jnp.zeros(3)}
     assert tiny.same(partitioning.unbox(boxed), {'a': np.ones(2, np.float32), 'b': np.zeros(3, np.float32)})

@@ -41,7 +41,7 @@ def saved(adapter, tmp_path):
 
 
 def load(folder, network=NETWORK, base=None):
-    return peft.load(folder, network, partitioning.abstract(network)[0], base)
+    return peft.load(folder, network, partitioning.abstract_params(network)[0], base)
 
 
 def edit(folder, **changes):
@@ -221,7 +221,7 @@ def test_weights_of_torchs_own_format_say_how_to_convert_them(saved):
 
 def test_lora_of_the_output_matrix_is_read_where_there_is_one(tmp_path):
     network = Decoder(DecoderConfig(**(vars(CONFIG) | {'logits_via_embedding': False})))
-    shapes = partitioning.abstract(network)[0]
+    shapes = partitioning.abstract_params(network)[0]
     values = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)  # noqa: E731
     made = lora.Adapter(lora={'decoder': {'logits_dense': {'a': values(16, 3), 'b': values(3, 40)}}}, scale=2.0)
     peft.save(tmp_path, network, made, 'base')
@@ -320,7 +320,7 @@ def test_all_that_use_a_scale_use_each_layers_own(saved, base):
     scale = lora.scale_of(made.scale, QUERY)
     part = leaves.Merged(Sliced(np.asarray(plain)), np.dtype('float32'), pair[f'{QUERY}/a'], pair[f'{QUERY}/b'], scale)
     out = np.empty((1, *plain.shape[1:]), np.float32)
-    part.read_into(out, (slice(1, 2), *leaves.whole(plain.shape[1:])))
+    part.read_into(out, (slice(1, 2), *leaves.full_index(plain.shape[1:])))
     np.testing.assert_allclose(out[0], kernel[1], atol=1e-5)
 
     run = lambda variables: NETWORK.apply(variables, one, one > 0, one[:, None])  # noqa: E731

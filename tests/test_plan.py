@@ -64,7 +64,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_a_program_is_added_up_with_its_loops():
-    cost = hlo.cost(TEXT, MESH, trips=5)
+    cost = hlo.cost(TEXT, MESH, max_iterations=5)
     assert cost.cycles == 3 * (100 + 50) + 5 * 10
     assert cost.collectives == collections.Counter({
         ('all-gather', ('data',)): 3 * 64,  # half of 128 bytes arrives, three times, however it is spread
@@ -80,8 +80,8 @@ def test_flops_count_products_as_often_as_they_are_made():
         return jax.lax.while_loop(lambda s: s[1] < s[0].sum(), lambda s: (s[0] @ w[0], s[1] + 1), (x, 0))
 
     jaxpr = jax.make_jaxpr(f)(jnp.ones((4, 8)), jnp.ones((3, 8, 8))).jaxpr
-    assert flops.count(jaxpr, turns=1).total == 4 * 2 * 4 * 8 * 8
-    assert flops.count(jaxpr, turns=10).total == 13 * 2 * 4 * 8 * 8
+    assert flops.count(jaxpr, max_iterations=1).total == 4 * 2 * 4 * 8 * 8
+    assert flops.count(jaxpr, max_iterations=10).total == 13 * 2 * 4 * 8 * 8
     gradient = jax.make_jaxpr(jax.grad(lambda x, w: (x @ w).sum(), argnums=(0, 1)))(jnp.ones((4, 8)), jnp.ones((8, 8)))
     assert flops.count(gradient.jaxpr, 1) == (3 * 2 * 4 * 8 * 8, 0)
 
@@ -129,7 +129,7 @@ def test_attention_on_a_tpu_is_one_kernel():
 
 def test_an_array_that_two_roles_share_is_there_once():
     program, _ = product()
-    w = program.alive['base']
+    w = program.resident['base']
     assert size([w, {'again': w}]) == size(w) == 2 * 4096**2
 
 
@@ -173,7 +173,7 @@ def test_full_tuning_stands_beside_it():
 
 @pytest.mark.parametrize(('flags', 'said'), [
     (['--topology=v5e:3x3'], "topology 'v5e:3x3': a host of v5e has 2x2 chips"),
-    (['--topology=v5e:4x4', '--gin.BATCH_SIZE=8'], 'BATCH_SIZE / minibatches = 8 does not divide over the 16 rows'),
+    (['--topology=v5e:4x4', '--gin.BATCH_SIZE=8'], 'minibatches = 8 is not divisible by the data-parallel size 16'),
     (['--compare=lorra'], 'tuning/lorra.gin'),
     (['--fit=memory'], "argument --fit: invalid choice: 'memory'"),
 ])  # fmt: skip
@@ -185,12 +185,12 @@ def test_the_largest_batch(monkeypatch):
     """Without a compiler: a batch fits up to so many units."""
     tried, Report = [], collections.namedtuple('Report', 'fits')
 
-    def compiled(make, name, units):
+    def compile_plan(planner, topology, units):
         tried.append(units)
-        return types.SimpleNamespace(batch_size=8 * units), [Report(units <= make)]
+        return types.SimpleNamespace(batch_size=8 * units), [Report(units <= planner)]
 
-    monkeypatch.setattr(planning, 'compiled', compiled)
-    assert planning.largest(5, 'v5e:4x4')[0].batch_size == 40
+    monkeypatch.setattr(planning, 'compile_plan', compile_plan)
+    assert planning.largest_batch(5, 'v5e:4x4')[0].batch_size == 40
     assert tried == [1, 2, 4, 8, 6, 5]
     with pytest.raises(UserError, match='not even BATCH_SIZE = 8 fits on v5e:4x4'):
-        planning.largest(0, 'v5e:4x4')
+        planning.largest_batch(0, 'v5e:4x4')

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from toy_runs import ENVIRONMENT, quoted, rows, steps, toy, toys  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
 ROOT = pathlib.Path(__file__).parents[1]

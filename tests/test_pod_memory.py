@@ -17,6 +17,8 @@ from perl_jax.models.t5 import T5, T5Config
 from perl_jax.parallel import partitioning
 from perl_jax.runs.fingerprints import fingerprint
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 ROOM = 300e6
 LLAMA = {
@@ -77,7 +79,7 @@ linux = pytest.mark.skipif(not pathlib.Path('/proc/self/status').exists(), reaso
 
 def random(network):
     """Parameters on the host, no two rows alike, and their fingerprint."""
-    rng, (shapes, _) = np.random.default_rng(0), partitioning.abstract(network)
+    rng, (shapes, _) = np.random.default_rng(0), partitioning.abstract_params(network)
     params = jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
     return params, fingerprint(params)
 

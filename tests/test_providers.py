@@ -104,7 +104,7 @@ def test_a_length_that_is_not_given_is_named():
     def crop(dataset, sequence_length):
         return dataset.map(lambda row: row | {'inputs': row['inputs'][: sequence_length['answers']]})
 
-    with pytest.raises(UserError, match="has no 'answers', which a preprocessor asks for"):
+    with pytest.raises(UserError, match="has no 'answers', which a preprocessor reads"):
         load(add(rows(), TOKENIZE, crop, APPEND_EOS))
 
 
@@ -160,7 +160,7 @@ def test_a_mixture_skips_members_that_lack_the_split(said):
     seqio.MixtureRegistry.add(name, [(both, 3.0), (other, 1.0)])
     held_out = load(name, split='validation')
     assert [row['targets_pretokenized'] for row in held_out.examples] == ['yes'] * 3
-    assert f"skipped, having no split 'validation': {other}" in said.text
+    assert f"tasks without a split 'validation' are skipped: {other}" in said.text
     stream = datasets.stream(DatasetConfig(name, LENGTHS, 2, split='validation'), 'sft', 0)
     assert len(stream.datasets) == 1
     with pytest.raises(UserError, match="no split 'test'; it has train"):
@@ -210,6 +210,15 @@ def test_the_folder_of_tfds_is_a_flag(prepared, tmp_path):
         assert 'train[:50%]: 5 examples' in perl(*command, f'--tfds_data_dir={prepared}').out
         assert "--tfds_data_dir: there is no folder 'nowhere'" in perl(*command, '--tfds_data_dir=nowhere').line
     assert seqio.utils._TFDS_DATA_DIR_OVERRIDE is None
+
+
+def test_a_rate_that_cannot_be_computed_is_one_line():
+    """A source of a function does not know how many rows it has, and SeqIO multiplies None."""
+    names = [add(rows(2)), add(rows(2))]
+    mixture = f'providers_{next(_numbers)}'
+    seqio.MixtureRegistry.add(mixture, names, default_rate=seqio.mixing_rate_num_examples)
+    with pytest.raises(UserError, match=f"'{mixture}': no rate of '{names[0]}' can be computed .*a number as its rate"):
+        datasets.stream(DatasetConfig(mixture, LENGTHS, 2), 'sft', 0)
 
 
 # Mixtures of mixtures.

@@ -36,7 +36,7 @@ def test_the_three_lists_of_names_agree():
         for node in block.body
         for alias in node.names
     }
-    assert typed == perl_jax._HOMES
+    assert typed == perl_jax._LOCATIONS
     assert set(perl_jax.__all__) == typed.keys()
     assert len(perl_jax.__all__) == len(set(perl_jax.__all__))
 
@@ -66,8 +66,8 @@ def test_folders_and_modules_are_imported_as_ever():
 
 
 def test_the_reference_has_every_name_once():
-    """docs/api/; `make docs` builds it, and fails on a name that is not there."""
-    pages = (pathlib.Path(__file__).parents[1] / 'docs/api').glob('*.md')
+    """docs/reference/api/; `make docs` builds it, and fails on a name that is not there."""
+    pages = (pathlib.Path(__file__).parents[1] / 'docs/reference/api').glob('*.md')
     named = re.findall(r'^::: perl_jax\.(\w+)$', '\n'.join(page.read_text() for page in pages), re.MULTILINE)
     assert sorted(named) == sorted(perl_jax.__all__)
 
@@ -77,6 +77,22 @@ def test_the_nav_has_every_page():
     root = pathlib.Path(__file__).parents[1]
     listed = set(re.findall(r': (\S+\.md)$', (root / 'mkdocs.yml').read_text(), re.MULTILINE))
     assert listed == {str(page.relative_to(root / 'docs')) for page in (root / 'docs').rglob('*.md')}
+
+
+def test_every_page_that_is_named_is_there():
+    """mkdocs checks the links between pages, and sees neither those of the README nor what code and gin files name."""
+    root = pathlib.Path(__file__).parents[1]
+    folders = 'perl_jax', 'tasks', 'gin', 'benchmarks', 'launch', 'examples', 'tests', 'docs'
+    files = [*root.glob('*.md'), *root.glob('*.txt')]
+    files += [path for name in folders for path in (root / name).rglob('*.*')]
+    named = {
+        (page, path.name)
+        for path in files
+        if path.suffix in ('.md', '.txt', '.py', '.gin', '.sh')
+        for page in re.findall(r'(?<![\w/])docs/[\w/]+\.(?:md|png|json|csv)', path.read_text())
+    }
+    missing = sorted(f'{file}: {page}' for page, file in named if not (root / page).exists())
+    assert not missing, '\n'.join(['', *missing])
 
 
 @pytest.mark.parametrize('name', perl_jax.__all__)

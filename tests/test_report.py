@@ -136,7 +136,7 @@ def test_comparison_of_phases_and_tunings(tmp_path):
     page = read(path)
     assert page.text.index('54.0%') < page.text.index('95.3%') < page.text.index('80.0%')  # SFT, reward, policy
     assert 'running' in page.text and '0.970' in page.text
-    assert '1 setting on which runs differ' in page.text and 'dashed' in ''.join(v or '' for _, _, v in page.attributes)
+    assert '1 differing setting' in page.text and 'dashed' in ''.join(v or '' for _, _, v in page.attributes)
     assert ('td', 'data-head', 'policy_full') in page.attributes
 
 
@@ -199,7 +199,7 @@ def test_only_metrics_are_required(tmp_path):
     [
         (None, r'nowhere does not exist: give a run'),
         ({}, r'nowhere is not a run.s folder, since it has no metrics.jsonl \(a run holds .*config.gin'),
-        ({'sft/metrics.jsonl': ''}, r'it contains runs, so name these: sft'),
+        ({'sft/metrics.jsonl': ''}, r'it contains runs, give their folders: sft'),
         ({'metrics.jsonl': ''}, r'nowhere/metrics.jsonl has no logged step yet'),
         ({'metrics.jsonl': '{"step": 1, "lo'}, r'nowhere/metrics.jsonl has no logged step yet'),
         ({'metrics.jsonl': '{"step": 1}\n', 'run.json': '[1]'}, r'nowhere/run.json is not a JSON object'),

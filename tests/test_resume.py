@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from toy_runs import ENVIRONMENT, contents, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -56,7 +58,8 @@ def kill(argv, ready, how=signal.SIGKILL):
         time.sleep(0.001)
     process.send_signal(how)
     _, err = process.communicate()
-    assert process.returncode == (-how if how == signal.SIGKILL else 75), f'it ended before it was killed: {err}'
+    code = {signal.SIGKILL: -how, signal.SIGTERM: 75, signal.SIGINT: 130}[how]
+    assert process.returncode == code, f'it ended before it was killed: {err}'
     return err
 
 
@@ -73,14 +76,22 @@ def half_written(folder):
 
 
 def assert_same_run(folder, other):
-    assert rows(folder) == rows(other)
-    assert (folder / 'samples.jsonl').read_bytes() == (other / 'samples.jsonl').read_bytes()
+    assert_same_logs(folder, other)
     assert steps(folder) == steps(other)
     for step in steps(other):
-        one, two = state(folder, step), state(other, step)
-        assert one.keys() == two.keys()
-        for path, x in one.items():
-            np.testing.assert_array_equal(x.reshape(-1).view(np.uint8), two[path].reshape(-1).view(np.uint8), path)
+        assert_same_state(folder, other, step)
+
+
+def assert_same_logs(folder, other):
+    assert rows(folder) == rows(other)
+    assert (folder / 'samples.jsonl').read_bytes() == (other / 'samples.jsonl').read_bytes()
+
+
+def assert_same_state(folder, other, step):
+    one, two = state(folder, step), state(other, step)
+    assert one.keys() == two.keys()
+    for path, x in one.items():
+        np.testing.assert_array_equal(x.reshape(-1).view(np.uint8), two[path].reshape(-1).view(np.uint8), path)
 
 
 MOMENTS = {
@@ -105,17 +116,37 @@ def test_a_run_that_was_killed_is_the_unbroken_run(toys, unbroken, phase, moment
     assert_same_run(folder, whole)
 
 
-@each_phase
-def test_a_run_that_is_preempted_saves_at_once_and_is_the_unbroken_run(toys, unbroken, phase, tmp_path):
+@pytest.mark.parametrize(('phase', 'number', 'word'), [
+    ('sft', signal.SIGTERM, 'preempted'), ('reward', signal.SIGINT, 'interrupted'),
+    ('policy', signal.SIGTERM, 'preempted'),
+], ids=PHASES)  # fmt: skip
+def test_a_run_that_is_stopped_saves_at_once_and_is_the_unbroken_run(toys, unbroken, phase, number, word, tmp_path):
     """In the middle of a window of the log too. SIGTERM is the notice that a machine will be taken away."""
     folder, whole = tmp_path / phase, unbroken(phase)
     argv = command(toys, phase, folder)
-    err = kill(argv, functools.partial(logged, folder, 4), signal.SIGTERM)
-    saved = re.search(r'perl_jax: preempted; saved at step (\d+) of 30; the same command goes on', err)
+    err = kill(argv, functools.partial(logged, folder, 4), number)
+    saved = re.search(rf'perl_jax: {word}; saved at step (\d+) of 30; the same command goes on', err)
     assert saved and steps(folder)[-1] == int(saved[1])
     assert json.loads((folder / 'run.json').read_text())['finished'] is None
     ran(*argv)
     assert_same_run(folder, whole)
+
+
+def test_a_run_that_is_preempted_before_its_loop_can_start_again(toys, tmp_path):
+    """Python and the libraries take seconds to load; exit code 75 is what a worker starts again after."""
+    slow = f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'there').touch()\ntime.sleep(60)\n"
+    (tmp_path / 'slow.py').write_text(slow)
+    argv = [*command(toys, 'sft', tmp_path / 'run'), '--gin_bindings=import slow']
+    environment = os.environ | {'PYTHONPATH': f'{ROOT}:{tmp_path}'}
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'perl_jax', *argv], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / 'there').exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 75 and 'preempted; no step was begun; the same command goes on' in err
 
 
 @each_phase
@@ -162,11 +193,12 @@ def test_a_checkpoint_that_was_deleted_is_made_again(toys, unbroken, tmp_path):
     folder = tmp_path / 'sft'
     shutil.copytree(unbroken('sft'), folder)
     argv = command(toys, 'sft', folder)
-    (damaged,) = (folder / 'checkpoints').iterdir()
+    before, last = steps(folder)
+    damaged = folder / 'checkpoints' / str(last)
     for path in (damaged / 'state').rglob('*'):
         if path.is_file():
             os.truncate(path, path.stat().st_size // 2)
-    assert 'delete that folder' in perl(*argv).line
+    assert f'or move it elsewhere, and step {before} is used' in perl(*argv).line
     shutil.rmtree(damaged)
     ran(*argv)
     assert_same_run(folder, unbroken('sft'))

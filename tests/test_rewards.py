@@ -2,6 +2,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -86,7 +87,7 @@ def total(sources, base=None, network=tiny.NETWORK):
 
 
 def judged(sources, base=None, network=tiny.NETWORK):
-    judge = scorer(sources, network, base, Partitioner(), Digits())
+    judge = scorer(sources, network, base or random_base(0), Partitioner(), Digits())
     return judge(Partitioner().batch(BATCH), EXAMPLES)
 
 
@@ -109,7 +110,7 @@ def test_sources_add_up_by_their_weights():
 @pytest.mark.parametrize('name', ['test_rewards.nothing', 'no_such_module.f', 'not a name', 'tiny', 'tiny.V'])
 def test_what_is_no_function_is_named(name):
     with pytest.raises(UserError, match=name):
-        text_functions.function(name)
+        text_functions.resolve_function(name)
 
 
 # A reward that a run has learned.
@@ -129,7 +130,7 @@ def save(folder, spec, base):
 
 def save_members(folder, adapters, base):
     states = {
-        role: types.TrainState(step=jax.numpy.int32(1), adapter=adapter, opt_state=())
+        role: types.TrainState(step=jnp.int32(1), adapter=adapter, opt_state=())
         for role, adapter in adapters.items()
     }
     settings = {role: {'scale': adapter.scale, 'dropout': adapter.dropout} for role, adapter in adapters.items()}
@@ -162,7 +163,7 @@ def test_an_ensemble_trained_apart_and_together(tmp_path, aggregate):
         folders = (str(tmp_path / 'one'), str(tmp_path / 'two'))
         got, metrics = judged([LearnedReward(folders, aggregate=aggregate)], base)
         every = np.stack([score(base.params, member, BATCH) for member in members])
-    np.testing.assert_allclose(got, aggregate(every), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, aggregate(jnp.asarray(every)), rtol=1e-4, atol=1e-5)
     assert float(metrics['reward/disagreement']) == pytest.approx(every.std(0).mean(), rel=1e-4)
     assert float(metrics['reward/disagreement']) > 0.1
 
@@ -197,4 +198,4 @@ def test_members_share_one_base(tmp_path):
 
 def test_learned_reward_needs_a_run(tmp_path):
     with pytest.raises(UserError, match='LearnedReward.model_dir.*has no checkpoints'):
-        LearnedReward(str(tmp_path)).scorer(tiny.NETWORK, None, Partitioner(), None)
+        LearnedReward(str(tmp_path)).scorer(tiny.NETWORK, random_base(0), Partitioner(), None)

@@ -66,10 +66,10 @@ def test_rewards_are_score_and_kl_to_the_anchor(temperature):
 def test_the_anchor_of_a_fresh_policy_is_the_policy():
     fresh = FullSpec().init(jax.random.key(0), BASE)
     batch = responses(EVERY)
-    given = types.Rollout(**vars(batch), logprobs=logprobs(None, batch))
+    given = jax.tree.map(jnp.asarray, types.Rollout(**vars(batch), logprobs=logprobs(None, batch)))
     _, metrics = steps.experience(
-        TABLE, Objective(), policy=(BASE, fresh), anchor=(BASE, None), rollout=given, scores=SCORES, beta=BETA,
-        eos_ids=EOS,
+        TABLE, Objective(), policy=(BASE, fresh), anchor=(BASE, None), rollout=given, scores=jnp.asarray(SCORES),
+        beta=jnp.float32(BETA), eos_ids=EOS,
     )  # fmt: skip
     assert float(metrics['kl/anchor']) == pytest.approx(0, abs=1e-6)
 
@@ -188,7 +188,7 @@ def test_explained_is_one_for_a_perfect_baseline_and_zero_for_the_mean():
     tx = optax.sgd(0.0)
 
     def explained(kernel, returns):
-        rewards = returns - np.pad(returns[..., 1:], ((0, 0), (0, 0), (0, 1)))
+        rewards = jnp.asarray(returns - np.pad(returns[..., 1:], ((0, 0), (0, 0), (0, 1))))
         exp = types.Experience(**vars(rollout(batch)), rewards=rewards, anchor_logprobs=rewards)
         _, metrics = tiny.policy_stepper((tx, tx), TABLE)(BASE, table.state(tx, kernel), exp, jax.random.key(0))
         return float(metrics['value/explained'])
@@ -222,9 +222,9 @@ def test_every_algorithm_learns_the_best_response(algorithm):
         scores = ((drawn.targets[..., 0] == 3) & (drawn.targets[..., 1] == EOS)).astype(jnp.float32)
         exp, metrics = steps.experience(
             TABLE, objective, policy=(BASE, state.policy.adapter), anchor=(BASE, None), rollout=drawn, scores=scores,
-            beta=0.01, eos_ids=EOS,
+            beta=jnp.float32(0.01), eos_ids=EOS,
         )  # fmt: skip
-        if steps.values_first(objective, 0.0):
+        if steps.precomputes_values(objective, 0.0):
             exp = exp.replace(values=steps.values(TABLE, BASE, state.value.adapter, exp))
         return exp, metrics['reward/score']
 
@@ -232,40 +232,40 @@ def test_every_algorithm_learns_the_best_response(algorithm):
     for step in range(60 // algorithm.epochs):
         key = jax.random.fold_in(jax.random.key(0), step)
         exp, score = roll(state, key)
-        for batch in steps.updates(exp, steps.turns(objective, 4, 0, step)):
+        for batch in steps.minibatches(exp, steps.minibatch_indices(objective, 4, 0, step)):
             state, _ = step_fn(BASE, state, batch, key)
         first = float(score) if first is None else first
     assert first < 0.5
     assert float(score) > 0.9
 
 
-def turns(size, seed, step, epochs, minibatches):
-    return steps.turns(Objective(PPO(epochs=epochs, minibatches=minibatches)), size, seed, step)
+def minibatch_indices(size, seed, step, epochs, minibatches):
+    return steps.minibatch_indices(Objective(PPO(epochs=epochs, minibatches=minibatches)), size, seed, step)
 
 
 def test_updates_go_over_every_prompt_once_an_epoch():
     exp = tiny.experience(6, 2)
-    parts = list(steps.updates(exp, turns(6, 0, 0, 2, 3)))
+    parts = list(steps.minibatches(exp, minibatch_indices(6, 0, 0, 2, 3)))
     assert [part.targets.shape[:2] for part in parts] == [(2, 2)] * 6
     for epoch in (parts[:3], parts[3:]):
         rows = np.concatenate([part.inputs for part in epoch])
         np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(exp.inputs, axis=0))
-    assert [part is exp for part in steps.updates(exp, turns(6, 0, 0, 2, 1))] == [True, True]
+    assert [part is exp for part in steps.minibatches(exp, minibatch_indices(6, 0, 0, 2, 1))] == [True, True]
 
 
 def test_each_epochs_minibatches_are_shuffled_by_seed_step_and_epoch():
-    shuffled = turns(12, 3, 7, 4, 3)
+    shuffled = minibatch_indices(12, 3, 7, 4, 3)
     assert shuffled.shape == (12, 4)
     epochs = shuffled.reshape(4, 12)
     assert (np.sort(epochs) == np.arange(12)).all() and len(set(map(tuple, epochs.tolist()))) == 4
-    np.testing.assert_array_equal(turns(12, 3, 7, 4, 3), shuffled)
-    np.testing.assert_array_equal(turns(12, 3, 7, 2, 3), shuffled[:6])  # an epoch hangs on no other
-    others = [turns(12, seed, step, 4, 3) for seed, step in ((4, 7), (3, 8))]
+    np.testing.assert_array_equal(minibatch_indices(12, 3, 7, 4, 3), shuffled)
+    np.testing.assert_array_equal(minibatch_indices(12, 3, 7, 2, 3), shuffled[:6])  # an epoch hangs on no other
+    others = [minibatch_indices(12, seed, step, 4, 3) for seed, step in ((4, 7), (3, 8))]
     assert all((other[:3] != shuffled[:3]).any() for other in others)
-    np.testing.assert_array_equal(turns(12, 3, 7, 2, 1), np.tile(np.arange(12), (2, 1)))  # nothing to shuffle
+    np.testing.assert_array_equal(minibatch_indices(12, 3, 7, 2, 1), np.tile(np.arange(12), (2, 1)))
 
 
 def test_a_minibatch_keeps_the_rows_of_each_prompt_together():
-    exp, halves = tiny.experience(6, 2), turns(6, 0, 5, 1, 2)
-    for part, prompts in zip(steps.updates(exp, halves), halves, strict=True):
+    exp, halves = tiny.experience(6, 2), minibatch_indices(6, 0, 5, 1, 2)
+    for part, prompts in zip(steps.minibatches(exp, halves), halves, strict=True):
         assert tiny.same(part, jax.tree.map(lambda x, prompts=prompts: x[prompts], exp))

@@ -25,6 +25,8 @@ from perl_jax.models.decoder import Decoder
 from perl_jax.tasks import registration
 from perl_jax.tasks import toy as toy_tasks
 
+pytestmark = pytest.mark.slow
+
 T5X = pathlib.Path(os.environ.get('PERL_JAX_DATA', pathlib.Path(__file__).parents[2] / 'shared/data')) / 't5x_tiny'
 # One token each, hello and wo, in the base's vocabulary; five and two bytes in the task's.
 ROWS = [{'inputs': 'hello ' * (1 + i % 3), 'good': 'hello', 'bad': 'wo wo'} for i in range(12)]
@@ -133,9 +135,9 @@ def test_config_gin_names_what_was_used(chain, phase, tmp_path):
 
 def test_finished_runs_are_asked_and_measured_with_it(chain, monkeypatch):
     folder, _ = chain
-    seen, load = [], datasets._load
+    seen, load = [], datasets._load_task
     note = lambda task, config, kind: seen.append(config.vocabulary) or load(task, config, kind)  # noqa: E731
-    monkeypatch.setattr(datasets, '_load', note)
+    monkeypatch.setattr(datasets, '_load_task', note)
     for name in ('sft', 'reward', 'policy'):
         ran('eval', f'--model_dir={folder / name}', '--split=test')
     ran('sample', f'--model_dir={folder}/policy', '--num=2')
@@ -207,7 +209,7 @@ def test_an_eos_that_is_chosen_is_inherited_too(chain, tmp_path):
     ran(*command('reward', tmp_path / 'reward', quoted('INITIAL_CHECKPOINT_PATH', tmp_path / 'sft')))
     for name in ('sft', 'reward'):
         assert about(tmp_path / name)['vocabulary'] == f'{folder}/weights/tokenizer.json eos=<|im_start|>'
-    assert vocabulary.named(about(tmp_path / 'reward')['vocabulary']).vocabulary.eos_id == 1
+    assert vocabulary.from_name(about(tmp_path / 'reward')['vocabulary']).vocabulary.eos_id == 1
     ran('eval', f'--model_dir={tmp_path}/reward', '--split=test')
 
 
@@ -233,7 +235,7 @@ def test_an_average_keeps_it_and_takes_runs_of_one_alone(chain, tmp_path):
     start = quoted('INITIAL_CHECKPOINT_PATH', folder / 'sft')
     ran(*command('reward', tmp_path / 'bytes', start, quoted('VOCABULARY', 'byt5')))
     argv = ['average', f'--model_dirs={folder}/reward,{tmp_path}/bytes', f'--model_dir={tmp_path}/both']
-    assert 'reads with another vocabulary' in perl(*argv).line
+    assert 'has another vocabulary' in perl(*argv).line
 
 
 def test_a_reward_of_another_vocabulary_does_not_judge_a_policy(chain, tmp_path):
@@ -253,7 +255,7 @@ def test_weights_without_a_tokenizer_take_no_default(tmp_path):
     weights = hf_folder(tmp_path / 'weights', tokenizer=False)
     start = quoted('INITIAL_CHECKPOINT_PATH', weights)
     line = perl(*command('sft', tmp_path / 'sft', start)).line
-    assert f"'{weights}' brings no tokenizer" in line and "'plain_sft'" in line and "VOCABULARY = 'byt5'" in line
+    assert f"'{weights}' has no tokenizer" in line and "'plain_sft'" in line and "VOCABULARY = 'byt5'" in line
     assert not (tmp_path / 'sft').exists()
     ran(*command('sft', tmp_path / 'own', start, task='own'))  # somebody named it
     assert about(tmp_path / 'own')['vocabulary'] == 'byt5'
@@ -264,7 +266,7 @@ def test_weights_without_a_tokenizer_take_no_default(tmp_path):
 def test_a_t5x_checkpoint_brings_none(tmp_path):
     start = [quoted('INITIAL_CHECKPOINT_PATH', T5X / 'orbax/checkpoint_20')]
     line = perl(*command('sft', tmp_path / 'sft', *start)).line
-    assert 't5x_tiny' in line and 'brings no tokenizer' in line and 'VOCABULARY' in line
+    assert 't5x_tiny' in line and 'has no tokenizer' in line and 'VOCABULARY' in line
     assert not (tmp_path / 'sft').exists()
 
 
@@ -280,7 +282,7 @@ def test_an_old_run_on_weights_that_bring_none_is_no_better(chain, tmp_path):
     assert about(tmp_path / 'reward')['vocabulary'] == f'{folder}/weights'
     (old / 'run.json').write_text(json.dumps(written | {'base': written['base'] | {'path': '/no/such/model'}}))
     line = perl(*command('reward', tmp_path / 'other', start)).line
-    assert "'/no/such/model' brings no tokenizer" in line
+    assert "'/no/such/model' has no tokenizer" in line
 
 
 def test_random_weights_take_the_tasks_own(toys, tmp_path):
@@ -383,11 +385,11 @@ def test_a_vocabulary_by_any_name_is_called_by_the_one_that_finds_it(chain):
     folder, _ = chain
     path = f'{folder}/weights/tokenizer.json'
     assert lexicon.name_of(seqio.ByteVocabulary()) == 'byt5'
-    assert lexicon.name_of(lexicon.named(path)) == path
-    assert lexicon.name_of(lexicon.named(f'{path} eos=<|im_start|>')) == f'{path} eos=<|im_start|>'
+    assert lexicon.name_of(lexicon.from_name(path)) == path
+    assert lexicon.name_of(lexicon.from_name(f'{path} eos=<|im_start|>')) == f'{path} eos=<|im_start|>'
     assert lexicon.name_of(toy_tasks.vocabulary(), 'toy_sft') == 'task:toy_sft'
-    with pytest.raises(UserError, match="'byt5 eos=x': another EOS"):
-        lexicon.named('byt5 eos=x')
+    with pytest.raises(UserError, match="'byt5 eos=x': only a tokenizer.json or a .gguf can be given another EOS"):
+        lexicon.from_name('byt5 eos=x')
 
 
 # Without a data set.
@@ -418,7 +420,7 @@ def test_an_imported_model_without_tokenizer_is_asked_with_one_that_is_named(cha
     weights, model = hf_folder(tmp_path / 'weights', tokenizer=False), tmp_path / 'theirs'
     ran('import', '--format=hf', f'--input={weights}', f'--model_dir={model}', f'--gin_file={folder}/tiny.gin')
     ask = 'sample', f'--model_dir={model}', '--prompt=hello', SHORT
-    assert f"'{weights}' brings no tokenizer; set VOCABULARY" in perl(*ask).line
+    assert f"'{weights}' has no tokenizer; set VOCABULARY" in perl(*ask).line
     assert ran(*ask, quoted('VOCABULARY', 'byt5')).out.startswith('hello')
 
 
@@ -430,7 +432,7 @@ def test_a_prompt_that_is_typed_in_needs_no_data_and_is_not_cut(chain, monkeypat
     ran(*ask, f'--prompt={"hello" * 20}')
     ran(*ask, '--prompt=hello', quoted('VOCABULARY', 'byt5'))
     assert [(int(x.arrays['inputs_mask'].sum()), x.eos_ids[0]) for x in seen] == [(20, 2), (5, 1)]
-    assert 'names no data to ask it with' in perl(*ask).line
+    assert 'the run has no evaluation data' in perl(*ask).line
 
 
 def test_an_empty_name_is_not_the_folder_one_stands_in(chain, monkeypatch):

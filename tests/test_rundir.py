@@ -1,13 +1,18 @@
+import gc
 import json
 import math
 import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from perl_jax.errors import UserError
-from perl_jax.runs import rundir
+from perl_jax.runs import logs, rundir
 from perl_jax.runs.rundir import RunDir
 
 ABOUT = {
@@ -22,7 +27,7 @@ ABOUT = {
 
 def start(folder, first=0, total=6, period=2):
     rundir.check(str(folder), ABOUT)
-    return RunDir(str(folder), ABOUT, first, total, period, f'# from {first}\n')
+    return RunDir(str(folder), ABOUT, first=first, total=total, log_period=period, config=f'# from {first}\n')
 
 
 def lines(folder, name='metrics.jsonl'):
@@ -225,8 +230,46 @@ def test_a_run_json_that_cannot_be_read_is_named(tmp_path, text):
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'run.json'
-    rundir.replace(str(path), 'old')
+    logs.replace(str(path), 'old')
     monkeypatch.setattr(os, 'replace', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        rundir.replace(str(path), 'new')
+        logs.replace(str(path), 'new')
     assert path.read_text() == 'old'
+
+
+def test_a_folder_that_is_written_whole_leaves_others_alone(tmp_path):
+    """Whatever its user calls his folders; what a killed process left is removed, what a living one writes is not."""
+    host = socket.gethostname()
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    others = ['out.tmp', 'out.draft', f'out.{host}.{os.getppid()}.draft', f'out2.{host}.{dead.pid}.draft']
+    for name in [*others, f'out.{host}.{dead.pid}.draft']:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'mine').write_text('x')
+    with pytest.raises(KeyError), rundir.complete_folder(str(tmp_path / 'out')) as folder:
+        (pathlib.Path(folder) / 'half').write_text('')
+        raise KeyError
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+    with rundir.complete_folder(str(tmp_path / 'out')) as folder:
+        (pathlib.Path(folder) / 'whole').write_text('')
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, 'out']) and os.listdir(tmp_path / 'out') == ['whole']
+    assert all((tmp_path / name / 'mine').exists() for name in others)
+
+
+def test_a_resumed_run_has_each_event_once(tmp_path):
+    """TensorBoard reads every file of the folder, also that of the killed process with its broken last record."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    train(start(tmp_path), stop=5)
+    gc.collect()
+    (events,) = tmp_path.glob('events.out.tfevents.*')
+    with events.open('ab') as file:
+        file.write(b'half a record')
+    train(start(tmp_path, first=3))
+    seen = [
+        (value.tag, event.step)
+        for path in tmp_path.glob('events.out.tfevents.*')
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    ]
+    assert len(seen) == len(set(seen)) and {step for _, step in seen} == {row['step'] for row in lines(tmp_path)}

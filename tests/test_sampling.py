@@ -73,7 +73,7 @@ def test_parts_of_the_prompts_in_turn():
 
 
 def test_parts_that_do_not_divide():
-    with pytest.raises(UserError, match='num_microbatches = 2: 3 prompts on 1 rows'):
+    with pytest.raises(UserError, match='num_microbatches = 2: 3 prompts on a data-parallel size of 1'):
         draw(*policy(), tiny.prompts(BATCH), KEY, dataclasses.replace(CONFIG, num_microbatches=2))
 
 
@@ -238,22 +238,22 @@ def probabilities(logits, config):
 def test_truncation_equals_numpy(top_k, top_p, temperature):
     logits = np.random.default_rng(1).standard_normal((7, 2, 20)).astype(np.float32) * 2
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    got = jax.nn.softmax(truncate(logits, config))
+    got = jax.nn.softmax(truncate(jnp.asarray(logits), config))
     for row in np.ndindex(7, 2):
         np.testing.assert_allclose(got[row], probabilities(logits[row], config), atol=1e-6)
 
 
 def test_ties_are_kept():
-    logits = np.array([2.0, 1.0, 2.0, 0.0], np.float32)
+    logits = jnp.array([2.0, 1.0, 2.0, 0.0])
     assert np.isfinite(truncate(logits, SamplingConfig(top_k=1))).tolist() == [True, False, True, False]
     assert np.isfinite(truncate(logits, SamplingConfig(top_p=0.1))).tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(('setting', 'said'), [
     ({'top_p': 0.0}, 'top_p = 0.0'), ({'top_p': 1.5}, 'top_p'), ({'top_k': -1}, 'top_k'),
-    ({'num_samples': 0}, 'NUM_SAMPLES = 0'), ({'top_p': '0.9'}, "top_p = '0.9'"), ({'top_k': 2.5}, 'top_k = 2.5'),
-    ({'num_microbatches': 0}, 'num_microbatches = 0'), ({'temperature': float('inf')}, 'TEMPERATURE = inf'),
-    ({'temperature': -1.0}, 'TEMPERATURE'), ({'temperature': float('nan')}, 'TEMPERATURE'),
+    ({'num_samples': 0}, 'num_samples = 0'), ({'top_p': '0.9'}, "top_p = '0.9'"), ({'top_k': 2.5}, 'top_k = 2.5'),
+    ({'num_microbatches': 0}, 'num_microbatches = 0'), ({'temperature': float('inf')}, 'temperature = inf'),
+    ({'temperature': -1.0}, 'temperature'), ({'temperature': float('nan')}, 'temperature'),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(setting, said):
     with pytest.raises(UserError, match=said):

@@ -7,7 +7,14 @@ import optax
 import pytest
 
 from perl_jax.errors import UserError
+from perl_jax.models.lora import LoraSpec
 from perl_jax.optim import schedules, train_state
+from perl_jax.optim.tuning import Tuning
+from perl_jax.rl.algorithms.reinforce import Reinforce
+from perl_jax.rl.algorithms.rloo import RLOO
+from perl_jax.rl.objective import Objective
+from perl_jax.rl.sampling import SamplingConfig
+from perl_jax.train import policy
 from perl_jax.types import TrainState
 
 TEN = jnp.arange(10)
@@ -25,8 +32,15 @@ def test_warm_up_and_decay_are_multiplied():
 
 @pytest.mark.parametrize('setting', [{'warmup_steps': -1}, {'warmup_steps': 2.5}, {'decay_steps': 0}])
 def test_steps_that_make_no_sense_are_refused(setting):
-    with pytest.raises(UserError, match='_STEPS = '):
+    with pytest.raises(UserError, match='_steps = '):
         schedules.linear(**setting)
+
+
+def test_the_values_schedule_is_logged_where_a_value_is_learned():
+    tuning = Tuning(LoraSpec(), optax.sgd(0.1), schedule=schedules.linear(4))
+    for algorithm, value in (Reinforce(), {'schedule/value': 0.25}), (RLOO(), {}):
+        objective = Objective(algorithm, sampling=SamplingConfig(num_samples=2), value=tuning)
+        assert policy._schedules(objective, tuning, 1) == {'schedule/policy': 0.25} | value
 
 
 def walk(tx, n):

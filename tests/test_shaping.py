@@ -19,7 +19,7 @@ def test_whiten_is_over_the_batch():
 
 @pytest.mark.parametrize('size', [3, 5, 7])
 def test_whitened_equal_scores_are_exactly_zero(size):
-    assert not np.asarray(shaping.whiten(np.full((1, size), 0.1, np.float32), None, 1)).any()
+    assert not np.asarray(shaping.whiten(np.full((1, size), 0.1, np.float32), RESPONSES, 1)).any()
 
 
 def test_clip_keeps_what_lies_within():

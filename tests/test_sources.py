@@ -172,7 +172,8 @@ def test_what_is_not_there(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('name', 'content'),
     [('a.json', b'[{"text"'), ('a.jsonl', b'\xff\xfe\n'), ('a.jsonl.gz', b'no gzip'), ('a.parquet', b'PAR1 no'),
-     ('a.json.gz', gzip.compress(b'x' * 9999, mtime=0)[:-9])],
+     ('a.json.gz', gzip.compress(b'x' * 9999, mtime=0)[:-9]), ('a.json', b'[' * 100_000),
+     ('a.jsonl.gz', gzip.compress(b'x' * 2**27, 1))],
 )  # fmt: skip
 def test_a_broken_file_is_named(source, tmp_path, monkeypatch, name, content):
     (tmp_path / name).write_bytes(content)
@@ -181,12 +182,24 @@ def test_a_broken_file_is_named(source, tmp_path, monkeypatch, name, content):
         source.rows('train')
 
 
-def test_a_pointer_of_git_lfs_says_what_to_do(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['train.jsonl', 'train.jsonl.gz', 'train.json.gz', 'train.json', 'train.parquet'])
+def test_a_pointer_of_git_lfs_says_what_to_do(source, tmp_path, monkeypatch, name):
     pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n'
-    (tmp_path / 'train.jsonl').write_text(pointer)
+    (tmp_path / name).write_text(pointer)
     monkeypatch.setenv(source.variable, str(tmp_path))
     with pytest.raises(UserError, match='Git LFS in place of the file: run `git lfs pull`'):
         source.rows('train')
+
+
+def test_odd_rows_are_counted_against_their_own_split(source, tmp_path, monkeypatch):
+    """A thousand good rows of train do not make nine of ten broken rows of validation few."""
+    row = lambda split, **fields: json.dumps({'split': split} | fields) + '\n'  # noqa: E731
+    good = ''.join(row('train', text=f'x{i}') for i in range(1000)) + row('validation', text='y')
+    (tmp_path / 'rows.jsonl').write_text(good + row('validation') * 9)
+    monkeypatch.setenv('MY_SOURCE', str(tmp_path))
+    assert len(source.rows('train')) == 1000
+    with pytest.raises(UserError, match='9 of 10 rows cannot be read'):
+        source.rows('validation')
 
 
 def test_a_broken_line_is_an_odd_row(source, tmp_path, monkeypatch, capsys):

@@ -1,8 +1,10 @@
 import collections
 
 import numpy as np
+import pytest
 
 from perl_jax.data import rows
+from perl_jax.errors import UserError
 from perl_jax.tasks import splits
 
 
@@ -14,6 +16,12 @@ def test_shares_are_as_asked_and_a_group_stays_where_it_is():
     assert {splits.by_group('data', name, validation=0, test=0) for name in names} == {'train'}
     halves = collections.Counter(splits.by_group('data', name, validation=0, test=50) for name in names)
     assert set(halves) == {'train', 'test'} and abs(halves['test'] - 2000) < 120
+
+
+@pytest.mark.parametrize(('validation', 'test'), [(60, 60), (-5, 15), (50, 50)])
+def test_shares_that_leave_no_train_are_refused(validation, test):
+    with pytest.raises(UserError, match=f'validation={validation}, test={test}: give percents'):
+        splits.by_group('mine', 'a', validation, test)
 
 
 def test_where_a_group_lies_is_for_ever():
@@ -37,11 +45,11 @@ def test_near_is_what_shares_most_words():
 
 def test_a_sample_is_spread_over_groups_and_the_same_each_time():
     groups = [f'g{i // 20}' for i in range(400)]  # 20 groups, one behind the other
-    chosen = rows.spread(groups, 40)
+    chosen = rows.spread_indices(groups, 40)
     assert len(set(chosen)) == 40 and (np.diff(chosen) > 0).all()
     assert set(collections.Counter(groups[i] for i in chosen).values()) == {2}
-    np.testing.assert_array_equal(chosen, rows.spread(groups, 40))
+    np.testing.assert_array_equal(chosen, rows.spread_indices(groups, 40))
     large = ['a'] * 300 + [f'b{i}' for i in range(100)]  # in proportion: a large group is no smaller in the sample
-    assert sum(large[i] == 'a' for i in rows.spread(large, 40)) in (29, 30, 31)
-    np.testing.assert_array_equal(rows.spread(groups, 400), np.arange(400))
-    np.testing.assert_array_equal(rows.spread(groups[:3], 40), np.arange(3))
+    assert sum(large[i] == 'a' for i in rows.spread_indices(large, 40)) in (29, 30, 31)
+    np.testing.assert_array_equal(rows.spread_indices(groups, 400), np.arange(400))
+    np.testing.assert_array_equal(rows.spread_indices(groups[:3], 40), np.arange(3))

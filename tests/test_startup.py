@@ -137,13 +137,13 @@ sys.exit(main.cli(['compute']))
 
 
 def test_devices_that_are_there_are_no_fault():
-    assert startup.no_devices() is None
+    assert startup.missing_devices() is None
 
 
 KEPT = """
 import os, sys
 from perl_jax.parallel import startup
-startup.keep_compiled()
+startup.use_compilation_cache()
 print(os.environ.get('JAX_COMPILATION_CACHE_DIR'), len(list(startup.pathlib.Path(sys.argv[1]).glob('running/*'))))
 if sys.argv[2] == 'killed':
     (startup.pathlib.Path(sys.argv[1]) / 'cut-cache').write_text('half')

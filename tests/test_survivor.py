@@ -40,7 +40,7 @@ def test_who_waits_for_one_that_does_not_come(address):
     process = start(JOIN, address, '0', '2')
     _, err = process.communicate(timeout=120)
     assert process.returncode == survivor.LOST
-    assert survivor.SIGN.decode() in err and 'perl_jax: stopped: another process was lost, or did not come' in err
+    assert survivor.SIGN.decode() in err and 'was lost, or did not come; the same command goes on' in err
 
 
 @pytest.mark.parametrize('victim', [0, 1])
@@ -52,8 +52,9 @@ def test_who_outlives_another(address, victim):
     processes[victim].kill()
     assert processes[victim].wait(60) == -signal.SIGKILL
     assert processes[1 - victim].wait(60) == survivor.LOST
-    for process in processes:
-        process.communicate()
+    _, err = processes[1 - victim].communicate()
+    assert f'perl_jax: stopped: process {victim} was lost, or did not come' in err, err
+    processes[victim].communicate()
 
 
 @pytest.mark.parametrize(('then', 'code'), [
@@ -124,11 +125,15 @@ ERRORS = {
 
 
 @pytest.mark.parametrize('said', ERRORS)
-def test_an_error_says_whether_another_process_is_gone(said, capsys):
+def test_an_error_says_whether_another_process_is_gone(said, capsys, monkeypatch):
+    """And waits for JAX to name it, where it is gone."""
+    waits = []
+    monkeypatch.setattr(distributed.time, 'sleep', waits.append)
     error = jax.errors.JaxRuntimeError(said)
     wrapped = ValueError('cannot save')
     wrapped.__cause__ = error
     want = survivor.LOST if ERRORS[said] else 1
-    assert [distributed.verdict(e)[0] for e in (error, wrapped)] == [want, want]
+    assert [distributed.exit_status(e)[0] for e in (error, wrapped)] == [want, want]
+    assert waits == [70, 70] * ERRORS[said]
     assert ('JaxRuntimeError' in capsys.readouterr().err) != ERRORS[said]
-    assert distributed.verdict(ValueError(said))[0] == 1
+    assert distributed.exit_status(ValueError(said))[0] == 1

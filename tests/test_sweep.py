@@ -55,7 +55,7 @@ def test_every_combination_with_what_it_needs():
 @pytest.mark.parametrize(
     ('stages', 'said'),
     [
-        ([REWARD], "needs 'sft', which is no stage before it"),
+        ([REWARD], "needs 'sft', which is not an earlier stage"),
         ([SFT, SFT], "two stages are called 'sft'"),
         ([dataclasses.replace(SFT, axes={'seed': {'7': []}}), REWARD], 'there are 0'),
         ([dataclasses.replace(SFT, axes={'size': {'s': [], 'm': []}, 'seed': SEEDS}), REWARD], 'there are 2'),
@@ -120,7 +120,7 @@ def test_a_cell_that_fails_takes_its_children_with_it_and_no_others(tmp_path):
     assert [cell.folder.removeprefix(f'{tmp_path}/') for cell in failed] == [
         'sft/seed=1', 'reward/tuning=r1,seed=1', 'reward/tuning=full,seed=1'
     ]  # fmt: skip
-    assert 'no good' in pathlib.Path(failed[0].log).read_text()
+    assert 'no good' in pathlib.Path(failed[0].log_path).read_text()
     assert len(started(cells)) == 4
     cells = stubs(tmp_path)  # mended
     assert queue.run(cells, 1, lambda: None) == [] and sorted(started(cells).values()) == [1, 1, 1, 1, 1, 2]
@@ -156,6 +156,37 @@ def test_other_settings_are_refused_of_cells_that_were_started(tmp_path):
     with pytest.raises(UserError, match=r'sft/seed=0.*was started with other settings'):
         queue.check(other)
     queue.check(stubs(tmp_path))
+
+
+@pytest.mark.parametrize('content', ['{"auc": ', '[]', '[' * 10**5, '{"auc": {"value": "x", "low": 0, "high": 1}}'])
+def test_an_evaluation_that_is_damaged_is_named(content, tmp_path):
+    cells = stubs(tmp_path)
+    queue.run(cells, 1, lambda: None)
+    path = pathlib.Path(cells[-1].evaluation)
+    path.write_text(content)
+    with pytest.raises(UserError, match=f'^{path}: '):
+        results.write(str(tmp_path), [SFT, REWARD], cells)
+    assert not (tmp_path / 'results.csv').exists()
+
+
+def test_a_figure_without_an_interval_leaves_its_ends_empty(tmp_path):
+    """Where all groups are equal, eval writes null."""
+    cells = stubs(tmp_path)
+    queue.run(cells, 1, lambda: None)
+    pathlib.Path(cells[-1].evaluation).write_text('{"auc": {"value": 1.0, "low": null, "high": null}}')
+    results.write(str(tmp_path), [SFT, REWARD], cells)
+    row = list(csv.DictReader((tmp_path / 'results.csv').read_text().splitlines()))[-1]
+    assert (row['auc'], row['auc_low'], row['auc_high']) == ('1.0', '', '')
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[' * 10**5])
+def test_settings_of_a_cell_that_are_damaged_are_named(content, tmp_path):
+    cells = stubs(tmp_path)
+    queue.run(cells[:1], 1, lambda: None)
+    path = pathlib.Path(f'{cells[0].folder}.json')
+    path.write_text(content)
+    with pytest.raises(UserError, match=f'^{path}: not .*; delete it and the folder'):
+        queue.check(cells)
 
 
 # The tables.

@@ -68,7 +68,7 @@ def test_printed_commands_can_be_pasted(word):
 def test_a_parent_without_the_axis_serves_all_and_a_stage_may_have_no_axes():
     one = dataclasses.replace(SFT, axes={})
     cells = grid.cells('S', [one, REWARD])
-    assert cells[0].folder == 'S/sft' and cells[0].log == 'S/sft.log'
+    assert cells[0].folder == 'S/sft' and cells[0].log_path == 'S/sft.log'
     assert all(cell.parents == (cells[0],) for cell in cells[1:])
 
 
@@ -97,7 +97,8 @@ def finished(cell, auc, peak, speeds, trained=10):
     }  # fmt: skip
     (folder / 'run.json').write_text(json.dumps(about))
     lines = [{'step': i, 'throughput/examples_per_second': speed} for i, speed in enumerate(speeds)]
-    (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, [{'step': 0, 'eval/x': 1.0}, *lines])))
+    lines = [{'step': 0, 'eval/x': 1.0}, *lines]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     measured = {'auc': {'value': auc, 'low': auc - 0.1, 'high': auc + 0.1}}
     pathlib.Path(cell.evaluation).write_text(json.dumps(measured))
 

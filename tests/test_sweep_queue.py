@@ -91,7 +91,7 @@ def test_a_failure_is_one_line_with_its_log_and_children_have_none(tmp_path, cap
         first, *children = queue.run(cells, 2, lambda: None)
     (line,) = [line for line in caplog.messages if ' failed' in line]
     assert first.folder == bad and line.startswith(f'sweep: {bad} failed, see {bad}.log; ')
-    assert len(children) == 2 and not any(os.path.exists(cell.log) for cell in children)
+    assert len(children) == 2 and not any(os.path.exists(cell.log_path) for cell in children)
 
 
 def test_a_sweep_that_is_killed_and_started_again_does_each_cell_once(tmp_path):
@@ -119,7 +119,7 @@ def test_a_cell_that_was_killed_itself_is_run_again(tmp_path):
     (cell, *_) = grid.cells(str(tmp_path), [SFT])
     dying = dataclasses.replace(cell, commands=([sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)'],))
     assert queue.run([dying], 1, lambda: None) == [dying]
-    assert pathlib.Path(cell.log).read_text().endswith('exit code -9\n')
+    assert pathlib.Path(cell.log_path).read_text().endswith('exit code -9\n')
     assert queue.run([stub(cell)], 1, lambda: None) == [] and queue.is_done(cell)
 
 
@@ -139,7 +139,7 @@ def test_cells_may_be_added_to_a_sweep_and_their_files_and_order_count(tmp_path)
 
 @pytest.mark.parametrize('jobs', [0, -1, 1.5, 'two'])
 def test_jobs_is_a_number_of_processes(jobs):
-    with pytest.raises(UserError, match='JOBS'):
+    with pytest.raises(UserError, match='run.jobs = '):
         queue.run([], jobs, lambda: None)
 
 
@@ -155,6 +155,7 @@ sweep.Stage:
   axes = {{}}
 """)
     result = perl('sweep', f'--gin_file={tmp_path}/grid.gin', '--jobs=2')
-    assert result.code == 2 and f'1 of 1 cells failed, the first: see {tmp_path}/out/a.log' in result.err
+    assert result.code == 2 and f'1 of 1 cells failed, for the first see {tmp_path}/out/a.log' in result.err
     assert "no command is called 'nonsense'" in (tmp_path / 'out' / 'a.log').read_text()
-    assert perl('sweep', f'--gin_file={tmp_path}/grid.gin', '--jobs=0').line.startswith('perl_jax: sweep: JOBS = 0')
+    line = perl('sweep', f'--gin_file={tmp_path}/grid.gin', '--jobs=0').line
+    assert line.startswith('perl_jax: sweep: argument --jobs: 0: give')

@@ -55,7 +55,7 @@ def role(network=NETWORK):
 
 @networks
 def test_names_shapes_and_axes_are_t5x(network):
-    shapes, axes = partitioning.abstract(network)
+    shapes, axes = partitioning.abstract_params(network)
     attention = {'query': (D, 24), 'key': (D, 24), 'value': (D, 24), 'out': (24, D)}
     mlp = {'wi_0': (D, 48), 'wi_1': (D, 48), 'wo': (48, D)} if network is NETWORK else {'wi': (D, 48), 'wo': (48, D)}
     blocks = {

@@ -7,8 +7,10 @@ import types
 
 import jax.numpy as jnp
 import pytest
-from toy_runs import Configured, perl, quoted, ran, toy
+from test_recipes import ROOT
+from toy_runs import Configured, configured, perl, quoted, ran, toy
 
+from perl_jax.cli import configure, t5x_names
 from perl_jax.errors import UserError
 from perl_jax.interop import t5x
 from perl_jax.models.t5 import T5, T5Config
@@ -107,12 +109,13 @@ MODEL, FROM_T5X = '--gin_file=t5x/examples/t5/t5_1_1/tiny.gin', '--gin_file=mode
     [
         ('--gin.DROPOUT_RATE=0.1', ['DROPOUT_RATE = 0.1', 'without', '--gin.DROPOUT_RATE=0.0']),
         ('--gin.network.T5Config.dropout_rate=0.1', ['network.T5Config.dropout_rate = 0.1', 'lora.LoraSpec.dropout']),
-        ('--gin.Z_LOSS=0.01', ['Z_LOSS = 0.01', 'no z-loss', '--gin.Z_LOSS=0.0', 'docs/t5x.md']),
+        ('--gin.Z_LOSS=0.01', ['Z_LOSS = 0.01', 'no z-loss', '--gin.Z_LOSS=0.0', 'docs/reference/t5x.md']),
         ('--gin.LABEL_SMOOTHING=0.1', ['LABEL_SMOOTHING = 0.1', 'no label smoothing']),
         ('--gin.LOSS_NORMALIZING_FACTOR=233472', ['LOSS_NORMALIZING_FACTOR = 233472', 'means over the real tokens']),
-        ('--gin.USE_HARDWARE_RNG=True', ["nothing reads a macro called 'USE_HARDWARE_RNG'", 'docs/t5x.md']),
-        ('--gin.utils.SaveCheckpointConfig.period=3', ['utils.SaveCheckpointConfig', 'docs/t5x.md']),
-        ('--run_mode=train', ["unknown argument '--run_mode=train'", 'docs/t5x.md']),
+        ('--gin.USE_HARDWARE_RNG=True', ['USE_HARDWARE_RNG of T5X', 'RANDOM_SEED', 'docs/reference/t5x.md']),
+        ('--gin.MODEL=@network.Transformer()', ['MODEL of T5X is not read here: use NETWORK']),
+        ('--gin.utils.SaveCheckpointConfig.period=3', ['utils.SaveCheckpointConfig', 'docs/reference/t5x.md']),
+        ('--run_mode=train', ["unknown argument '--run_mode=train'", 'docs/reference/t5x.md']),
         ('--gin.OPTIMIZER=%MINE', ['OPTIMIZER is builtins.str', 'before the recipe']),
     ],
 )
@@ -137,6 +140,88 @@ def test_nor_may_a_file_set_it(text, installed, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Configured):  # off, as the line says
         patch.setattr(Partitioner, 'scope', stopped)
         perl(*argv, f'--gin.{name}={off}')
+
+
+WHAT_TO_DO = {  # a macro of T5X, and what its line says of ours
+    'MIXTURE_OR_TASK_MODULE': "--gin_bindings='import MODULE'", 'MODEL': 'use NETWORK',
+    'DROPOUT_RATE': 'lora.LoraSpec.dropout', 'Z_LOSS': 'no z-loss', 'LABEL_SMOOTHING': 'no label smoothing',
+    'LOSS_NORMALIZING_FACTOR': 'means over the real tokens', 'EVAL_STEPS': 'use EVAL_EXAMPLES',
+    'EVALUATOR_NUM_EXAMPLES': 'use EVAL_EXAMPLES', 'EVALUATOR_USE_MEMORY_CACHE': 'leave it out',
+    'JSON_WRITE_N_RESULTS': 'samples.jsonl', 'INFER_EVAL_DATASET': 'use PROMPTS_DATASET',
+    'SHUFFLE_TRAIN_EXAMPLES': 'always shuffled', 'USE_HARDWARE_RNG': 'RANDOM_SEED',
+    'ACTIVATION_DTYPE': 't5.T5Config.dtype', 'ACTIVATION_PARTITIONING_DIMS': 'Partitioner.logical_axis_rules',
+    'PARAMETER_PARTITIONING_DIMS': 'Partitioner.logical_axis_rules',
+    'MODEL_PARALLEL_SUBMESH': 'Partitioner.num_partitions', 'NUM_MODEL_PARTITIONS': 'Partitioner.num_partitions',
+    'CHECKPOINT_PERIOD': 'use EVAL_PERIOD', 'SAVING_PERIOD': 'use EVAL_PERIOD', 'CHECKPOINT_PATH': '--model_dir',
+    'INFER_OUTPUT_DIR': '--model_dir', 'EVAL_OUTPUT_DIR': '--model_dir', 'TRAIN_STEPS_RELATIVE': 'use TRAIN_STEPS',
+}  # fmt: skip
+TAKEN = {
+    'TRAIN_STEPS': 7, 'BATCH_SIZE': 8, 'OPTIMIZER': '@optax.adam()', 'USE_CACHED_TASKS': True, 'EVAL_PERIOD': 3,
+    'RANDOM_SEED': 5, 'MIXTURE_OR_TASK_NAME': 'toy_sft', 'TASK_FEATURE_LENGTHS': {'inputs': 9, 'targets': 9},
+    'MODEL_DIR': 'other', 'INITIAL_CHECKPOINT_PATH': 'x', 'VOCABULARY': 'y',
+    'PARTITIONER': '@partitioning.Partitioner()',
+}  # fmt: skip
+
+
+def test_each_macro_of_t5x_is_taken_or_refused_with_ours():
+    page = (ROOT / 'docs/reference/t5x.md').read_text()
+    assert {*t5x_names.OURS, *t5x_names.MACROS} == set(WHAT_TO_DO)
+    assert not [name for name in (*WHAT_TO_DO, *TAKEN) if name not in page]
+
+
+@pytest.mark.parametrize('name', sorted(WHAT_TO_DO))
+def test_a_macro_that_is_t5xs_alone_is_refused_with_ours(name, tmp_path):
+    (tmp_path / 'mine.gin').write_text(f"include 'recipes/toy_sft.gin'\n{name} = 3\n")
+    for argv in (toy('sft', 'z', f'--gin.{name}=3'), ['sft', f'--gin_file={tmp_path}/mine.gin', *toy('sft', 'z')[2:]]):
+        line = perl(*argv).line
+        assert name in line and WHAT_TO_DO[name] in line and 'docs/reference/t5x.md' in line
+        assert 'nearest' not in line
+
+
+@pytest.mark.parametrize('name', sorted(TAKEN))
+def test_a_macro_of_both_is_taken(name):
+    value = TAKEN[name]
+    text = repr(value) if not str(value).startswith('@') else value
+    needs = ['--gin.optax.adam.learning_rate=1e-3'] if 'optax.adam' in text else []
+    argv = toy('sft', 'z', *needs, f'--gin.{name}={text}')
+    assert configure.settings(configured(*argv))[name] == value
+
+
+@pytest.mark.parametrize(
+    ('flag', 'remedy'),
+    [
+        ('--gin.utils.SaveCheckpointConfig.period=3', t5x_names.PAGE),
+        ('--gin.PARTITIONER=@partitioning.PjitPartitioner()', t5x_names.PAGE),
+        ('--dry_run', t5x_names.PAGE),
+        ('--gin.ALGORITHM=@raft.Raft()', 'import its module in a gin file'),
+        ('--gin.partitioning.Partitionr.num_partitions=2', 'import its module in a gin file'),
+        ('--gin.ENTROPY_BONS=0.1', 'nearest:'),
+        ('--dry_runs', 'perl_jax --help'),
+    ],
+)
+def test_the_page_of_t5xs_names_is_given_for_those_alone(flag, remedy):
+    line = perl(*toy('sft', 'z', flag)).line
+    assert remedy in line and (t5x_names.PAGE in line) == (remedy == t5x_names.PAGE)
+
+
+def test_only_what_is_near_is_suggested():
+    for name, near in ('BATCHSIZE', 'BATCH_SIZE'), ('LORA_LEARNING_RTE', 'LORA_LEARNING_RATE'), ('LR', 'none'):
+        line = perl(*toy('sft', 'z', f'--gin.{name}=3')).line
+        assert f"nothing reads a macro called '{name}'; nearest: {near}" in line
+    for name in 'NUM_STEPS', 'DTYPE', 'KL_COEFFICIENT':
+        assert 'nearest: none' in perl(*toy('sft', 'z', f'--gin.{name}=3')).line
+
+
+def test_a_macro_of_a_file_that_nothing_reads(tmp_path):
+    """What looks misspelt ends the command; another is told of; what some of the package's files read is let pass."""
+    file = tmp_path / 'mine.gin'
+    argv = ['sft', '--gin_file=recipes/toy_sft.gin', f'--gin_file={file}', *toy('sft', 'z')[2:]]
+    for name, near in ('LEARNIG_RATE', 'LEARNING_RATE'), ('EVAL_PERIODS', 'EVAL_PERIOD'):
+        file.write_text(f'{name} = 3\n')
+        assert f"nothing reads a macro called '{name}'; nearest: {near}" in perl(*argv).line
+    file.write_text('MY_WIDTH = 3\nKL_TARGET = 6.0\nMY_RATE = 0.01\nLEARNING_RATE = %MY_RATE\n')
+    warnings = perl(*argv, '--gin.TRAIN_STEPS=-1').err.splitlines()[:-1]  # the last line is the error
+    assert warnings == ["perl_jax: gin: nothing reads the macro 'MY_WIDTH', which a file sets"]
 
 
 def stopped(*args):

@@ -3,6 +3,7 @@
 
 import functools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import seqio
 from test_providers import BYTES, TOKENIZE, add, rows, said  # noqa: F401
 from toy_runs import perl, quoted, ran, toy, toys  # noqa: F401
 
+from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
-from perl_jax.evals import task_metrics
+from perl_jax.evals import infer, task_metrics
 
 
 def exact(targets, predictions):
@@ -57,14 +59,36 @@ def test_targets_without_a_text_are_decoded_and_numbers_alone_are_kept():
 
 
 def test_what_cannot_be_used_is_named(said):
-    assert not task_metrics.usable(seqio.TaskRegistry.get(add(rows(2), metric_fns=[scored])))
+    assert not task_metrics.has_predict_metrics(seqio.TaskRegistry.get(add(rows(2), metric_fns=[scored])))
     assert 'not used are scored' in said.text
     bare = seqio.TaskRegistry.get(add(rows(2), metric_fns=[exact], features=('inputs',)))
-    assert not task_metrics.usable(bare) and 'exact (the task has no targets)' in said.text
-    assert not task_metrics.usable(seqio.TaskRegistry.get(add(rows(2))))
+    assert not task_metrics.has_predict_metrics(bare) and 'exact (the task has no targets)' in said.text
+    assert not task_metrics.has_predict_metrics(seqio.TaskRegistry.get(add(rows(2))))
     odd = seqio.TaskRegistry.get(add(rows(2), metric_fns=[lambda a, b: {}]))
     with pytest.raises(UserError, match=f"task '{odd.name}': Metric functions must have positional arguments"):
-        task_metrics.usable(odd)
+        task_metrics.has_predict_metrics(odd)
+
+
+def test_their_intervals_are_over_groups_too(monkeypatch, tmp_path):
+    """Twenty groups of twenty equal rows: METRIC_FNS and the task's own metric say the same, and as uncertainly."""
+    fields = [{'inputs': f'q{i}', 'targets_pretokenized': b'%d' % (g % 2), 'group': f'g{g}'}
+              for g in range(20) for i in range(20)]  # fmt: skip
+
+    def ones(targets, predictions):
+        return {'ones': sum(target == '1' for target in targets) / len(targets)}
+
+    task = seqio.TaskRegistry.get(add(rows(2), metric_fns=[ones]))
+    answers = [{'prompt': '', 'response': '', 'ones': float(row['targets_pretokenized'] == b'1')} for row in fields]
+    part = types.SimpleNamespace(examples=[{'group': row['group']} for row in fields])
+    monkeypatch.setattr(infer.vocabulary, 'of_run', lambda *args: types.SimpleNamespace(apply_to=lambda config: config))
+    monkeypatch.setattr(infer.datasets, 'tasks_with_rows', lambda *args: [(task, part, fields)])
+    monkeypatch.setattr(infer.datasets, 'concatenate', lambda parts: parts[0])
+    monkeypatch.setattr(infer, '_answers', lambda *args, **kwargs: answers)
+    config = DatasetConfig(task.name, {'inputs': 8, 'targets': 8}, 4)
+    figures = infer.eval_policy(str(tmp_path), types.SimpleNamespace(path=None), config, sampling=None)
+    want, got = figures['ones'], figures[f'{task.name}/ones']
+    assert got.value == want.value == 0.5 and want.high - want.low > 0.3
+    np.testing.assert_allclose([got.low, got.high], [want.low, want.high], atol=0.06)  # fewer draws
 
 
 def first_word(text, example=None, is_target=False):

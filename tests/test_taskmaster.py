@@ -201,9 +201,18 @@ def test_a_valid_call_is_of_a_known_api_with_known_arguments(monkeypatch, respon
     ('agent: anything', 1.0), ('call: pay()', 1.0), ('call: add(item=Latte, id=latte-0002)', 1.0),
     ('call: add(item=Latte, id=latte-0003)', 0.0), ('call: add(extras=[{name=Oat Milk}, {name=Ice}])', 1.0),
     ('call: add(extras=[{name=Oat Milk}, {name=Sugar}])', 0.0), ('call: add(item=Latte) \n', 1.0),
+    # a part of a word is not it; a plural and a number's word are, and "a latte" is one
+    ('call: add(id=latte-000)', 0.0), ('call: add(id=0002)', 0.0), ('call: add(item=Lat)', 0.0),
+    ('call: add(item=Latte, quantity=1)', 1.0), ('call: add(quantity=3)', 1.0), ('call: add(quantity=2)', 0.0),
+    # who speaks is not said
+    ('call: add(query=user)', 0.0), ('call: add(query=resp)', 0.0),
+    ('call: add(item=cookie)', 1.0), ('call: add(name="12\\" Pie, large")', 1.0), ('call: add(name="2\\" Pie")', 0.0),
 ])  # fmt: skip
 def test_a_calls_values_stand_in_the_context(response, grounded):
-    context = 'user: a latte with oat milk and ice\nresp: items=[{id=latte-0002, name=Latte}]\n'
+    context = (
+        'user: a latte with oat milk and ice, three cookies\n'
+        'resp: items=[{id=latte-0002, name=Latte}, {name="12\\" Pie, large"}]\n'
+    )
     assert taskmaster_text.is_grounded(response, context) == grounded
 
 
@@ -321,8 +330,8 @@ def test_coffee_dialogs(folder, capsys):
         'call: show_menu()\nresp: success=true\n'
     )
     assert len(everything('taskmaster_coffee_sft', 'test')) == 100
-    warning = capsys.readouterr().err.strip()
-    assert warning.count('\n') == 0  # once, though it was read three times
+    few_files, warning = capsys.readouterr().err.splitlines()  # once, though it was read three times
+    assert 'holds 1 of the 8 files' in few_files
     assert '1 of 103 rows cannot be read: data_00.json row 3 ' in warning
     assert '1 duplicates' in warning
 
@@ -358,7 +367,7 @@ def test_ticketing_dialogs_are_read_from_all_parts_or_from_them_joined(folder, c
         write(parts, f'train-{name}.tsv', row + '\n')
     want = [f'agent: Part {n}.' for n in range(3)]
     assert [e['targets'] for e in taskmaster.sft('ticketing', 'train')] == want
-    assert 'holds 3 of the 29 parts TM-3-2020/splits/train/train-*.tsv' in capsys.readouterr().err
+    assert 'holds 3 of the 29 files TM-3-2020/splits/train/train-*.tsv' in capsys.readouterr().err
     taskmaster_files._dialogs.cache_clear()
     write(parts, 'train.tsv', '\n'.join([*rows, f'<U>{opening} \t[A]Part 3.\tdlg-3']) + '\n')
     assert [e['targets'] for e in taskmaster.sft('ticketing', 'train')] == [*want, 'agent: Part 3.']
@@ -381,10 +390,12 @@ def test_the_folder_must_hold_the_files(folder):
         everything('taskmaster_ticketing_sft')
 
 
-@pytest.mark.parametrize(('content', 'reason'), [('{"a": ', 'is not JSON'), ('{}', 'is not a JSON list')])
+@pytest.mark.parametrize(('content', 'reason'), [
+    ('{"a": ', 'not JSON'), ('{}', 'not a list of JSON'), ('[' * 10**5, r'not JSON \(it is nested too deeply'),
+])  # fmt: skip
 def test_a_file_that_is_not_json(folder, content, reason):
     write_rated(folder, content)
-    with pytest.raises(UserError, match=rf'reward_00\.json {reason}'):
+    with pytest.raises(UserError, match=rf'reward_00\.json: {reason}'):
         everything('taskmaster_coffee_pairs')
 
 
@@ -406,10 +417,25 @@ BAD_ROWS = [
 def test_a_bad_row_is_named_and_left_out(folder, capsys, row, reason):
     write_rated(folder, [GOOD, row, *[GOOD] * 98])
     assert len(taskmaster_files.rated('coffee')) == 99
-    warning = capsys.readouterr().err.strip()
+    _, warning = capsys.readouterr().err.splitlines()  # the first says that there is one file alone
     assert warning.startswith('warning: TM-4-2024/reward/*.json: 1 of 100 rows cannot be read: reward_00.json row 2 ')
     assert reason in warning
-    assert '\n' not in warning
+
+
+@pytest.mark.parametrize(('name', 'read', 'count'), [
+    ('TM-4-2024/reward', lambda: taskmaster_files.rated('coffee'), 7),
+    ('TM-4-2024/data', lambda: taskmaster_files.dialogs('coffee'), 8),
+    ('TM-3-2020/reward', lambda: taskmaster_files.rated('ticketing'), 8),
+])  # fmt: skip
+def test_files_that_are_missing_are_counted(folder, capsys, name, read, count):
+    for number in range(count - 1):
+        write(folder, f'{name}/file_{number:02}.json', [])
+    read()
+    assert f'holds {count - 1} of the {count} files {name}/*.json' in capsys.readouterr().err
+    taskmaster_files._rated.cache_clear(), taskmaster_files._dialogs.cache_clear()
+    write(folder, f'{name}/file_{count:02}.json', [])
+    read()
+    assert capsys.readouterr().err == ''
 
 
 def test_many_bad_rows_stop(folder):
@@ -503,7 +529,7 @@ def test_real_thumbs_agree_with_valid_coffee_calls(real):
     scores = np.array([taskmaster.valid_coffee_call(row['inputs'], row['targets'], row) for row in rows])
     up = np.array([row['label'] for row in rows]) > 0.5
     above, ties = scores[up][:, None] > scores[~up], scores[up][:, None] == scores[~up]
-    assert above.mean() + ties.mean() / 2 == pytest.approx(0.707, abs=5e-4)
+    assert above.mean() + ties.mean() / 2 == pytest.approx(0.675, abs=5e-4)
 
 
 @needs_data

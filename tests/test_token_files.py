@@ -2,18 +2,25 @@
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
 import dataclasses
+import functools
 import json
 import logging
+import os
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 from test_providers import add, rows, said  # noqa: F401
 from toy_runs import perl, quoted, ran, state, toy
 from toy_runs import rows as logged
 
-from perl_jax.data import datasets, token_files
+from perl_jax.data import datasets, providers, token_files
 from perl_jax.data.datasets import DatasetConfig
+from perl_jax.data.user_code import fingerprints
 from perl_jax.errors import UserError
 from perl_jax.tasks import registration  # noqa: F401
 
@@ -47,6 +54,7 @@ def test_batches_are_those_of_rows_in_memory(kind, options, tmp_path):
         for step in (0, 7, 19, 400):
             same(mapped(step), held(step))
         assert (mapped.eos_id, mapped.eos_ids) == (held.eos_id, held.eos_ids)
+        assert mapped.datasets[0].largest_id == held.datasets[0].largest_id
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -98,6 +106,115 @@ def test_whatever_changes_the_rows_has_its_own_files(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(changes) + 1
 
 
+def suffixed(dataset, suffix='A'):
+    return dataset.map(lambda row: row | {'targets': row['targets'] + suffix})
+
+
+def cut_at(n):
+    return seqio.map_over_dataset(lambda row: row | {'targets': tf.strings.substr(row['targets'], 0, n)})
+
+
+class Suffix:
+    def __init__(self, suffix):
+        self.suffix = suffix
+
+    def __call__(self, dataset):
+        return suffixed(dataset, self.suffix)
+
+    def of_method(self, dataset):
+        return suffixed(dataset, self.suffix)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    suffix: str
+
+    def __call__(self, dataset):
+        return suffixed(dataset, self.suffix)
+
+
+def of_module(constant):
+    """A preprocessor of a user's module that reads a constant of the module."""
+    module = {'suffixed': suffixed, 'SUFFIX': constant}
+    exec('def step(dataset):\n    return suffixed(dataset, SUFFIX)\n', module)
+    return module['step']
+
+
+@pytest.mark.parametrize(('first', 'second'), [
+    (Suffix('A'), Suffix('B')),
+    (Suffix('A').of_method, Suffix('B').of_method),
+    (Slotted('A'), Slotted('B')),
+    (functools.partial(suffixed, suffix=np.array(['A', 'B'])[0]), functools.partial(suffixed, suffix='B')),
+    (of_module('A'), of_module('B')),
+    (functools.partial(suffixed, suffix='A'), functools.partial(suffixed, suffix='B')),
+    (functools.partial(suffixed), functools.partial(suffixed, suffix='B')),
+    (cut_at(2), cut_at(1)),
+    (lambda dataset: dataset, lambda dataset: dataset.take(2)),
+], ids=['object', 'method', 'slots', 'array', 'module', 'partial', 'default', 'closure', 'code'])  # fmt: skip
+def test_preprocessors_that_differ_have_files_of_their_own(first, second, tmp_path, request):
+    """By their arguments, closures and code, and not by their names alone."""
+    found = []
+    for number, step in enumerate((first, second, first)):
+        name = f'token_files_{request.node.callspec.id}_{number}'
+        words = {key: seqio.Feature(seqio.ByteVocabulary(), add_eos=key == 'targets') for key in ('inputs', 'targets')}
+        rows = {'inputs': ['a', 'b', 'c'], 'targets': ['one', 'two', 'three']}
+        source = lambda split, shuffle_files=False, seed=None: tf.data.Dataset.from_tensor_slices(rows)  # noqa: E731, B023
+        steps = (step, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos)
+        task = seqio.Task(name, seqio.FunctionDataSource(source, ('train',)), words, preprocessors=steps)
+        found.append(providers.identity(task)['preprocessors'])
+    assert found[0] != found[1] and found[0] == found[2]
+
+
+def test_an_equal_object_of_another_process_has_the_same_fingerprint():
+    assert fingerprints.fingerprint(Suffix('A')) == fingerprints.fingerprint(Suffix('A'))
+    assert fingerprints.fingerprint(Suffix('A')) != fingerprints.fingerprint(type('Suffix', (Suffix,), {})('A'))
+
+
+def test_an_object_whose_state_cannot_be_read_is_named(tmp_path):
+    name = add(rows(), Suffix(threading.Lock()), seqio.preprocessors.tokenize)
+    message = f"TOKENS_DIR: task '{name}': the preprocessor .* holds a _thread.lock, .* give its class __getstate__"
+    with pytest.raises(UserError, match=message):
+        datasets.stream(config(name, tmp_path), 'sft', 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('name', 'change'), [
+    ('examples.bytes', lambda x: x[: len(x) // 2]),
+    ('inputs.tokens', lambda x: x[:-4]),
+    ('targets.ends', lambda x: b''),
+    ('examples.ends', None),
+    ('examples.bytes', lambda x: b'\xc1' * len(x)),  # of the right length, and no msgpack
+])  # fmt: skip
+def test_a_damaged_file_is_named(name, change, tmp_path):
+    task = add(rows())
+    datasets.stream(config(task, tmp_path), 'sft', 0)
+    (folder,) = tmp_path.iterdir()
+    path = folder / name
+    data = path.read_bytes()
+    path.unlink()
+    token_files._mapped.cache_clear()
+    if change is not None:
+        path.write_bytes(change(data))
+    with pytest.raises(UserError) as caught:
+        datasets.stream(config(task, tmp_path), 'sft', 0)(0)
+    assert str(caught.value).startswith(f'{path}: damaged') and f'delete {folder}' in str(caught.value)
+
+
+def test_a_preprocessor_is_the_same_in_every_process():
+    """Python orders a set's texts by a seed of each process; a run would tokenize its rows anew at each start."""
+    code = (
+        'from perl_jax.data.user_code import fingerprints\n'
+        "def keep(row): return row['kind'] in {'one', 'two', 'three', 'four', 'five'}\n"
+        'print(fingerprints.fingerprint(keep))'
+    )
+    hashes = {
+        subprocess.run([sys.executable, '-c', code], env=os.environ | {'PYTHONHASHSEED': seed}, check=True, text=True,
+                       stdout=subprocess.PIPE).stdout
+        for seed in '123'
+    }  # fmt: skip
+    assert len(hashes) == 1
+
+
 def test_rows_that_do_not_fit_leave_nothing(tmp_path, said):
     long = 'much longer than a hundred tokens ' * 4
     bad = add(rows(10, long))
@@ -106,7 +223,7 @@ def test_rows_that_do_not_fit_leave_nothing(tmp_path, said):
     assert list(tmp_path.iterdir()) == []
     few = datasets.stream(config(add([*rows(30), {'inputs': 'x', 'targets': long}]), tmp_path), 'sft', 0)
     assert len(few.datasets[0]) == 30 and '1 of 31 examples dropped; example 30 has' in said.text
-    with pytest.raises(UserError, match="TOKENS_DIR = 'gs://x/y': name a folder of this machine"):
+    with pytest.raises(UserError, match="TOKENS_DIR = 'gs://x/y': name a local or mounted folder"):
         datasets.stream(config('toy_sft', 'gs://x/y'), 'sft', 0)
 
 

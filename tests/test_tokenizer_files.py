@@ -1,6 +1,7 @@
 """What stands beside a tokenizer, or in a GGUF file, is understood or named in one line."""
 
 import json
+import logging
 
 import pytest
 
@@ -8,6 +9,7 @@ pytest.importorskip('tokenizers')
 pytest.importorskip('gguf')
 import tiny_gguf
 from test_tokenizers import refused, write_json
+from tokenizers import Tokenizer, processors
 
 from perl_jax.errors import UserError
 from perl_jax.tokenizers.chat.controls import mark
@@ -18,6 +20,7 @@ from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 @pytest.mark.parametrize(('name', 'config', 'said'), [
     ('tokenizer_config.json', {'eos_token': 3}, 'eos_token = 3'),
     ('tokenizer_config.json', {'add_bos_token': 'yes'}, "add_bos_token = 'yes'"),
+    ('tokenizer_config.json', {'add_prefix_space': 'yes'}, "add_prefix_space = 'yes'"),
     ('tokenizer_config.json', {'chat_template': {'a': 1}}, 'chat_template'),
     ('tokenizer_config.json', {'chat_template': [{'name': 'default'}]}, 'needs a name and a template'),
     ('tokenizer_config.json', {'word_dropout': 0.1}, 'word_dropout = 0.1'),
@@ -74,3 +77,65 @@ def test_templates_of_a_gguf_file_have_names(tmp_path):
     settings = {'tokenizer__chat_template': '<|im_start|>', 'tokenizer__chat_template__rag': rag}
     path = tiny_gguf.write(tmp_path / 'a.gguf', **settings)
     assert Template(str(path), 'rag')('x') == 'RAG x' and Template(str(path))('x').marked == mark('<|im_start|>')
+
+
+def changed(path, **settings):
+    """tokenizer_config.json with further settings."""
+    config = path.parent / 'tokenizer_config.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return TokenizersVocabulary(path)
+
+
+@pytest.mark.parametrize('name', ['GPT2TokenizerFast', 'Qwen2Tokenizer'])
+@pytest.mark.parametrize('in_json', [False, True])
+def test_a_prefix_space_that_transformers_takes_from_the_config_has_to_be_the_tokenizers(tmp_path, name, in_json):
+    (tmp_path / 'other').mkdir()
+    path, other_path = write_json(tmp_path), write_json(tmp_path / 'other')
+    contents = json.loads(path.read_text())
+    contents['pre_tokenizer']['pretokenizers'][1]['add_prefix_space'] = in_json
+    for file in path, other_path:
+        file.write_text(json.dumps(contents))
+    ids = changed(path, add_prefix_space=in_json, tokenizer_class=name).encode('world')
+    other = changed(other_path, add_prefix_space=not in_json, tokenizer_class=name)
+    sides = f'add_prefix_space = {json.dumps(not in_json)} .* and {json.dumps(in_json)} in the pre_tokenizer'
+    with pytest.raises(UserError, match=sides):
+        other.encode('world')
+    other = changed(other_path, tokenizer_class='LlamaTokenizerFast')  # which leaves it to tokenizer.json
+    assert other.encode('world') == ids
+
+
+def test_add_bos_token_and_the_post_processor_have_to_agree(tmp_path, caplog):
+    """Versions of transformers differ in which of them wins."""
+    logging.getLogger('perl_jax').propagate = True
+    for name, in_json, add_bos, bos_id in ('a', True, True, 1), ('b', False, False, None):
+        (tmp_path / name).mkdir()
+        assert changed(write_json(tmp_path / name, bos=in_json), add_bos_token=add_bos).bos_id == bos_id
+    assert not caplog.records
+    assert changed(write_json(tmp_path), add_bos_token=True).bos_id == 1
+    assert 'the post_processor of tokenizer.json adds none; BOS is added' in caplog.text
+    (tmp_path / 'c').mkdir()
+    differs = changed(write_json(tmp_path / 'c', bos=True), add_bos_token=False)
+    with pytest.raises(UserError, match='add_bos_token = false .* adds <.im_start.>; make them agree: set'):
+        differs.encode('hello')
+
+
+def test_what_the_post_processor_puts_behind_a_text_is_no_bos(tmp_path):
+    path = write_json(tmp_path)
+    tokenizer = Tokenizer.from_file(str(path))
+    last = '<|endoftext|>'
+    tokenizer.post_processor = processors.TemplateProcessing(single=f'$A {last}', special_tokens=[(last, 0)])
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(path))
+    assert TokenizersVocabulary(path).bos_id is None
+
+
+def test_dropout_of_merges_is_switched_off(tmp_path):
+    """It is for training, and would give the same text other ids at each call."""
+    path = write_json(tmp_path)
+    (tmp_path / 'other').mkdir()
+    other = write_json(tmp_path / 'other')
+    contents = json.loads(other.read_text())
+    contents['model']['dropout'] = 0.9
+    other.write_text(json.dumps(contents))
+    text = 'hello world ' * 20
+    assert TokenizersVocabulary(other).encode(text) == TokenizersVocabulary(path).encode(text)

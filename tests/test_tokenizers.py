@@ -165,7 +165,7 @@ def test_bad_files(tmp_path):
     bad = tmp_path / 'tokenizer.json'
     bad.write_text('{"model": 3}')
     refused(TokenizersVocabulary(bad), 'not a tokenizer')
-    refused(TokenizersVocabulary(write_json(tmp_path, config=False)), 'names no token that ends', 'eos=')
+    refused(TokenizersVocabulary(write_json(tmp_path, config=False)), 'specifies no token that ends', 'eos=')
     assert TokenizersVocabulary(bad, eos='<|im_end|>').eos_id == 2
     refused(TokenizersVocabulary(bad, eos='</s>'), "'</s>'")
     cut = tmp_path / 'cut.gguf'

@@ -58,7 +58,7 @@ def job(kind, count, slices=1):
 def test_every_spelling_of_a_kind_is_known(name, kind):
     topology.check(name, job(kind, topology.parse(name).num_devices))
     for other in SPELLINGS.keys() - {name}:
-        with pytest.raises(UserError, match='give the mesh/ file of these devices'):
+        with pytest.raises(UserError, match='use the mesh/ file of these devices'):
             topology.check(other, job(kind, topology.parse(other).num_devices))
 
 
@@ -73,12 +73,12 @@ def test_the_spellings_are_those_that_jax_takes_for_one():
 
 
 @pytest.mark.parametrize(('name', 'count', 'slices', 'said'), [
-    ('v5e:4x4', 32, 2, '\'v5e:4x4\' is 16 x TPU v5 lite, and here are 32 in 2 slices x TPU v5e; of 2 such slices it is '
+    ('v5e:4x4', 32, 2, 'is 16 x TPU v5 lite, and this job has 32 in 2 slices x TPU v5e; of 2 such slices it is '
      '--gin.partitioning.Partitioner.topology="\'2xv5e:4x4\'"'),
-    ('2xv5e:4x4', 16, 1, 'is 32 in 2 slices x TPU v5 lite, and here are 16 x TPU v5e; of one such slice it is '
+    ('2xv5e:4x4', 16, 1, 'is 32 in 2 slices x TPU v5 lite, and this job has 16 x TPU v5e; of one such slice it is '
      '--gin.partitioning.Partitioner.topology="\'v5e:4x4\'"'),
-    ('2xv5e:4x4', 32, 1, 'is 32 in 2 slices x TPU v5 lite, and here are 32 x TPU v5e; give the mesh/ file'),
-    ('v5e:4x8', 32, 2, 'is 32 x TPU v5 lite, and here are 32 in 2 slices x TPU v5e; give the mesh/ file'),
+    ('2xv5e:4x4', 32, 1, 'is 32 in 2 slices x TPU v5 lite, and this job has 32 x TPU v5e; use the mesh/ file'),
+    ('v5e:4x8', 32, 2, 'is 32 x TPU v5 lite, and this job has 32 in 2 slices x TPU v5e; use the mesh/ file'),
 ])  # fmt: skip
 def test_slices_are_counted(name, count, slices, said):
     with pytest.raises(UserError, match=re.escape(said)):

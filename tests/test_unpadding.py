@@ -43,9 +43,9 @@ networks = pytest.mark.parametrize('network', NETWORKS.values(), ids=NETWORKS)
 
 def test_there_and_back():
     mask = BATCH.targets_mask
-    tokens = unpadding.of(tiny.without_padding(BATCH)).targets
+    tokens = unpadding.real_tokens(tiny.without_padding(BATCH)).targets
     x = np.random.default_rng(0).standard_normal((*mask.shape, 2)).astype(np.float32)
-    got = tokens.unpad(x)
+    got = tokens.unpad(jnp.asarray(x))
     assert got.shape == (1, 23, 2) and mask.sum() == 19  # 6 sixteenths of 60
     np.testing.assert_array_equal(got[0, :19], x[mask])
     assert not got[0, 19:].any()
@@ -53,7 +53,7 @@ def test_there_and_back():
 
 
 def test_the_gradient_of_each_way_is_the_other():
-    tokens = unpadding.of(tiny.without_padding(BATCH)).targets
+    tokens = unpadding.real_tokens(tiny.without_padding(BATCH)).targets
     x, y = jnp.ones(BATCH.targets.shape), jnp.arange(1.0, 24.0)[None]
     (back,), (there,) = jax.vjp(tokens.unpad, x)[1](y), jax.vjp(tokens.pad, y)[1](x)
     np.testing.assert_array_equal(back, tokens.pad(y))
@@ -67,7 +67,8 @@ def test_what_is_needed_holds_the_fullest_part(groups, parts):
     rng, buckets = np.random.default_rng(0), 8
     for _ in range(50):
         prompts, responses = rng.integers(1, 8, 12), rng.integers(0, 21, 12)
-        run, targets = unpadding.needed(prompts, responses, 7, 20, groups, parts, buckets)
+        split = {'groups': groups, 'num_microbatches': parts, 'buckets': buckets}
+        run, targets = unpadding.count_buckets(prompts, responses, 7, 20, **split)
         rows = [np.arange(12).reshape(groups, -1)[g][i::parts] for g in range(groups) for i in range(parts)]
         full = max((prompts + responses)[r].sum() / (27 * len(r)) for r in rows)
         assert full <= run / buckets < full + 1 / buckets
@@ -84,11 +85,11 @@ def test_a_rollouts_fill_holds_every_minibatch_to_come():
             network=NETWORK, objective=objective, tuning=tuning, eos_ids=(1,), partitioner=on, length_buckets=8,
         )  # fmt: skip
         for step in range(12):
-            exp, turns = tiny.experience(8, 2, seed=step), steps.turns(objective, 8, 0, step)
+            exp, indices = tiny.experience(8, 2, seed=step), steps.minibatch_indices(objective, 8, 0, step)
             rollout = Rollout(exp.inputs, exp.inputs_mask, exp.targets, exp.targets_mask, exp.logprobs)
-            whole = programs.fit(rollout, turns).fill or (1, 1)
+            whole = programs.with_fill(rollout, indices).fill or (1, 1)
             each = [tiny.without_padding(rollout, buckets=8).fill or (1, 1)]
-            for prompts in turns:
+            for prompts in indices:
                 part = jax.tree.map(lambda x, prompts=prompts: np.asarray(x)[prompts], rollout)
                 each.append(tiny.without_padding(part, parts=2, buckets=8).fill or (1, 1))
             assert whole == (max(max(x) for x in each),) * 2  # one for both, so that few programs are compiled
@@ -99,7 +100,7 @@ def test_a_rollouts_fill_holds_every_minibatch_to_come():
 def test_a_full_batch_stays_as_it_is():
     full = tiny.responses(B=2, K=2, lengths=np.full((2, 2), R))
     full = full.replace(inputs_mask=np.ones((2, P), bool))
-    assert tiny.without_padding(full).fill is None and unpadding.of(full) is None
+    assert tiny.without_padding(full).fill is None and unpadding.real_tokens(full) is None
     empty = full.replace(targets_mask=np.zeros_like(full.targets_mask))
     assert tiny.without_padding(empty, buckets=4).fill == (Fraction(2, 4), Fraction(1, 4))
 
@@ -110,7 +111,7 @@ def test_where_only_the_answers_have_padding_only_logits_are_of_less():
     nearly = batch.replace(fill=(Fraction(1), batch.fill[1]))  # as with 2 buckets, for one
     read = jax.jit(lambda batch: logprobs.response_logprobs(NETWORK, {'params': tiny.base()}, batch))
     want = np.where(batch.targets_mask, read(batch.replace(fill=None)), 0)
-    assert batch.fill == (Fraction(3, 4), Fraction(1, 2)) and unpadding.of(nearly).run is None
+    assert batch.fill == (Fraction(3, 4), Fraction(1, 2)) and unpadding.real_tokens(nearly).packed is None
     for each in (batch, nearly):
         np.testing.assert_allclose(read(each), want, atol=1e-4)
 
@@ -183,8 +184,8 @@ def test_judging_a_rollout_equals():
 
     def judge(rollout):
         return steps.experience(
-            NETWORK, objective, policy=policy, anchor=(base, None), rollout=rollout, scores=jnp.ones((4, 2)), beta=0.1,
-            eos_ids=tiny.EOS,
+            NETWORK, objective, policy=policy, anchor=(base, None), rollout=rollout, scores=jnp.ones((4, 2)),
+            beta=jnp.float32(0.1), eos_ids=tiny.EOS,
         )  # fmt: skip
 
     names = ('inputs', 'inputs_mask', 'targets', 'targets_mask', 'logprobs')

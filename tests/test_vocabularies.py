@@ -5,7 +5,9 @@ import io
 import pickle
 
 import gin
+import numpy as np
 import pytest
+import seqio
 
 pytest.importorskip('tokenizers')
 import sentencepiece
@@ -13,7 +15,7 @@ import tiny_gguf
 from test_tokenizers import write_json
 
 from perl_jax.cli import configure
-from perl_jax.data import datasets, lexicon
+from perl_jax.data import datasets, lexicon, streams
 from perl_jax.errors import UserError
 from perl_jax.tasks import toy  # noqa: F401
 from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
@@ -131,6 +133,16 @@ def test_a_vocabulary_larger_than_the_embedding(tmp_path):
     lexicon.check_vocabulary(v, 145)  # rows to spare are common: T5 has 32,100 tokens and 32,128 rows
     with pytest.raises(UserError, match='the vocabulary has 145 tokens and the model only vocab_size = 144; set VOCAB'):
         lexicon.check_vocabulary(v, 144)
+
+
+def test_a_row_with_a_token_that_the_model_lacks(tmp_path):
+    """A chat format puts in control tokens that no text becomes; beyond the embedding their states are NaN."""
+    v = seqio.ByteVocabulary()
+    rows = lambda *ids: streams.Dataset({'inputs': np.int32([ids])}, [{}], v, (1,))  # noqa: E731
+    assert rows(3, 258, 4).largest_id == 258
+    lexicon.check_vocabulary(v, 300, [rows(3, 299, 4), None])
+    with pytest.raises(UserError, match='a row has the token id 300 and the model only vocab_size = 300; set VOCAB'):
+        lexicon.check_vocabulary(v, 300, [rows(3, 258), rows(3, 300, 4)])
 
 
 def model_folder(path, **files):

@@ -5,6 +5,7 @@ import logging
 import shutil
 
 import pytest
+import tiny
 
 pytest.importorskip('tokenizers')
 pytest.importorskip('gguf')
@@ -38,7 +39,7 @@ def folder(tmp_path):
 def run_of(path, words, **more):
     """A folder that run.json calls a finished run, read with `words`."""
     path.mkdir()
-    about = {'phase': 'sft', 'base': {'path': '/no/such/model', 'fingerprint': 'x'}, **words.about, **more}
+    about = {'phase': 'sft', 'base': {'path': '/no/such/model', 'fingerprint': 'x'}, **words.run_fields, **more}
     (path / 'run.json').write_text(json.dumps(about))
     return str(path)
 
@@ -67,7 +68,7 @@ def forget():
 
 @pytest.mark.parametrize('change', [swap, end_also_with])
 def test_a_vocabulary_that_has_changed_under_a_run_is_refused(folder, tmp_path, change):
-    run = run_of(tmp_path / 'run', vocabulary.named(str(folder)))
+    run = run_of(tmp_path / 'run', vocabulary.from_name(str(folder)))
     config = DatasetConfig('toy_sft', LENGTHS, 2, vocabulary=str(folder))
     assert vocabulary.of_run(run, [config]).name == str(folder)
     shutil.copytree(folder, tmp_path / 'copy')
@@ -78,8 +79,8 @@ def test_a_vocabulary_that_has_changed_under_a_run_is_refused(folder, tmp_path, 
         lambda: vocabulary.of_run(run, [config]),  # eval, sample
         lambda: vocabulary.of_base(run),  # a reward or policy that starts from it
         lambda: vocabulary.choose([config], None, run),  # the run goes on
-        lambda: vocabulary.named(run),  # inspect
-        lambda: vocabulary.check_rewards([run], vocabulary.named(str(folder))),
+        lambda: vocabulary.from_name(run),  # inspect
+        lambda: vocabulary.check_rewards([run], vocabulary.from_name(str(folder))),
     ):
         with pytest.raises(UserError, match=said):
             ask()
@@ -90,27 +91,27 @@ def test_a_vocabulary_that_has_changed_under_a_run_is_refused(folder, tmp_path, 
 
 def test_a_reward_without_a_vocabulary_is_given_the_policys_and_that_is_said(folder, tmp_path, caplog):
     caplog.set_level('WARNING', 'perl_jax')
-    run = run_of(tmp_path / 'run', vocabulary.named(str(folder)))
+    run = run_of(tmp_path / 'run', vocabulary.from_name(str(folder)))
     about = json.loads((tmp_path / 'run/run.json').read_text())
     (tmp_path / 'run/run.json').write_text(json.dumps(about | {'vocabulary': None}))
-    vocabulary.check_rewards([run], vocabulary.named(str(folder)))
-    assert f"'{run}' names no vocabulary; it is given the tokens of '{folder}'" in caplog.text
+    vocabulary.check_rewards([run], vocabulary.from_name(str(folder)))
+    assert f"'{run}' records no vocabulary; it is given the tokens of '{folder}'" in caplog.text
 
 
 def test_a_changed_vocabulary_that_has_moved_too_is_refused(folder, tmp_path):
-    run = run_of(tmp_path / 'run', vocabulary.named(f'{folder}/tokenizer.json'))
+    run = run_of(tmp_path / 'run', vocabulary.from_name(f'{folder}/tokenizer.json'))
     (folder / 'config.json').write_text('{}')
     folder.rename(tmp_path / 'moved')
     forget()
-    assert vocabulary.of_run(run, now=str(tmp_path / 'moved')).name == str(tmp_path / 'moved')
+    assert vocabulary.of_run(run, base_path=str(tmp_path / 'moved')).name == str(tmp_path / 'moved')
     swap(tmp_path / 'moved')
     forget()
     with pytest.raises(UserError, match='is not what it was'):
-        vocabulary.of_run(run, now=str(tmp_path / 'moved'))
+        vocabulary.of_run(run, base_path=str(tmp_path / 'moved'))
 
 
 def test_runs_of_older_versions_do_not_say_what_it_was(folder, tmp_path):
-    words = vocabulary.named(str(folder))
+    words = vocabulary.from_name(str(folder))
     run = run_of(tmp_path / 'run', words)
     (tmp_path / 'run/run.json').write_text(
         json.dumps({'phase': 'sft', 'base': {'path': 'random:0'}, 'vocabulary': words.name})
@@ -121,7 +122,7 @@ def test_runs_of_older_versions_do_not_say_what_it_was(folder, tmp_path):
 
 
 def test_rewards_of_one_name_and_two_vocabularies_are_not_averaged(folder, tmp_path):
-    runs = [run_of(tmp_path / name, vocabulary.named(str(folder)), phase='reward') for name in 'ab']
+    runs = [run_of(tmp_path / name, vocabulary.from_name(str(folder)), phase='reward') for name in 'ab']
     about = json.loads((tmp_path / 'b/run.json').read_text())
     (tmp_path / 'b/run.json').write_text(json.dumps(about | {'vocabulary_fingerprint': 'other'}))
     with pytest.raises(UserError, match='another vocabulary'):
@@ -132,12 +133,12 @@ def test_an_empty_name_is_no_vocabulary(folder, monkeypatch):
     monkeypatch.chdir(folder)  # whose tokenizer an empty path would mean
     for name in ('', ' eos=<|im_start|>'):
         with pytest.raises(UserError, match="VOCABULARY = ''"):
-            lexicon.named(name)
+            lexicon.from_name(name)
     with pytest.raises(UserError, match="VOCABULARY = ''"):
         vocabulary.choose([DatasetConfig('toy_sft', LENGTHS, 2, vocabulary='')], None, 'new')
     with pytest.raises(UserError, match="INITIAL_CHECKPOINT_PATH = ''"):
-        BaseConfig(None, '')
-    with pytest.raises(UserError, match='brings no chat template'):
+        BaseConfig(tiny.NETWORK, '')
+    with pytest.raises(UserError, match='has no chat template'):
         Template('')('hello')
 
 
@@ -158,7 +159,7 @@ def seqio_task(name, rows, steps=(), source=None):
 
 def ends(name, folder):
     """How often the end of a turn stands in prompts and in answers."""
-    config = DatasetConfig(name, LENGTHS, 2, vocabulary=lexicon.named(str(folder)))
+    config = DatasetConfig(name, LENGTHS, 2, vocabulary=lexicon.from_name(str(folder)))
     arrays = datasets.load(config, 'sft').arrays
     return (arrays['inputs'] == END).sum(), (arrays['targets'] == END).sum()
 
@@ -202,7 +203,7 @@ def test_bytes_that_are_no_text_stay_as_they_are():
 
 
 def test_a_format_whose_tokens_the_vocabulary_has_not_is_refused(folder, tmp_path):
-    words = vocabulary.named(str(folder))
+    words = vocabulary.from_name(str(folder))
     said = rf"{folder}/tokenizer.json: the tokenizer has no control token '<\|start_header_id\|>'"
     with pytest.raises(UserError, match=said):
         words.format('llama3')
@@ -241,9 +242,9 @@ def warned(caplog, words, name, **fields):
 
 
 def test_an_eos_that_is_written_into_the_answers_is_named(folder, tmp_path, caplog):
-    words = lexicon.named(str(folder))
+    words = lexicon.from_name(str(folder))
     ds, said = warned(caplog, words, 'eos_json_sft', targets='wo<|im_end|>')
-    assert "4 of 4 targets spell '<|im_end|>', which is read as text" in said and 'take it out' in said
+    assert "4 of 4 targets spell '<|im_end|>', which is read as text" in said and 'remove it from the texts' in said
     assert (ds.arrays['targets'] == END).sum() == 4
     model = write_model(tmp_path / 'a.model', 310, **LLAMA)
     assert "targets spell '</s>'" in warned(caplog, model, 'eos_model_sft', targets='quick</s>')[1]
@@ -252,7 +253,7 @@ def test_an_eos_that_is_written_into_the_answers_is_named(folder, tmp_path, capl
 
 def test_a_bos_that_opens_a_prompt_is_one_and_is_not_named(tmp_path, caplog):
     write_json(tmp_path, bos=True)
-    words = lexicon.named(str(tmp_path))
+    words = lexicon.from_name(str(tmp_path))
     ds, said = warned(caplog, words, 'bos_first_sft', inputs='<|im_start|>hello')
     assert not said and (ds.arrays['inputs'][0] == 1).sum() == 1
     ds, said = warned(caplog, words, 'bos_later_sft', inputs='hello<|im_start|>')
@@ -262,9 +263,9 @@ def test_a_bos_that_opens_a_prompt_is_one_and_is_not_named(tmp_path, caplog):
 
 
 def test_pieces_are_spelled_by_every_kind(folder, tmp_path):
-    assert rows.piece(lexicon.named(str(folder)), END) == '<|im_end|>'
-    assert rows.piece(lexicon.named(write_model(tmp_path / 'a.model', 310, **LLAMA)), 2) == '</s>'
-    assert rows.piece(seqio.ByteVocabulary(), 1) == '1'
+    assert rows.token_text(lexicon.from_name(str(folder)), END) == '<|im_end|>'
+    assert rows.token_text(lexicon.from_name(write_model(tmp_path / 'a.model', 310, **LLAMA)), 2) == '</s>'
+    assert rows.token_text(seqio.ByteVocabulary(), 1) == '1'
 
 
 # Names.
@@ -272,22 +273,22 @@ def test_pieces_are_spelled_by_every_kind(folder, tmp_path):
 
 def test_messages_call_a_vocabulary_as_it_was_named(folder):
     registration.add('long_sft', 'sft', lambda split: [{'inputs': 'hello', 'targets': 'a b c d e f'}] * 4)
-    words = vocabulary.named(str(folder))
+    words = vocabulary.from_name(str(folder))
     for given in (str(folder), words.vocabulary):
         config = DatasetConfig('long_sft', {'inputs': 9, 'targets': 3}, 2, vocabulary=given)
         with pytest.raises(UserError, match=f"these are tokens of '{folder}'"):
             datasets.load(config, 'sft')
-    assert lexicon.name_of(lexicon.named(f'{folder} eos=<|im_start|>')) == f'{folder} eos=<|im_start|>'
+    assert lexicon.name_of(lexicon.from_name(f'{folder} eos=<|im_start|>')) == f'{folder} eos=<|im_start|>'
 
 
 def test_a_template_is_found_through_a_run(folder, tmp_path):
     pytest.importorskip('jinja2')
     (folder / 'chat_template.jinja').write_text('<|im_start|>{{ messages[0].content }}<|im_end|>')
-    run = run_of(tmp_path / 'run', vocabulary.named(str(folder)))
-    chosen = run_of(tmp_path / 'chosen', vocabulary.named(f'{folder} eos=<|im_start|>'))
-    old = run_of(tmp_path / 'old', vocabulary.named(str(folder)), vocabulary=None, base={'path': run})
+    run = run_of(tmp_path / 'run', vocabulary.from_name(str(folder)))
+    chosen = run_of(tmp_path / 'chosen', vocabulary.from_name(f'{folder} eos=<|im_start|>'))
+    old = run_of(tmp_path / 'old', vocabulary.from_name(str(folder)), vocabulary=None, base={'path': run})
     expected = Template(str(folder))('hello').marked
     assert [Template(path)('hello').marked for path in (run, chosen, old)] == [expected] * 3
-    of_bytes = run_of(tmp_path / 'bytes', vocabulary.named('byt5'))
-    with pytest.raises(UserError, match="'byt5' brings no chat template"):
+    of_bytes = run_of(tmp_path / 'bytes', vocabulary.from_name('byt5'))
+    with pytest.raises(UserError, match="'byt5' has no chat template"):
         Template(of_bytes)('hello')

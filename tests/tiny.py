@@ -48,7 +48,7 @@ OBJECTIVE = Objective()
 @functools.cache
 def base(network=NETWORK, seed=0):
     """Parameters that look trained: hidden states of size 1, log-probs from -0.1 to -10."""
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     rng, params = np.random.default_rng(seed), {}
     for path, x in traverse_util.flatten_dict(shapes, sep='/').items():
         noise = rng.standard_normal(x.shape)
@@ -105,8 +105,9 @@ def without_padding(batch, groups=1, parts=1, buckets=16):
     """The batch, saying its fill."""
     KR = batch.targets[0].size
     real = batch.inputs_mask.sum(-1), batch.targets_mask.reshape(-1, KR).sum(-1)
-    n = unpadding.needed(*real, batch.inputs.shape[-1], KR, groups, parts, buckets)
-    return unpadding.filled(batch, n, buckets)
+    split = {'groups': groups, 'num_microbatches': parts, 'buckets': buckets}
+    n = unpadding.count_buckets(*real, batch.inputs.shape[-1], KR, **split)
+    return unpadding.with_fill(batch, n, buckets)
 
 
 def prompts(batch):

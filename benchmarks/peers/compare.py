@@ -5,8 +5,8 @@
 
 Each peer has a virtual environment of its own (tunix_step.py and trl_step.py say how); one that is not given or fails
 is left out. A case's figures are of one call, which should have the machine for itself; those of other cases stay.
-Writes docs/results/peers.json (medians over rounds, and every round) and the tables of docs/performance.md, ratios
-being peer / ours.
+Writes docs/results/peers.json (medians over rounds, and every round) and the tables of
+docs/explanation/performance.md. Ratios are peer / ours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 STORE = HERE.parents[1] / 'docs' / 'results' / 'peers.json'
-PAGE = HERE.parents[1] / 'docs' / 'performance.md'
+PAGE = HERE.parents[1] / 'docs/explanation/performance.md'
 SIZES = {  # of the peers; ours are gin/models/bench_s.gin and bench_m.gin
     'S': '--layers=4 --d_model=256 --d_ff=1024 --heads=4 --vocab=8192 --batch=8',
     'M': '--layers=6 --d_model=512 --d_ff=2048 --heads=8 --vocab=32128 --batch=8',
@@ -44,8 +44,8 @@ OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo
 OURS_COFFEE, BUCKETS = ['data.py', '--algorithm=grpo'], ['--buckets=8']  # where lengths vary
 METRICS = {
     'seconds': ('s a step', 1),
-    'command_seconds': ("s from the command to the first step's end", 1),
-    'process_peak_bytes': ('GB at the peak of the process', 1e9),
+    'command_seconds': ('s to the first step', 1),  # from the command to the end of that step
+    'process_peak_bytes': ('GB', 1e9),  # at the peak of the process
 }
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     for who in [who for who, python in pythons.items() if not python]:
         print(f'{who}: left out, for --{who} was not given', file=sys.stderr)
         del pythons[who]
-    found = {}
+    measured = {}
     cases = [case for case in CASES if args.only in case and (args.arrays or '{}' not in CASES[case][2])]
     for case in cases:
         rounds, runs = {who: [] for who in pythons}, dict(pythons)
@@ -74,21 +74,22 @@ def main() -> None:
                 except (OSError, ValueError) as error:
                     print(f'{who}: left out of {case}: {error}', file=sys.stderr)
                     del runs[who]
-        kept = {who: rounds[who] for who in runs}
+        completed = {who: rounds[who] for who in runs}
         medians = {
-            who: {key: statistics.median(line[key] for line in lines) for key in METRICS} for who, lines in kept.items()
+            who: {key: statistics.median(line[key] for line in lines) for key in METRICS}
+            for who, lines in completed.items()
         }
-        found[case] = {'medians': medians, 'rounds': kept}
-        save(args.output, found)
+        measured[case] = {'medians': medians, 'rounds': completed}
+        save(args.output, measured)
     cases, names = json.loads(args.output.read_text())['cases'], ['ours', 'tunix', 'trl']
     parts = {'peers': [case for case in cases if not in_buckets(case)], 'in buckets': [*filter(in_buckets, cases)]}
     for name, some in parts.items():  # what recipes set, and what they do not
         chosen = {case: cases[case] for case in some}
-        tables = '\n'.join(table(chosen, names, key, unit, scale) for key, (unit, scale) in METRICS.items())
-        print(tables)
+        rows = table(chosen, names)
+        print(rows)
         if args.output == STORE:
             place = re.compile(f'(<!-- {name} -->\n).*?(<!-- end -->)', re.DOTALL)
-            PAGE.write_text(place.sub(lambda m, tables=tables: m[1] + tables + m[2], PAGE.read_text()))
+            PAGE.write_text(place.sub(lambda m, rows=rows: m[1] + rows + m[2], PAGE.read_text()))
 
 
 def in_buckets(case: str) -> bool:
@@ -99,10 +100,10 @@ def in_buckets(case: str) -> bool:
 def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
     """The line of one process. ValueError: its last words."""
     size, work, shape = CASES[case]
-    ours = OURS_COFFEE if '{}' in shape else OURS[work]
+    our_command = OURS_COFFEE if '{}' in shape else OURS[work]
     buckets = BUCKETS if in_buckets(case) else []
     model = ['--batch=8', f'--gin_file=models/bench_{size.lower()}.gin']
-    script, shape = [str(HERE.parent / ours[0]), *ours[1:], *buckets], shape.format(args.arrays)
+    script, shape = [str(HERE.parent / our_command[0]), *our_command[1:], *buckets], shape.format(args.arrays)
     if who != 'ours':
         script, model = [str(HERE / f'{who}_step.py'), f'--work={work}'], SIZES[size].split()
     command = [python, *script, *model, *shape.split(), f'--steps={args.steps}']
@@ -118,24 +119,29 @@ def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
     return line
 
 
-def save(path: pathlib.Path, found: dict) -> None:
+def save(path: pathlib.Path, measured: dict) -> None:
     """Cases of earlier calls stay."""
     before = json.loads(path.read_text())['cases'] if path.exists() else {}
-    cases = {case: (before | found)[case] for case in CASES if case in before | found}
+    cases = {case: (before | measured)[case] for case in CASES if case in before | measured}
     machine = {'machine': platform.machine(), 'cpus': os.cpu_count(), 'python': platform.python_version()}
     path.write_text(json.dumps(machine | {'cases': cases}, indent=1) + '\n')
 
 
-def table(found: dict, names: list[str], key: str, unit: str, scale: float) -> str:
-    """A row a case; of a peer its figure and, in parentheses, how many times ours it is."""
-    rows = [[unit, *names], ['---'] * (len(names) + 1)]
-    for case, of in found.items():
-        values = {who: line[key] / scale for who, line in of['medians'].items() if key in line}
-        cells = {who: f'{value:.3g}' for who, value in values.items()}
-        for who in set(cells) - {'ours'}:
-            if values.get('ours', 0) > 0:
-                cells[who] += f' ({values[who] / values["ours"]:.2f}x)'
-        rows.append([case, *(cells.get(who, '-') for who in names)])
+def table(measured: dict, names: list[str]) -> str:
+    """A row a case, and for each metric our figure and each peer's; in parentheses, how many times ours it is."""
+    first, *others = names
+    head = [cell for unit, _ in METRICS.values() for cell in (f'{unit}: {first}', *others)]
+    rows = [['', *head], ['---'] * (len(head) + 1)]
+    for case, result in measured.items():
+        row = [case]
+        for key, (_, scale) in METRICS.items():
+            values = {who: line[key] / scale for who, line in result['medians'].items() if key in line}
+            cells = {who: f'{value:.3g}' for who, value in values.items()}
+            for who in set(cells) - {'ours'}:
+                if values.get('ours', 0) > 0:
+                    cells[who] += f' ({values[who] / values["ours"]:.2f}x)'
+            row += [cells.get(who, '-') for who in names]
+        rows.append(row)
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows) + '\n'
 
 

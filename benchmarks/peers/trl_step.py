@@ -53,10 +53,10 @@ def real(args: argparse.Namespace) -> tuple[list[list[int]], list[list[list[int]
     file = np.load(args.arrays)
     rows = np.random.default_rng(args.seed).permutation(len(file['inputs']))[: args.batch * (args.steps + 2)]
     fold = lambda tokens, mask: (2 + tokens[mask] % (args.vocab - 2)).tolist()  # noqa: E731
-    asked = [fold(file['inputs'][i], file['inputs_mask'][i]) for i in rows]
+    prompts = [fold(file['inputs'][i], file['inputs_mask'][i]) for i in rows]
     if 'targets' not in file:
-        return asked, []
-    return asked, [[fold(*each) for each in zip(file['targets'][i], file['targets_mask'][i])] for i in rows]
+        return prompts, []
+    return prompts, [[fold(*each) for each in zip(file['targets'][i], file['targets_mask'][i])] for i in rows]
 
 
 def eos_of(args: argparse.Namespace) -> int:
@@ -89,7 +89,7 @@ def lora(args: argparse.Namespace, task: str) -> peft.LoraConfig:
 
 def policy(args: argparse.Namespace) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config(args))
-    if args.ends:  # as measure.ending: one number of every embedding outweighs the rest and makes the logit of EOS
+    if args.ends:  # as measure.with_eos_probability: one number of every embedding dominates and sets the logit of EOS
         logit = np.log(3 / (args.response - 3) * (args.vocab - 1))
         with torch.no_grad():
             model.model.embed_tokens.weight[:, 0] = 1000.0
@@ -115,12 +115,12 @@ def numbers(args: argparse.Namespace, seed: int, rows: int, columns: int) -> lis
 def reward(args: argparse.Namespace, folder: str) -> trl.RewardTrainer:
     rows = args.batch * (args.steps + 2)
     if args.arrays:
-        asked, answers = real(args)
+        prompts, answers = real(args)
     else:
-        asked = numbers(args, args.seed, rows, args.prompt)
+        prompts = numbers(args, args.seed, rows, args.prompt)
         answers = list(zip(*(numbers(args, args.seed + i, rows, args.response) for i in (1, 2))))
     pairs = {
-        name: [prompt + answer[i] for prompt, answer in zip(asked, answers)]
+        name: [prompt + answer[i] for prompt, answer in zip(prompts, answers)]
         for i, name in enumerate(('chosen_ids', 'rejected_ids'))
     }
     return trl.RewardTrainer(
@@ -137,7 +137,7 @@ def rl(args: argparse.Namespace, folder: str) -> transformers.Trainer:
     rows = numbers(args, args.seed, args.batch * (args.steps + 2), args.prompt)
     if args.arrays:
         rows, _ = real(args)
-    asked = [' '.join(map(str, row)) + ' ' for row in rows]  # a completion follows without a space of its own
+    prompts = [' '.join(map(str, row)) + ' ' for row in rows]  # a completion follows without a space of its own
     sampling = {'num_generations': args.responses, 'max_completion_length': args.response, 'temperature': 1.0}
     if args.algorithm == 'grpo':
         trainer, options = trl.GRPOTrainer, trl.GRPOConfig
@@ -150,7 +150,7 @@ def rl(args: argparse.Namespace, folder: str) -> transformers.Trainer:
         reward_funcs=judge,
         reward_processing_classes=words,
         args=options(beta=0.05, **sampling, **settings(args, folder, args.batch * args.responses)),
-        train_dataset=datasets.Dataset.from_dict({'prompt': asked}),
+        train_dataset=datasets.Dataset.from_dict({'prompt': prompts}),
         processing_class=words,
         peft_config=lora(args, 'CAUSAL_LM'),
     )
@@ -193,21 +193,21 @@ def main() -> None:
     if args.work == 'rl':
         lengths = {f'{x}_length': logs[f'completions/{x}_length'] for x in ('mean', 'min')}
         more |= {'episodes': args.batch * args.responses} | lengths
-    whole = args.steps + 2
-    wanted = len(trained) // (2 if args.ends else 1)  # with --ends all tokens look alike, and q and k hardly learn
+    steps = args.steps + 2
+    min_moved = len(trained) // (2 if args.ends else 1)  # with --ends all tokens look alike, and q and k hardly learn
     early = not args.ends and more.get('min_length', args.response) < args.response
-    if early or moved < wanted or not np.isfinite(loss) or not more['updates'] == len(clock.marks) - 1 == whole:
+    if early or moved < min_moved or not np.isfinite(loss) or not more['updates'] == len(clock.marks) - 1 == steps:
         raise SystemExit(f'trl_step: not the stated work: {moved} of {len(trained)} leaves moved, {more}')
     first, _, *rest = np.diff(clock.marks).tolist()
     seconds = statistics.mean(rest) if args.arrays else statistics.median(rest)
-    found = {
+    result = {
         'seconds': seconds, 'seconds_min': min(rest), 'compile_seconds': first - seconds,
         'command_seconds': since_start() - (time.perf_counter() - clock.marks[1]),
         'process_peak_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         'device': 'cpu', 'threads': torch.get_num_threads(),
         'versions': {name: metadata.version(name) for name in ('trl', 'peft', 'transformers', 'torch')},
     }  # fmt: skip
-    print(json.dumps(found | more | {'leaves': len(trained), 'moved': moved} | vars(args)))
+    print(json.dumps(result | more | {'leaves': len(trained), 'moved': moved} | vars(args)))
 
 
 if __name__ == '__main__':

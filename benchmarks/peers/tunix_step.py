@@ -56,10 +56,10 @@ def real(args: argparse.Namespace) -> tuple[list[list[int]], list[list[list[int]
     file = np.load(args.arrays)
     rows = np.random.default_rng(args.seed).permutation(len(file['inputs']))[: args.batch * (args.steps + 2)]
     fold = lambda tokens, mask: (2 + tokens[mask] % (args.vocab - 2)).tolist()  # noqa: E731
-    asked = [fold(file['inputs'][i], file['inputs_mask'][i]) for i in rows]
+    prompts = [fold(file['inputs'][i], file['inputs_mask'][i]) for i in rows]
     if 'targets' not in file:
-        return asked, []
-    return asked, [[fold(*each) for each in zip(file['targets'][i], file['targets_mask'][i])] for i in rows]
+        return prompts, []
+    return prompts, [[fold(*each) for each in zip(file['targets'][i], file['targets_mask'][i])] for i in rows]
 
 
 def base_model(args: argparse.Namespace) -> llama.Llama3:
@@ -73,7 +73,7 @@ def base_model(args: argparse.Namespace) -> llama.Llama3:
     for layer in model.layers:
         for dense in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
             dense.kernel[...] = 0.02 * jax.random.normal(keys.params(), dense.kernel.shape)
-    if args.ends:  # as measure.ending: one number of every embedding outweighs the rest and makes the logit of EOS
+    if args.ends:  # as measure.with_eos_probability: one number of every embedding dominates and sets the logit of EOS
         logit = np.log(3 / (args.response - 3) * (args.vocab - 1))
         table, kernel = model.embedder.input_embedding, model.lm_head.w
         table[...] = table[...].at[:, 0].set(1000.0)
@@ -104,8 +104,8 @@ def reward_model(args: argparse.Namespace, base: llama.Llama3) -> llama.Llama3:
 
 def inputs(tokens: jax.Array) -> dict[str, jax.Array]:
     """What the model reads besides a cache."""
-    there = tokens != PAD
-    positions, mask = sft.build_positions_from_mask(there), sft.make_causal_attn_mask(there)
+    is_token = tokens != PAD
+    positions, mask = sft.build_positions_from_mask(is_token), sft.make_causal_attn_mask(is_token)
     return {'input_tokens': tokens, 'positions': positions, 'attention_mask': mask}
 
 
@@ -169,10 +169,10 @@ def learned(args: argparse.Namespace, base: llama.Llama3, lengths: list[int]):
 def rl(args: argparse.Namespace, base: llama.Llama3, policy: llama.Llama3) -> tuple[list[float], dict[str, float]]:
     """As reward()."""
     marks, lengths, rng = [], [], np.random.default_rng(args.seed)
-    asked = rng.integers(2, args.vocab, (args.batch, args.prompt)).tolist() * (args.steps + 2)
+    prompts = rng.integers(2, args.vocab, (args.batch, args.prompt)).tolist() * (args.steps + 2)
     if args.arrays:
-        asked, _ = real(args)
-        args.prompt = max(len(row) for row in asked)
+        prompts, _ = real(args)
+        args.prompt = max(len(row) for row in prompts)
     rollout = base_rollout.RolloutConfig(args.response, temperature=1.0, top_p=1.0, max_prompt_length=args.prompt)
     rollout.kv_cache_size = args.prompt + args.response
     training = rl_cluster.RLTrainingConfig(actor_optimizer=ADAMW, eval_every_n_steps=NEVER, max_steps=NEVER)
@@ -183,7 +183,7 @@ def rl(args: argparse.Namespace, base: llama.Llama3, policy: llama.Llama3) -> tu
     if not rl_utils.is_sharing_backbone(cluster.inference_worker.get_model('reference'), cluster.actor_trainer.model):
         raise SystemExit('tunix_step: the reference does not share the base')
     algorithm = grpo_learner.GRPOConfig(num_generations=args.responses, beta=0.05, kl_loss_mode='low_var_kl')
-    texts = np.array([words.decode(row) for row in asked]).reshape(-1, args.batch)
+    texts = np.array([words.decode(row) for row in prompts]).reshape(-1, args.batch)
 
     class Timed(grpo_learner.GRPOLearner):
         def _run_global_step(self, *rest: object) -> None:  # reads a batch, generates, scores, learns
@@ -211,21 +211,21 @@ def main() -> None:
     before = [np.array(x) for x in jax.tree.leaves(nnx.state(model, nnx.LoRAParam))]
     marks, more = reward(args, model) if args.work == 'reward' else rl(args, base, model)
     after = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
-    moved, whole = sum(bool(np.any(x != y)) for x, y in zip(before, after)), args.steps + 2
-    wanted = len(after) // (2 if args.ends else 1)  # with --ends all tokens look alike, and q and k hardly learn
+    moved, steps = sum(bool(np.any(x != y)) for x, y in zip(before, after)), args.steps + 2
+    min_moved = len(after) // (2 if args.ends else 1)  # with --ends all tokens look alike, and q and k hardly learn
     early = not args.ends and more.get('min_length', args.response) < args.response
-    if early or moved < wanted or not np.isfinite(more['loss']) or not more['updates'] == len(marks) - 1 == whole:
+    if early or moved < min_moved or not np.isfinite(more['loss']) or not more['updates'] == len(marks) - 1 == steps:
         raise SystemExit(f'tunix_step: not the stated work: {moved} of {len(after)} leaves moved, {more}')
     first, _, *rest = np.diff(marks).tolist()
     middle = statistics.mean if args.arrays else statistics.median
     seconds, peak = middle(rest), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {
+    result = {
         'seconds': seconds, 'seconds_min': min(rest), 'compile_seconds': first - seconds,
         'command_seconds': since_start() - (time.perf_counter() - marks[1]), 'process_peak_bytes': peak,
         'device': jax.devices()[0].device_kind,
         'versions': {name: metadata.version(name) for name in ('google-tunix', 'qwix', 'flax', 'jax')},
     }  # fmt: skip
-    print(json.dumps(found | more | {'leaves': len(after), 'moved': moved} | vars(args)))
+    print(json.dumps(result | more | {'leaves': len(after), 'moved': moved} | vars(args)))
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Tables of what train.py measured, with intervals from a bootstrap over conversations.
+"""Tables of train.py's results, with intervals from a bootstrap over conversations.
 
     export TASKMASTER_DIR=...
     python benchmarks/taskmaster/summarize.py --vocabulary=MODEL.gguf --arrays=DIR --output=FILE.csv DIR...
 
-The folders are train.py's outputs; a cell that several hold is taken from the first.
+The folders are train.py's outputs; a cell that occurs in several is read from the first.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 
 from perl_jax.evals import intervals, reward_metrics
-from perl_jax.tasks import taskmaster
+from perl_jax.tasks import taskmaster, taskmaster_text
 from perl_jax.tokenizers import vocabularies
 
 KINDS = ('thumbs', 'pairs')
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def reward(cell: dict, scores: dict, arrays: str) -> dict:
-    """A reward's row: every metric of the validation split with its 95% interval."""
+    """Return a reward's row: every metric of the validation split with its 95% interval."""
     row = {k: cell[k] for k in ('what', 'domain', 'tuning', 'rate', 'seed', 'trained', 'seconds_a_step', 'step_bytes')}
     for kind in KINDS:
         if f'{cell["cell"]}-{kind}' not in scores:
@@ -59,37 +59,51 @@ def reward(cell: dict, scores: dict, arrays: str) -> dict:
                 return {'pairwise_accuracy': reward_metrics.ranking(values[index], index)['pairwise_accuracy']}
             return reward_metrics.classification(values[index, 0], labels[index, 0])
 
-        for name, (value, low, high) in intervals.with_intervals(measure, list(group)).items():
-            row |= {name: round(value, 4), f'{name}_low': round(low, 4), f'{name}_high': round(high, 4)}
+        for name, figure in intervals.with_intervals(measure, list(group), rates=reward_metrics.RATES).items():
+            row |= dict(zip((name, f'{name}_low', f'{name}_high'), map(rounded, figure)))
     return row
 
 
 def policy(cell: dict, scores: dict, args: argparse.Namespace) -> dict:
-    """A policy's row: its reward's score of the validation prompts' answers, and what share is well formed."""
-    kept = ('what', 'cell', 'tuning', 'rate', 'steps', 'seconds_a_step', 'held', 'peak', 'kl/anchor', 'length/mean')
-    row = {k: cell[k] for k in kept}
-    vocabulary = vocabularies.vocabulary(args.vocabulary)
-    for when, name in ('before', f'sft-for-{cell["tuning"]}'), ('after', cell['cell']):
+    """Return a policy's row: its score on validation prompts, and the shares of well-formed and valid answers.
+
+    Valid is an answer that is well formed and, if it is a call, has a known API and known arguments. Whether its values
+    occur in the context is not looked at: the arrays hold only the ends of the contexts.
+    """
+    columns = ('what', 'cell', 'tuning', 'rate', 'steps', 'seconds_a_step', 'held', 'peak', 'kl/anchor', 'length/mean')
+    row = {k: cell[k] for k in columns}
+    vocabulary, known_calls = vocabularies.vocabulary(args.vocabulary), taskmaster.known_calls('coffee')
+    for prefix, name in ('before', f'sft-for-{cell["tuning"]}'), ('after', cell['cell']):
         if f'{name}-score' not in scores:
             continue
         texts = [
             vocabulary.decode(ids[mask].tolist())
             for ids, mask in zip(scores[f'{name}-targets'][:, 0], scores[f'{name}-targets_mask'][:, 0])
         ]
-        formed = np.array([taskmaster.well_formed('', text, {}) for text in texts])
-        valid = np.array([taskmaster.valid_coffee_call('', text, {}) for text in texts])
+        well_formed = np.array([taskmaster_text.is_well_formed(text) for text in texts])
+        valid = np.array([taskmaster_text.is_well_formed(text, known_calls) for text in texts])
         values = scores[f'{name}-score'][:, 0]
         groups = np.load(f'{args.arrays}/coffee_prompts_validation.npz')['group']
 
-        def measure(index: np.ndarray, values=values, formed=formed, valid=valid) -> dict[str, float]:
-            means = {'score': values[index].mean(), 'well_formed': formed[index].mean(), 'valid': valid[index].mean()}
+        def measure(index: np.ndarray, values=values, well_formed=well_formed, valid=valid) -> dict[str, float]:
+            means = {
+                'score': values[index].mean(),
+                'well_formed': well_formed[index].mean(),
+                'valid': valid[index].mean(),
+            }
             return {k: float(v) for k, v in means.items()}
 
-        for metric, (value, low, high) in intervals.with_intervals(measure, list(groups)).items():
-            names = (f'{metric}_{when}', f'{metric}_{when}_low', f'{metric}_{when}_high')
-            row |= dict(zip(names, (round(value, 4), round(low, 4), round(high, 4))))
+        rates = 'well_formed', 'valid'
+        for metric, figure in intervals.with_intervals(measure, list(groups), rates=rates).items():
+            names = (f'{metric}_{prefix}', f'{metric}_{prefix}_low', f'{metric}_{prefix}_high')
+            row |= dict(zip(names, map(rounded, figure)))
         print(name, [text[:60] for text in texts[:3]])
     return row
+
+
+def rounded(number: float | None) -> float | None:
+    """Return a number of the table; None stays, where no interval can be given."""
+    return None if number is None else round(number, 4)
 
 
 if __name__ == '__main__':

@@ -1,1 +1,1 @@
-"""The command line: the only folder that knows gin and flags."""
+"""The command line: the only folder that uses gin and flags."""

@@ -1,129 +1,161 @@
-"""From gin files and flags to a function that is ready to be called. The only module that knows gin."""
+"""Configures functions from gin files and flags. The only module that uses gin."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import difflib
 import importlib.util
+import inspect
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import perl_jax
-from perl_jax.cli import configurables, old_names, t5x_names
+from perl_jax.cli import configurables, macros, old_names, t5x_names, unread
+from perl_jax.cli.parser import Parser
 from perl_jax.errors import UserError
 from perl_jax.parallel.stderr import silenced
 from perl_jax.runs import resume
+from perl_jax.settings import SettingError
+
+# What gin raises, and the parser of Python that reads its values: brackets that are not closed, or too many.
+_UNREADABLE = SyntaxError, tokenize.TokenError, RecursionError, MemoryError
+_GIN_ERRORS = *_UNREADABLE, ValueError, TypeError, KeyError, OSError, NameError, ImportError, AttributeError
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors as UserError: one line."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> None:
-        raise UserError(f'{self.prog.removeprefix("perl_jax ")}: {message}')
-
-
-def flags(command: str, argv: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
-    """T5X's flags out of `argv`: files, bindings, search paths, and what is left."""
+def parse_flags(command: str, argv: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Parse T5X's gin flags: returns files, bindings, search paths and the remaining arguments."""
     parser = Parser(prog=f'perl_jax {command}', add_help=False)
     for name in ('--gin_file', '--gin_bindings'):
         parser.add_argument(name, action='append', default=[])
     parser.add_argument('--gin_search_paths', default='')
     rewritten = []
-    for word in argv:  # T5X's rewrite_gin_args
-        if word.startswith('--gin.'):
-            name, equals, value = word.removeprefix('--gin.').partition('=')
+    for argument in argv:  # T5X's rewrite_gin_args
+        if argument.startswith('--gin.'):
+            name, equals, value = argument.removeprefix('--gin.').partition('=')
             if not equals:
-                raise UserError(f"{command}: '{word}' has no value; write --gin.{name}=VALUE")
+                raise UserError(f"{command}: '{argument}' has no value; write --gin.{name}=VALUE")
             rewritten.append(f'--gin_bindings={name} = {value}')
         else:
-            rewritten.append(word)
-    known, rest = parser.parse_known_args(rewritten)
-    _, rest = data_flags(command, rest)
-    return known.gin_file, known.gin_bindings, [p for p in known.gin_search_paths.split(',') if p], rest
+            rewritten.append(argument)
+    parsed, remaining = parser.parse_known_args(rewritten)
+    _, remaining = parse_data_flags(command, remaining)
+    search_paths = [path for path in parsed.gin_search_paths.split(',') if path]
+    return parsed.gin_file, parsed.gin_bindings, search_paths, remaining
 
 
-def data_flags(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
-    """T5X's flags of where data lies, which SeqIO is told here: those that were given, and what is left of `argv`.
+def parse_data_flags(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Parse T5X's flags for data locations and pass them to SeqIO.
+
+    Returns:
+      The flags that are set, and the remaining arguments.
 
     Raises:
-      UserError: a folder that is not there.
+      UserError: a folder does not exist.
     """
     parser = Parser(prog=f'perl_jax {command}', add_help=False)
     names = '--seqio_additional_cache_dirs', '--tfds_data_dir'
     for name in names:
         parser.add_argument(name, default='')
-    known, rest = parser.parse_known_args(argv)
-    given = {name: value for name, value in zip(names, vars(known).values(), strict=True) if value}
-    if not given:
-        return [], rest
+    parsed, remaining = parser.parse_known_args(argv)
+    set_flags = {name: value for name, value in zip(names, vars(parsed).values(), strict=True) if value}
+    if not set_flags:
+        return [], remaining
     load_tensorflow()
     import seqio
     import tensorflow as tf
 
-    dirs = {name: [path for path in value.split(',') if path] for name, value in given.items()}
+    dirs = {name: [path for path in value.split(',') if path] for name, value in set_flags.items()}
     for name, path in ((name, path) for name, paths in dirs.items() for path in paths):
         if not tf.io.gfile.isdir(path):
             raise UserError(f"{command}: {name}: there is no folder '{path}'")
     seqio.add_global_cache_dirs(dirs.get(names[0], []))
-    if names[1] in given:
-        seqio.set_tfds_data_dir_override(given[names[1]])
-    return [f'{name}={value}' for name, value in given.items()], rest
+    if names[1] in set_flags:
+        seqio.set_tfds_data_dir_override(set_flags[names[1]])
+    return [f'{name}={value}' for name, value in set_flags.items()], remaining
 
 
 def configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
-    """The configurable `name` after the gin files and bindings are read."""
+    """Read gin files and bindings and return the configurable `name`.
+
+    Args:
+      name: a name of configurables.py.
+      files: gin files; later ones override earlier ones.
+      bindings: gin bindings, which override the files.
+      paths: folders to search for gin files, before the package's.
+
+    Raises:
+      UserError: an invalid file or binding, or one of `bindings` that nothing uses.
+    """
     import gin.config
 
-    theirs = _read(files, paths)
-    macros = set(_MACRO.findall(gin.config_str()))
+    t5x_values, user_texts = _read(files, paths)
+    file_macros, flag_macros = set(_MACRO.findall(gin.config_str())), set()
     for binding in bindings:
-        with _one_line(binding):
+        with _gin_errors(binding):
             gin.parse_config(old_names.translate(binding))
-        theirs |= _of_t5x(_MACRO.findall(binding))
-    if re.search(r'^(from|import) t5x\b', gin.config_str(), re.MULTILINE):
-        t5x_names.check(theirs)
-    used = set(re.findall(r'%(\w+)', gin.config_str()))
-    for macro in set(_MACRO.findall(gin.config_str())) - macros - used:  # gin would say nothing
-        near = difflib.get_close_matches(macro, sorted(macros | used), n=3, cutoff=0.4)
-        nearest = f'nearest: {", ".join(near) or "none"} ({t5x_names.PAGE})'
-        raise UserError(f"gin: nothing reads a macro called '{macro}'; {nearest}")
-    with _one_line():
-        gin.bind_parameter('perl_jax.runs.RunConfig.config_text', operative)  # asked once all is set
+        flag_macros |= set(_MACRO.findall(binding))
+    macros.check(gin.config_str(), file_macros, flag_macros, t5x_values | _t5x_values(flag_macros))
+    with _gin_errors():
+        gin.bind_parameter('perl_jax.runs.RunConfig.config_text', operative_config_text)  # called when complete
         gin.bind_parameter('perl_jax.runs.RunConfig.check_resume', _check_resume)
         gin.finalize()
+    file_names = [x for text in user_texts if name.startswith('train_') for x in settings(text)]
 
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        configurable = gin.get_configurable(name)
+        has_value = kwargs.keys() | gin.get_bindings(name, resolve_references=False)
+        parameters = list(inspect.signature(configurable).parameters.values())[len(args) :]
+        named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        missing = [p.name for p in parameters if p.default is p.empty and p.kind in named and p.name not in has_value]
+        if missing:  # gin itself would name those of positional parameters alone
+            raise UserError(f'gin: {name} lacks {", ".join(missing)}; is the recipe one for this command?')
+        supplied = {*kwargs, *list(inspect.signature(configurable).parameters)[: len(args)]}
+        unread.check(name, supplied, [x for binding in bindings for x in settings(binding)], file_names)
         try:
-            return gin.get_configurable(name)(*args, **kwargs)
+            return configurable(*args, **kwargs)
+        except SettingError as error:
+            shown_name = _name_of(error.setting, kwargs)
+            if error.problem.startswith(' = None: ') and shown_name.isupper():  # a macro that the recipe leaves open
+                raise UserError(f'{shown_name} is not given; add --gin.{shown_name}=VALUE') from error
+            raise UserError(f'{shown_name}{error.problem}') from error
         except TypeError as error:
-            if lacking := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', str(error)):
-                raise UserError(f'gin: {name} lacks {lacking[1]}; is the recipe one for this command?') from error
+            if match := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', str(error)):
+                raise UserError(f'gin: {name} lacks {match[1]}; is the recipe one for this command?') from error
             raise
 
-    return checked
+    return call
 
 
-def binding(name: str, files: list[str], paths: list[str]) -> Any:
-    """What gin files bind to 'configurable.parameter', made as it is for a run; None where they bind nothing."""
-    _read(files, paths)
-    import gin.config
+def _name_of(setting: str, arguments: Mapping[str, Any]) -> str:
+    """Return the name by which the user gave a setting 'Class.field': a flag, a macro, or that name."""
+    field = setting.rpartition('.')[2]
+    if field in arguments:
+        return f'--{field}'
+    values = settings(current_config_text())
+    names = {x for name, x in values.items() if isinstance(x, resume.Macro) and re.search(rf'\b{setting}$', name)}
+    return ' or '.join(sorted(names)) or setting
 
+
+def bindings(name: str, files: list[str], paths: list[str]) -> list[Any]:
+    """Return what each gin file binds to 'configurable.parameter', evaluated as in a run; None where unbound."""
     configurable, _, parameter = name.rpartition('.')
-    with _one_line():
-        return gin.get_bindings(configurable).get(parameter)
+    values = []
+    for file in files:
+        _read([file], paths)
+        import gin.config
+
+        with _gin_errors():
+            values.append(gin.get_bindings(configurable).get(parameter))
+    return values
 
 
 @contextlib.contextmanager
-def released() -> Iterator[None]:
-    """Leaves gin unlocked and empty and SeqIO's folders as they were, for who calls a command in their own process."""
+def restored_state() -> Iterator[None]:
+    """Clear and unlock gin and restore SeqIO's folders on exit, for callers that run commands in their own process."""
     seqio = sys.modules.get('seqio')
     dirs = [*seqio.utils.get_global_cache_dirs()] if seqio else []
     try:
@@ -136,20 +168,24 @@ def released() -> Iterator[None]:
             seqio.set_tfds_data_dir_override(None)
 
 
-def operative(vocabulary: str | None = None) -> str:
-    """What a run has used, as a gin file: its config.gin. `vocabulary` is what VOCABULARY came to be.
+def operative_config_text(vocabulary: str | None = None) -> str:
+    """Return the operative configuration of a run as gin text, for its config.gin.
 
-    What a macro made, gin notes under a scope of the macro's name, and that is the stronger one: where the file is
-    read, bindings of the plain name would change nothing. So that scope is left out, but where two use one name.
+    gin records the parameters of an object made by a macro under a scope with the macro's name. Scoped bindings take
+    precedence, so overrides by the plain name would have no effect when the file is read again. Therefore the scope is
+    removed, unless several scopes use one name.
+
+    Args:
+      vocabulary: the resolved path of the vocabulary, which replaces the value of VOCABULARY.
     """
     import gin.config
 
     for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items() if vocabulary else ():
         macro = (scope, selector) == ('VOCABULARY', 'gin.macro')
         key = 'value' if macro else 'vocabulary' if selector == 'perl_jax.data.DatasetConfig' else None
-        if key in values and isinstance(values[key], str | None):  # a path may hang on the folder it was typed in
+        if key in values and isinstance(values[key], str | None):  # a path may be relative to the working folder
             values[key] = vocabulary
-    _note_uncalled()
+    _record_uncalled_functions()
     text = gin.operative_config_str()
     scopes: dict[str, set[str]] = {}
     for scope, name in re.findall(rf'^(?:({"|".join(_MACRO.findall(text))})/)?([\w.]+)\.\w+ = ', text, re.MULTILINE):
@@ -161,25 +197,30 @@ def operative(vocabulary: str | None = None) -> str:
     return text
 
 
-def _note_uncalled() -> None:
-    """Have gin name what is bound of functions that are handed over, as shapings are: it notes them once called."""
+def _record_uncalled_functions() -> None:
+    """Add the bindings of function references (such as shapings) to gin's operative configuration.
+
+    gin records a function's parameters when it is called, and these functions have not been called yet.
+    """
     import gin.config
 
-    text, used = gin.operative_config_str(), gin.config._OPERATIVE_CONFIG
-    functions = [ref.rpartition('/')[::2] for ref in re.findall(r'@([\w./]+)(?![\w./(])', text)]
+    text, operative_config = gin.operative_config_str(), gin.config._OPERATIVE_CONFIG
+    references = [reference.rpartition('/')[::2] for reference in re.findall(r'@([\w./]+)(?![\w./(])', text)]
     for (scope, selector), values in gin.config._CONFIG.items():
-        if any(scope == s and f'.{selector}'.endswith(f'.{name}') for s, name in functions):
-            used.setdefault((scope, selector), dict(values))
+        if any(
+            scope == reference_scope and f'.{selector}'.endswith(f'.{name}') for reference_scope, name in references
+        ):
+            operative_config.setdefault((scope, selector), dict(values))
     text = gin.operative_config_str()
-    for macro in set(re.findall(r'%(\w+)', text)):  # that they are bound to; others are constants
+    for macro in set(re.findall(r'%(\w+)', text)):  # macros in those bindings; other names are gin constants
         if (key := (macro, 'gin.macro')) in gin.config._CONFIG:
-            used.setdefault(key, dict(gin.config._CONFIG[key]))
+            operative_config.setdefault(key, dict(gin.config._CONFIG[key]))
 
 
 def settings(text: str) -> dict[str, Any]:
-    """What a gin file such as a run's config.gin binds: {'SCOPE/CONFIGURABLE.PARAMETER' or 'MACRO': value}.
+    """Parse the bindings of gin text, such as a config.gin: {'SCOPE/CONFIGURABLE.PARAMETER' or 'MACRO': value}.
 
-    References to configurables are the text that stands there, those to macros a resume.Macro.
+    References to configurables become their text, references to macros a resume.Macro.
     """
     from gin import config_parser
 
@@ -190,106 +231,120 @@ def settings(text: str) -> dict[str, Any]:
         def macro(self, name: str) -> resume.Macro:
             return resume.Macro(name)
 
-    bound = {}
+    bindings = {}
     for line in config_parser.ConfigParser(old_names.translate(text), Text()):
         if isinstance(line, config_parser.BindingStatement):
             name = f'{line.selector}.{line.arg_name}' if line.arg_name else line.selector
-            bound[f'{line.scope}/{name}' if line.scope else name] = line.value
-    return bound
+            bindings[f'{line.scope}/{name}' if line.scope else name] = line.value
+    return bindings
 
 
-def _check_resume(before: str, after: str) -> list[str]:
-    return resume.check(settings(before), settings(after))
+def _check_resume(before: str, after: str) -> dict[str, str]:
+    return resume.check(settings(before), settings(after), configurables.default)
 
 
-def _read(files: list[str], paths: list[str]) -> dict[str, Any]:
-    """gin's configuration is what these files say; gives what they say of T5X's settings without effect."""
+def _read(files: list[str], paths: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Load these files into gin.
+
+    Returns:
+      The values they give to T5X settings that have no effect here; the texts of those that are neither ours nor T5X's.
+    """
     load_tensorflow()
     import gin.config
 
     configurables.register()
-    gin.clear_config()  # of an earlier call in this process
-    here = os.path.dirname(perl_jax.__file__)
-    t5x = importlib.util.find_spec('t5x')  # its gin files include each other from where it is installed
-    installed = [os.path.dirname(path) for path in (t5x and t5x.submodule_search_locations) or ()]
-    gin.config._LOCATION_PREFIXES[:] = ['', *paths, here, os.path.join(here, 'gin'), *installed]  # gin can only add
-    # Files alone: gin's other reader takes a folder runs/ here for a Python package where a file includes runs/sft.gin.
-    readers: list[Any] = [(_local, os.path.isfile), (_in_bucket, lambda path: '://' in path)]
+    gin.clear_config()  # an earlier call in this process may have left bindings
+    package_dir = os.path.dirname(perl_jax.__file__)
+    t5x = importlib.util.find_spec('t5x')  # its gin files include each other relative to its installation
+    t5x_dirs = [os.path.dirname(path) for path in (t5x and t5x.submodule_search_locations) or ()]
+    prefixes = ['', *paths, package_dir, os.path.join(package_dir, 'gin'), *t5x_dirs]
+    gin.config._LOCATION_PREFIXES[:] = prefixes  # gin's public function only appends
+    # No package reader: where a file includes runs/sft.gin, it would take a user's folder runs/ for a Python package.
+    user_texts: list[str] = []
+
+    def open_local(path: str) -> Any:
+        with open(path) as file:
+            text = _Text(path, file.read())
+        user_texts.extend([] if path.startswith((package_dir, *t5x_dirs)) else [text.getvalue()])
+        return text
+
+    readers: list[Any] = [(open_local, os.path.isfile), (_open_remote, lambda path: '://' in path)]
     gin.config._FILE_READERS[:] = readers
-    theirs: dict[str, Any] = {}
+    t5x_values: dict[str, Any] = {}
     for file in files:
-        with _one_line():
+        with _gin_errors():
             gin.parse_config_files_and_bindings([file], [], finalize_config=False)
-        if not file.endswith(('models/from_t5x.gin', 'models/t5x_network.gin')):  # which turns off what it must
-            theirs |= _of_t5x(t5x_names.MACROS)
-    return theirs
+        if not file.endswith(('models/from_t5x.gin', 'models/t5x_network.gin')):  # these set such values on purpose
+            t5x_values |= _t5x_values(t5x_names.MACROS)
+    return t5x_values, user_texts
 
 
-def _of_t5x(macros: Iterable[str]) -> dict[str, Any]:
-    """Which of T5X's settings without effect have a value among these macros."""
+def _t5x_values(names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of those macros that are T5X settings without effect here."""
     import gin.config
 
-    values = {name: gin.config._CONFIG.get((name, 'gin.macro'), {}) for name in macros if name in t5x_names.MACROS}
+    values = {name: gin.config._CONFIG.get((name, 'gin.macro'), {}) for name in names if name in t5x_names.MACROS}
     return {name: x['value'] for name, x in values.items() if isinstance(x.get('value', ()), str | int | float | None)}
 
 
 def phase(files: list[str], paths: list[str]) -> str:
-    """Which run these gin files are of: sft, reward or policy."""
+    """Return the phase that these gin files configure: sft, reward or policy."""
     _read(files, paths)
     for name in 'sft', 'reward', 'policy':
-        if f'train_{name}.train.' in text():
+        if f'train_{name}.train.' in current_config_text():
             return name
-    raise UserError(f"gin: '{files[0]}' is no recipe of sft, reward or policy")
+    raise UserError(f"gin: '{files[0]}' is not a recipe of sft, reward or policy")
 
 
 _MACRO = re.compile(r'^(\w+) = ', re.MULTILINE)
 
 
-def _local(path: str) -> Any:
-    with open(path) as file:
-        return _Text(path, file.read())
-
-
-def _in_bucket(path: str) -> Any:
+def _open_remote(path: str) -> Any:
     from etils import epath
 
     return _Text(path, epath.Path(path).read_text())
 
 
 class _Text(io.StringIO):
-    """A gin file in today's names; gin's messages give its `name`."""
+    """A gin file with old names translated; gin's error messages use its `name`."""
 
     def __init__(self, path: str, text: str) -> None:
         super().__init__(old_names.translate(text))
         self.name = path
 
 
-def text() -> str:
-    """The bindings that were read, as a gin file."""
+def current_config_text() -> str:
+    """Return the current bindings as gin text."""
     import gin.config
 
     return gin.config_str()
 
 
 def load_tensorflow() -> None:
-    """Every command but report and average needs it, and its import writes to stderr whatever its log level."""
+    """Import TensorFlow with stderr silenced, since the import writes to it at any log level."""
     with silenced():
         import tensorflow  # noqa: F401
 
 
 @contextlib.contextmanager
-def _one_line(binding: str | None = None) -> Iterator[None]:
-    """What gin says of its files, or of one binding, as a UserError."""
+def _gin_errors(binding: str | None = None) -> Iterator[None]:
+    """Convert gin's errors about its files, or about one binding, into a UserError."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, OSError, SyntaxError, NameError, ImportError, AttributeError) as error:
+    except SystemExit as error:
+        raise UserError(f'gin: an imported module ended the program ({error.code!r}); mend that module') from error
+    except _GIN_ERRORS as error:
         text = ' '.join(str(error).split())
         if macro := re.match(r"(?:No bindings specified for ')?([\w.]+)/(?:gin\.)?macro", text):
-            text = f'{macro[1]} is not given; add --gin.{macro[1]}=VALUE'
+            example = '--gin_file=models/from_hf.gin, or another of models/' if macro[1] == 'NETWORK' else ''
+            text = f'{macro[1]} is not given; add {example or f"--gin.{macro[1]}=VALUE"}'
         elif 'Unable to open file' in text or 'No such file' in text:
             text += ' Recipes are named like recipes/toy_sft.gin'
-        elif 'No configurable matching' in text or 'train_script' in text:
-            text += f' {t5x_names.PAGE}'
-        elif isinstance(error, SyntaxError) and binding:
+        elif unknown := re.match(r"No configurable matching (?:reference )?'@?([\w.]+)", text):
+            remedy = "correct it, or import its module in a gin file, below 'from __gin__ import dynamic_registration'"
+            text += f'; {t5x_names.PAGE if t5x_names.is_configurable(unknown[1]) else remedy}'
+        elif 'train_script' in text:
+            text += f'; {t5x_names.PAGE}'
+        elif isinstance(error, _UNREADABLE) and binding:
             text = f"cannot read the value in '{binding}'; strings need inner quotes: --gin.NAME=\"'text'\""
         raise UserError(f'gin: {text}') from error

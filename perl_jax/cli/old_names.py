@@ -1,4 +1,4 @@
-"""Bindings of older versions, translated: a config.gin that was written then still says what it said.
+"""Translates gin bindings of older versions, so that old config.gin files keep their meaning.
 
     train_policy.train.sampling = %SAMPLING    ->    Objective.sampling = %SAMPLING
     decoder.DecoderConfig.scan_layers = True      ->    (nothing)
@@ -13,7 +13,7 @@ import re
 _TUNING = {name: f'Tuning.{name}' for name in ('spec', 'optimizer', 'schedule', 'num_microbatches')}
 _OBJECTIVE = ('sampling', 'algorithm', 'kl', 'shaping', 'entropy_bonus', 'anchor_ema')
 
-# Parameters of the three trainings until version 0.1, and what they are now.
+# Parameters of the three trainings up to version 0.1, and their current names.
 PARAMETERS = {
     'train_sft.train': _TUNING
     | {
@@ -32,8 +32,8 @@ PARAMETERS = {
         'shared_base': 'BaseConfig.shared',
     },
 }
-# What a training is given in their place.
-GIVEN = {
+# The arguments of the trainings that replaced them.
+ARGUMENTS = {
     'train_sft.train': {'answers': '@evaluate.Answers()', 'tuning': '@tuning.Tuning()'},
     'train_reward.train': {'tuning': '@tuning.Tuning()'},
     'train_policy.train': {
@@ -42,49 +42,49 @@ GIVEN = {
         'tuning': '@tuning.Tuning()',
     },
 }
-VALUE = 'Objective.value = @value/tuning.Tuning()'
-# Of DecoderConfig: what is always so today, and why another value needs no translation.
-SETTLED = {'scan_layers': ('True', 'layers are always in one loop, and compute the same')}
+VALUE_BINDING = 'Objective.value = @value/tuning.Tuning()'
+# Removed parameters of DecoderConfig: the value that is now fixed, and why other values can be ignored.
+REMOVED = {'scan_layers': ('True', 'layers are always in one loop, and compute the same')}
 _HEADER = r'train_(?:sft|reward|policy)\.train|(?:[\w./]*[./])?DecoderConfig'
 _BLOCK = re.compile(rf'^({_HEADER}):[ \t]*\n((?:[ \t]+\S[^\n]*\n?|[ \t]*\n)+)', re.MULTILINE)
 _BINDING = re.compile(r'^([ \t]*)(?:perl_jax\.)?(train_(?:sft|reward|policy)\.train)\.(\w+)(?=\s*=)', re.MULTILINE)
-_SETTLED = re.compile(
-    rf'^(?:[\w./]*[./])?DecoderConfig\.({"|".join(SETTLED)})[ \t]*=[ \t]*([^#\n]*)[^\n]*', re.MULTILINE
+_REMOVED = re.compile(
+    rf'^(?:[\w./]*[./])?DecoderConfig\.({"|".join(REMOVED)})[ \t]*=[ \t]*([^#\n]*)[^\n]*', re.MULTILINE
 )
 
 
 def translate(text: str) -> str:
-    """The text of a gin file in today's names; each line stays where it is, and what is added stands at the end."""
-    text = _SETTLED.sub(_settled, _BLOCK.sub(_flat, text))
+    """Translate the text of a gin file to current names; lines keep their numbers, additions go to the end."""
+    text = _REMOVED.sub(_removed, _BLOCK.sub(_flatten, text))
     trainings = {training for _, training, name in _BINDING.findall(text) if name in PARAMETERS[training]}
     if not trainings:
         return text
     text = _BINDING.sub(lambda m: m[1] + PARAMETERS[m[2]].get(m[3], f'{m[2]}.{m[3]}'), text)
-    given = [(training, *item) for training in sorted(trainings) for item in GIVEN[training].items()]
-    added = [f'{training}.{name} = {value}' for training, name, value in given]
+    arguments = [(training, *item) for training in sorted(trainings) for item in ARGUMENTS[training].items()]
+    new_lines = [f'{training}.{name} = {value}' for training, name, value in arguments]
     if 'train_policy.train' in trainings:
-        added.append(VALUE)
-    return '\n'.join([text.rstrip('\n'), *added, ''])
+        new_lines.append(VALUE_BINDING)
+    return '\n'.join([text.rstrip('\n'), *new_lines, ''])
 
 
-def _flat(block: re.Match[str]) -> str:
-    """A block that binds an older parameter, as bindings of one line each."""
+def _flatten(block: re.Match[str]) -> str:
+    """Rewrite a block that binds an old parameter as bindings of one line each."""
     name, body = block[1], block[2]
     indent = body[: len(body) - len(body.lstrip(' \t'))]
     names = re.findall(rf'^{indent}(\w+)\s*=', body, re.MULTILINE)
-    if not PARAMETERS.get(name, SETTLED).keys() & set(names):
+    if not PARAMETERS.get(name, REMOVED).keys() & set(names):
         return block[0]
     return '\n' + re.sub(rf'^{indent}(?=\w+\s*=)', f'{name}.', body, flags=re.MULTILINE)
 
 
-def _settled(binding: re.Match[str]) -> str:
-    """Nothing in the place of a setting that is always so; of another value a line is said."""
-    if (value := binding[2].strip()) != SETTLED[binding[1]][0]:
-        _say(binding[1], value)
+def _removed(binding: re.Match[str]) -> str:
+    """Delete a removed setting; logs a line if its value was not the one that is now fixed."""
+    if (value := binding[2].strip()) != REMOVED[binding[1]][0]:
+        _log_ignored_setting(binding[1], value)
     return ''
 
 
 @functools.cache
-def _say(name: str, value: str) -> None:
-    why = SETTLED[name][1]
-    logging.getLogger('perl_jax').info(f'DecoderConfig.{name} = {value} has no effect any more: {why}; take it out')
+def _log_ignored_setting(name: str, value: str) -> None:
+    reason = REMOVED[name][1]
+    logging.getLogger('perl_jax').info(f'DecoderConfig.{name} = {value} has no effect any more: {reason}; remove it')

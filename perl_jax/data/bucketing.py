@@ -1,15 +1,16 @@
-"""Batches of rows that are about equally long, and no wider than those need: less padding, the same gradients.
+"""Batches of rows of similar lengths, no wider than their longest rows: less padding, the same gradients.
 
     4 batches of 2, lengths of their rows      9 2   7 3   8 8   2 1     as drawn
-    sorted and dealt out                       1 2   2 3   7 8   8 9
+    sorted and split again                     1 2   2 3   7 8   8 9
     in shuffled order, of widths 5 or 10       8 7   1 2   8 9   3 2
 
-What stands at the padding changes nothing (tests/test_decoder.py), so a batch's gradients are those at full width.
-But rows stand in other batches. A loss that takes each row by itself does not mind, such as a reward's. A mean over a
-batch's tokens does: those of the first row of 2 would count 1/3 among their like, and count 1/11 beside a 9. So SFT
-divides by the tokens of the batch that a row was drawn in (`Stream.tokens_as_drawn`). Then the gradients of the batches
-that are dealt out together add up to those of the batches as drawn, at the same weights of the model: exactly, at any
-batch size, and so in expectation. What looks over a batch in other ways (PPO whitens) gets its batches as drawn.
+Padding changes no result (tests/test_decoder.py), so a batch has the same gradients at any width. But sorting moves
+rows to other batches. That does not affect a loss that treats each row separately, such as a reward's. It does affect a
+mean over the tokens of a batch: a token of the first row of length 2 would weigh 1/3 beside a row of length 1, and 1/11
+beside one of length 9, as drawn. So SFT divides by the number of tokens in the batch that a row was drawn in
+(`Stream.tokens_as_drawn`). The gradients of the batches that were sorted together then add up to exactly those of the
+batches as drawn, at the same model weights and any batch size. Algorithms with other statistics over a batch (PPO
+whitens advantages) get their batches as drawn.
 """
 
 from __future__ import annotations
@@ -20,55 +21,65 @@ from typing import Any
 
 import numpy as np
 
-WINDOW = 16  # batches that are sorted together: enough for rows of like length, far less than an epoch
+WINDOW = 16  # batches that are sorted together: enough rows to find similar lengths, far fewer than an epoch
 
 
-def level(longest: Any, full: int, buckets: int) -> Any:
-    """Which of `buckets` widths, equally far apart up to `full`, is the least that holds `longest`: 1 or more."""
-    return np.maximum(1, -(-longest // -(-full // buckets)))
+def bucket_level(length: Any, full_width: int, buckets: int) -> Any:
+    """Returns the index, from 1, of the smallest of `buckets` equally spaced widths that holds `length` tokens."""
+    return np.maximum(1, -(-length // -(-full_width // buckets)))
 
 
-def widths(level: int, full: Mapping[str, int], buckets: int) -> dict[str, int]:
-    """The widths of a level, of inputs and targets: one level for both, so that few shapes come up (`most_shapes`)."""
-    return {name: min(each, level * -(-each // buckets)) for name, each in full.items()}
+def widths(level: int, full_widths: Mapping[str, int], buckets: int) -> dict[str, int]:
+    """Returns the widths of inputs and targets at a level.
+
+    Both use one level, which limits the number of shapes (`max_shapes`).
+    """
+    return {name: min(width, level * -(-width // buckets)) for name, width in full_widths.items()}
 
 
-def most_shapes(buckets: int, phase: str) -> int:
-    """How many shapes the batches of a run have at most.
+def max_shapes(buckets: int, phase: str) -> int:
+    """Returns an upper bound on the number of batch shapes of a run, each of which compiles a program.
 
-    At level m of the widths 1 to m of m parts are real. A policy's answers come after their prompts are cut: of these,
-    whatever their level, 1 to `buckets` parts are real.
+    At level m the share of real tokens is 1/m to m/m. A policy's answers are sampled after their prompts are truncated:
+    at every level their share of real tokens is 1/`buckets` to 1.
     """
     return buckets**2 if phase == 'policy' else buckets * (buckets + 1) // 2
 
 
-def announce(buckets: int, phase: str) -> None:
-    """Say ahead how many shapes will be compiled at most."""
+def log_shape_limit(buckets: int, phase: str) -> None:
+    """Log the upper bound on the number of compiled shapes before the run begins."""
     if buckets > 1:
-        most = most_shapes(buckets, phase)
-        logging.getLogger('perl_jax').info(f'LENGTH_BUCKETS = {buckets}: at most {most} shapes of a batch are compiled')
+        shape_limit = max_shapes(buckets, phase)
+        text = f'LENGTH_BUCKETS = {buckets}: at most {shape_limit} shapes of a batch are compiled'
+        logging.getLogger('perl_jax').info(text)
 
 
-def deal(
-    longest: Mapping[str, np.ndarray], full: int, buckets: int, batch_size: int, rng: np.random.Generator
+def batched_order(
+    row_lengths: Mapping[str, np.ndarray], prompt_width: int, buckets: int, batch_size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """In which order batches shall take these rows, int [n]: by the width of the prompt, then the longest response.
+    """Returns the order in which batches take a window of rows, int [n]: similar lengths share a batch.
 
-    `longest` is of the rows, {'inputs': [n], 'targets': [n]}; `full` of the prompts.
+    Rows are sorted by the bucket of their prompt, then by their longest response; the batches are shuffled.
+
+    Args:
+      row_lengths: token counts of the rows (the function below), {'inputs': [n], 'targets': [n]}.
+      prompt_width: P, the width of prompts that are not truncated.
     """
-    last = longest.get('targets', longest['inputs'])
-    order = np.lexsort([last, level(longest['inputs'], full, buckets)])  # the last key counts first
+    response_lengths = row_lengths.get('targets', row_lengths['inputs'])
+    prompt_levels = bucket_level(row_lengths['inputs'], prompt_width, buckets)
+    order = np.lexsort([response_lengths, prompt_levels])  # the last key is the primary one
     batches = rng.permutation(order.reshape(-1, batch_size))
-    return rng.permuted(batches, axis=1).ravel()  # no data partition has the longest rows of each batch
+    return rng.permuted(batches, axis=1).ravel()  # so that no data partition always gets the longest rows
 
 
-def longest(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The real tokens of each row, of its longest response: {'inputs': [N], 'targets': [N]}; masks are [N, (K,) T]."""
+def row_lengths(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tokens in each row's prompt and longest response, {'inputs': [N], 'targets': [N]}."""
+    # Masks are [N, T], or [N, K, T] for responses.
     counts = {name: arrays[f'{name}_mask'].sum(-1) for name in ('inputs', 'targets') if f'{name}_mask' in arrays}
     return {name: count.reshape(len(count), -1).max(-1) for name, count in counts.items()}
 
 
-def cut(batch: Any, widths: Mapping[str, int]) -> Any:
-    """A batch (types.py) with its tokens and masks [..., T] cut to the widths of their kind."""
+def truncate(batch: Any, widths: Mapping[str, int]) -> Any:
+    """Returns a batch (types.py) whose tokens and masks [..., T] are truncated to the widths of inputs and targets."""
     fields = {name: getattr(batch, name) for kind in widths for name in (kind, f'{kind}_mask')}
     return batch.replace(**{name: x[..., : widths[name.removesuffix('_mask')]] for name, x in fields.items()})

@@ -1,7 +1,8 @@
 """SeqIO feature converters: from a task's token features to the arrays of one row of a batch (types.py).
 
-Each turns ragged 1-D features into fixed shapes, padded on the right, with masks that say what is real. The worked
-examples use P = inputs 4 and R = targets 3; 1 is the EOS. This module imports seqio: only datasets.py imports it, late.
+Each turns ragged 1-D features into fixed shapes, padded on the right, with masks that are true at real tokens. The
+worked examples use P = inputs 4 and R = targets 3; 1 is the EOS. This module imports seqio, which takes seconds:
+datasets.py imports it where it is used.
 """
 
 from __future__ import annotations
@@ -12,16 +13,39 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-Spec = seqio.FeatureConverter.FeatureSpec
+from perl_jax.errors import UserError
+
+FeatureSpec = seqio.FeatureConverter.FeatureSpec
 Features = Mapping[str, tf.Tensor]
 
 
-_TOKENS = Spec(tf.int32)
-_PROMPT = {'inputs': _TOKENS, 'inputs_mask': Spec(tf.bool)}
+_TOKENS = FeatureSpec(tf.int32)
+_PROMPT = {'inputs': _TOKENS, 'inputs_mask': FeatureSpec(tf.bool)}
 _RESPONSES = {
-    'targets': Spec(tf.int32, rank=2, sequence_dim=1),
-    'targets_mask': Spec(tf.bool, rank=2, sequence_dim=1),
+    'targets': FeatureSpec(tf.int32, rank=2, sequence_dim=1),
+    'targets_mask': FeatureSpec(tf.bool, rank=2, sequence_dim=1),
 }
+
+
+def with_dtypes(ds: tf.data.Dataset, task_features: Mapping[str, FeatureSpec], task_name: str) -> Any:
+    """Returns a task's rows, a tf.data.Dataset, with the features of a converter in its types: TFDS has int64.
+
+    Args:
+      ds: the rows.
+      task_features: TASK_FEATURES of the converter.
+      task_name: for messages.
+
+    Raises:
+      UserError: tokens that are not integers, or a label that is no number.
+    """
+    element_spec: Any = ds.element_spec
+    for name, spec in task_features.items():
+        dtype = element_spec[name].dtype
+        if not (dtype.is_integer or (spec.dtype.is_floating and (dtype.is_floating or dtype.is_bool))):
+            kind = 'numbers' if spec.dtype.is_floating else 'integers'
+            raise UserError(f"task '{task_name}': feature '{name}' is {dtype.name}; give {kind}, as {spec.dtype.name}")
+    cast: Any = lambda row: row | {name: tf.cast(row[name], spec.dtype) for name, spec in task_features.items()}  # noqa: E731
+    return ds.map(cast, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _pad(x: tf.Tensor, length: int) -> tf.Tensor:
@@ -29,7 +53,7 @@ def _pad(x: tf.Tensor, length: int) -> tf.Tensor:
 
 
 class _Converter(seqio.FeatureConverter):
-    """`RESPONSES` names the features that become the K rows of `targets`, in this order."""
+    """Base class. `RESPONSES` lists the features that become the K rows of `targets`, in order."""
 
     RESPONSES: tuple[str, ...] = ()
     PACKING_FEATURE_DTYPES: Any = None  # nothing is packed
@@ -86,13 +110,13 @@ class PairsFeatureConverter(_Converter):
 class WeightedPairsFeatureConverter(PairsFeatureConverter):
     """As above, weight 0.5  ->  weights 0.5, where rows have one; see pair_weights.py"""
 
-    TASK_FEATURES = {**PairsFeatureConverter.TASK_FEATURES, 'weight': Spec(tf.float32, rank=0)}
-    MODEL_FEATURES = {**PairsFeatureConverter.MODEL_FEATURES, 'weights': Spec(tf.float32, rank=0)}
+    TASK_FEATURES = {**PairsFeatureConverter.TASK_FEATURES, 'weight': FeatureSpec(tf.float32, rank=0)}
+    MODEL_FEATURES = {**PairsFeatureConverter.MODEL_FEATURES, 'weights': FeatureSpec(tf.float32, rank=0)}
 
 
 class ThumbsFeatureConverter(_Converter):
     """inputs [7, 8], targets [5, 1], label 1.0  ->  targets [[5, 1, 0]], labels [1.0]"""
 
     RESPONSES = ('targets',)
-    TASK_FEATURES = {'inputs': _TOKENS, 'targets': _TOKENS, 'label': Spec(tf.float32, rank=0)}
-    MODEL_FEATURES = _PROMPT | _RESPONSES | {'labels': Spec(tf.float32)}
+    TASK_FEATURES = {'inputs': _TOKENS, 'targets': _TOKENS, 'label': FeatureSpec(tf.float32, rank=0)}
+    MODEL_FEATURES = _PROMPT | _RESPONSES | {'labels': FeatureSpec(tf.float32)}

@@ -1,4 +1,4 @@
-"""A SeqIO task's rows as SeqIO gives them: made now or from a cache that it wrote, of a split or a slice of one.
+"""Rows of a SeqIO task as SeqIO yields them, computed or from SeqIO's cache, of a split or a slice of one.
 
 SeqIO and TensorFlow are imported on first use.
 """
@@ -7,86 +7,91 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 import inspect
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perl_jax import json_files
+from perl_jax.data.user_code import fingerprints, task_errors
 from perl_jax.errors import UserError
 from perl_jax.tokenizers.chat import unmarked
 
-SEED = 0  # of preprocessors that draw: a restart has to see the same rows
+SEED = 0  # of random preprocessors: a restarted run has to read the same rows
 
 
 class _Lengths(dict):
-    """TASK_FEATURE_LENGTHS as a preprocessor is given them."""
+    """TASK_FEATURE_LENGTHS as preprocessors receive it; a missing key is a UserError."""
 
     def __missing__(self, key: str) -> int:
-        raise UserError(f"TASK_FEATURE_LENGTHS = {dict(self)} has no '{key}', which a preprocessor asks for")
+        raise UserError(f"TASK_FEATURE_LENGTHS = {dict(self)} has no '{key}', which a preprocessor reads")
 
 
 def find(name: str) -> Any:
-    """The registered task or mixture; an unknown name is answered with the nearest ones."""
+    """Returns the registered task or mixture.
+
+    Raises:
+      UserError: it is not registered; the message lists similar names.
+    """
     import seqio
 
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or sorted(known)[:8]
+        suggestions = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or sorted(known)[:8]
         raise UserError(
-            f"no task or mixture is called '{name}'; nearest: {', '.join(near) or 'none is registered'} "
+            f"no task or mixture is called '{name}'; nearest: {', '.join(suggestions) or 'none is registered'} "
             '(is its module imported: `import MODULE` in a gin file, or --module=MODULE of inspect?)'
         )
     return seqio.get_mixture_or_task(name)
 
 
 def members(provider: Any) -> list[Any]:
-    """The tasks of a mixture; of a task, itself."""
+    """Returns the tasks of a mixture, or a task as the only one."""
     import seqio
 
     return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
 
 
 def rows(task: Any, split: str, lengths: Mapping[str, int], use_cached: bool = False) -> Any:
-    """The preprocessed examples of a split, in the source's order, as a tf.data.Dataset; none is trimmed.
+    """Returns the preprocessed examples of a split, in the source's order, untrimmed, as a tf.data.Dataset.
 
     Args:
-      lengths: what preprocessors get as `sequence_length`.
+      task: a SeqIO task.
+      split: its name, or a slice of one for TFDS's sources.
+      lengths: what preprocessors receive as `sequence_length`.
       use_cached: read what SeqIO's `seqio_cache_tasks` wrote, where the task has a CacheDatasetPlaceholder.
 
     Raises:
-      UserError: no such split or cache, a task that is for a cache alone, or one whose preprocessors SeqIO refuses.
+      UserError: no such split or cache, a task that can only be read from a cache, or preprocessors that SeqIO rejects
+        or that fail.
     """
-    cached = _from_cache(task, use_cached)
-    if not has_split(task, split, cached):
-        raise UserError(_no_split(task, split, cached))
-    try:
-        return _unmarked(_seeded(task), cached).get_dataset(
-            _Lengths(lengths), split, use_cached=cached, shuffle=False, seed=SEED, num_epochs=1,
+    from_cache = _reads_cache(task, use_cached)
+    if not has_split(task, split, from_cache):
+        raise UserError(_no_split(task, split, from_cache))
+    with task_errors.converted(task.name, split):
+        return _unmarked(_seeded(task), from_cache).get_dataset(
+            _Lengths(lengths), split, use_cached=from_cache, shuffle=False, seed=SEED, num_epochs=1,
             trim_output_features=False,
         )  # fmt: skip
-    except (ValueError, AssertionError) as error:  # what SeqIO says of a task; TFDS of a data set it cannot find
-        raise UserError(f"task '{task.name}': {' '.join(str(error).split())}") from error
 
 
-def with_split(tasks: Sequence[Any], split: str, use_cached: bool = False) -> list[Any]:
-    """Those tasks that have the split, as SeqIO's mixtures take them; the others are named.
+def tasks_with_split(tasks: Sequence[Any], split: str, use_cached: bool = False) -> list[Any]:
+    """Returns the tasks that have the split, as SeqIO's mixtures do; a warning names the others.
 
     Raises:
-      UserError: none has it.
+      UserError: no task has it.
     """
-    having = [task for task in tasks if has_split(task, split, _from_cache(task, use_cached))]
-    if not having:
-        raise UserError(_no_split(tasks[0], split, _from_cache(tasks[0], use_cached)))
-    if without := [task.name for task in tasks if task not in having]:
-        logging.getLogger('perl_jax').warning(f"skipped, having no split '{split}': {', '.join(without)}")
-    return having
+    selected = [task for task in tasks if has_split(task, split, _reads_cache(task, use_cached))]
+    if not selected:
+        raise UserError(_no_split(tasks[0], split, _reads_cache(tasks[0], use_cached)))
+    if skipped := [task.name for task in tasks if task not in selected]:
+        logging.getLogger('perl_jax').warning(f"tasks without a split '{split}' are skipped: {', '.join(skipped)}")
+    return selected
 
 
 def has_split(task: Any, split: str, cached: bool = False) -> bool:
-    """Whether a task can be asked for it. Sources of TFDS can for 'train[:90%]' and 'train+test' too."""
+    """Returns whether a task has a split. Sources of TFDS also accept 'train[:90%]' and 'train+test'."""
     import seqio
     import tensorflow as tf
 
@@ -94,7 +99,7 @@ def has_split(task: Any, split: str, cached: bool = False) -> bool:
         return tf.io.gfile.exists(seqio.utils.get_cached_info_path(task.cache_dir, split))
     if split in _splits(task):
         return True
-    # With splits of its own (`splits=`) a source knows those names alone, and SeqIO no slices of them.
+    # A source that was given `splits=` has only those names, and SeqIO cannot slice them.
     if not isinstance(task.source, seqio.TfdsDataSource) or task.source._splits:
         return False
     try:
@@ -104,27 +109,54 @@ def has_split(task: Any, split: str, cached: bool = False) -> bool:
 
 
 def identity(task: Any) -> dict[str, Any]:
-    """What tells one reading of a task from another, as far as it can be seen without its data."""
+    """Returns what distinguishes one way of reading a task from another, without reading its data.
+
+    Raises:
+      UserError: a preprocessor holds a value that cannot be told from another.
+    """
     import seqio
 
     features = {k: [f.add_eos, f.dtype.name, f.rank] for k, f in task.output_features.items()}
-    words = task.output_features['inputs'].vocabulary
-    some = [words.decode([i]) for i in range(0, words.vocab_size, 1 + words.vocab_size // 256)]
-    sizes = [type(words).__name__, words.vocab_size, words.encode('The quick brown fox: é, 3.14!')]
-    steps = [seqio.utils.function_name(step) for step in task.preprocessors]
-    seen = hashlib.sha256(json.dumps([some, sizes]).encode()).hexdigest()
-    return {'task': task.name, 'features': features, 'preprocessors': steps, 'vocabulary': seen}
+    vocabulary = fingerprints.of_vocabulary(task.output_features['inputs'].vocabulary)
+    preprocessors = []
+    for step in task.preprocessors:
+        name = seqio.utils.function_name(step)
+        try:
+            preprocessors.append(f'{name} {fingerprints.fingerprint(step)}')
+        except (fingerprints.OpaqueError, RecursionError) as error:
+            raise UserError(
+                f"TOKENS_DIR: task '{task.name}': the preprocessor {name} holds {error}, so files of its rows could "
+                'not be told from those of another; give its class __getstate__, or set TOKENS_DIR = None'
+            ) from error
+    return {'task': task.name, 'features': features, 'preprocessors': preprocessors, 'vocabulary': vocabulary}
+
+
+def rate(provider: Any, task: Any) -> float:
+    """The rate of a mixture's member; SeqIO computes some from numbers that not every task has."""
+    try:
+        return float(provider.get_rate(task))
+    except (TypeError, ValueError, AssertionError, OSError) as error:
+        raise UserError(
+            f"mixture '{provider.name}': no rate of '{task.name}' can be computed ({' '.join(str(error).split())}); "
+            'give its source num_input_examples, cache the task, or give the mixture a number as its rate'
+        ) from error
 
 
 def check_text_cache(task: Any, split: str) -> None:
-    """Of a task that is read by another vocabulary than its own, the cache has to hold texts, and not yet tokens."""
+    """Check that the cache of a task holds texts: tokens would be those of the task's own vocabulary.
+
+    Raises:
+      UserError: it holds tokens.
+    """
     import seqio
     import tensorflow as tf
 
-    if not _from_cache(task, True):
+    if not _reads_cache(task, True):
         return
-    with tf.io.gfile.GFile(seqio.utils.get_cached_info_path(task.cache_dir, split)) as file:
-        dtype = json.load(file)['features'].get('inputs', {}).get('dtype')
+    path = seqio.utils.get_cached_info_path(task.cache_dir, split)
+    with tf.io.gfile.GFile(path) as file:
+        info = json_files.parse(file.read(), path, {'features': dict[str, dict[str, Any]]}, 'cache the task again')
+    dtype = info['features'].get('inputs', {}).get('dtype')
     if dtype in ('int32', 'int64'):
         raise UserError(
             f"the cache of task '{task.name}' holds tokens of the task's own vocabulary, and VOCABULARY is another: "
@@ -133,20 +165,20 @@ def check_text_cache(task: Any, split: str) -> None:
         )
 
 
-def _from_cache(task: Any, wanted: bool) -> bool:
-    """Whether to read the task from its cache."""
+def _reads_cache(task: Any, use_cached: bool) -> bool:
+    """Returns whether to read the task from its cache."""
     import seqio
 
-    if not wanted:
+    if not use_cached:
         if task.requires_caching:
             raise UserError(
-                f"task '{task.name}' is read from a cache alone (CacheDatasetPlaceholder(required=True)): set "
+                f"task '{task.name}' can only be read from a cache (CacheDatasetPlaceholder(required=True)): set "
                 'USE_CACHED_TASKS = True, and name its folder by --seqio_additional_cache_dirs'
             )
         return False
     if not task.supports_caching:
-        said = f"USE_CACHED_TASKS: task '{task.name}' has no CacheDatasetPlaceholder; its rows are made now"
-        logging.getLogger('perl_jax').warning(said)
+        message = f"USE_CACHED_TASKS: task '{task.name}' has no CacheDatasetPlaceholder; its rows are computed instead"
+        logging.getLogger('perl_jax').warning(message)
         return False
     if task.cache_dir is None:
         raise UserError(
@@ -157,7 +189,7 @@ def _from_cache(task: Any, wanted: bool) -> bool:
 
 
 def _seeded(task: Any) -> Any:
-    """The task, whose source can be given a seed: many a function of a FunctionDataSource takes none."""
+    """Returns the task with a source that accepts a seed: the functions of many FunctionDataSources take none."""
     function = getattr(task.source, '_dataset_fn', None)
     if function is None or 'seed' in inspect.signature(function).parameters:
         return task
@@ -167,20 +199,20 @@ def _seeded(task: Any) -> Any:
 
 
 def _unmarked(task: Any, cached: bool) -> Any:
-    """The task without marks in its raw texts, but where its source knows of them: tasks/registration.py."""
+    """Returns the task with marks removed from raw texts, unless its source handles them (tasks/registration.py)."""
     if getattr(task.source, 'reads_marks', False):
         return task
-    return task.replace(preprocessors=unmarked.steps(task.preprocessors, cached))
+    return task.replace(preprocessors=unmarked.cleaned_preprocessors(task.preprocessors, cached))
 
 
 def _splits(task: Any) -> Sequence[str]:
-    """The names of the task's splits; a source of TFDS looks them up."""
+    """Returns the names of the task's splits; a source of TFDS looks them up."""
     try:
         return list(task.splits)
     except (ValueError, AssertionError, OSError) as error:
         raise UserError(
             f"task '{task.name}': TFDS does not find it ({' '.join(str(error).split())[:200]}); "
-            'name the folder where it lies prepared by --tfds_data_dir'
+            'name the folder of the prepared data set by --tfds_data_dir'
         ) from error
 
 
@@ -189,9 +221,9 @@ def _no_split(task: Any, split: str, cached: bool) -> str:
 
     if cached:
         files = tf.io.gfile.glob(os.path.join(task.cache_dir, 'info.*.json'))
-        there = sorted(os.path.basename(file).split('.')[1] for file in files)
+        splits = sorted(os.path.basename(file).split('.')[1] for file in files)
     else:
-        there = sorted(_splits(task))
-    where = f"the cache of task '{task.name}'" if cached else f"task '{task.name}'"
-    without = '; a run without evaluation data: EVAL_DATASET = None' if split == 'validation' else ''
-    return f"{where} has no split '{split}'; it has {', '.join(there)}{without}"
+        splits = sorted(_splits(task))
+    place = f"the cache of task '{task.name}'" if cached else f"task '{task.name}'"
+    hint = '; a run without evaluation data: EVAL_DATASET = None' if split == 'validation' else ''
+    return f"{place} has no split '{split}'; it has {', '.join(splits)}{hint}"

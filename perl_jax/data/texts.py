@@ -1,4 +1,4 @@
-"""Texts that no task holds, as a data set: what somebody typed in, what a judge is asked."""
+"""Data sets from texts that no task holds: typed prompts, questions to a judge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perl_jax.data.datasets import Dataset
 from perl_jax.data.lexicon import bos_id, continuing, eos_ids
 from perl_jax.tokenizers.chat.controls import unmark
 
-Text = str | Sequence[int]  # or its tokens, which are taken as they are
+Text = str | Sequence[int]  # a text, or its tokens, which are used unchanged
 
 
 def dataset(
@@ -21,36 +21,40 @@ def dataset(
 
     Args:
       vocabulary: of `load_tokenizer`, or any of SeqIO.
-      prompts: N texts, read as a task's are: behind BOS if there is one. One given as tokens is taken as it is.
-      length: P in tokens, of a longer text the END is kept; None cuts none.
-      responses: K texts for each prompt, which then get an EOS; none by default.
+      prompts: N texts, tokenized as a task's are, with BOS if the vocabulary has one; or lists of tokens.
+      length: P in tokens, of a longer text the END is kept; None truncates none.
+      responses: K texts for each prompt, to which EOS is added; none by default.
 
     Returns:
-      A Dataset: `rows(index)` is a batch of these rows (Prompts, or with `responses` Responses, R being the longest's)
-      and their examples, which say the prompt as 'inputs_pretokenized'; `vocabulary` and `eos_ids`.
+      A Dataset: `rows(index)` returns a batch of these rows (Prompts, or with `responses` Responses, R being the length
+      of the longest) and their examples, whose 'inputs_pretokenized' is the prompt; `vocabulary` and `eos_ids`.
     """
     bos = bos_id(vocabulary)
-    head = [] if bos is None else [bos]
+    bos_tokens = [] if bos is None else [bos]
 
     def read(prompt: Text) -> list[int]:
         if not isinstance(prompt, str):
             return [*prompt]
-        ids = list(vocabulary.encode(prompt))
-        ids = ids[1:] if head and ids[:1] == head else ids  # a template may have put BOS there itself
-        return head + (ids if length is None else ids[-(length - len(head)) :])
+        token_ids = list(vocabulary.encode(prompt))
+        if bos_tokens and token_ids[:1] == bos_tokens:  # some templates add BOS themselves
+            token_ids = token_ids[1:]
+        return bos_tokens + (token_ids if length is None else token_ids[-(length - len(bos_tokens)) :])
 
-    ids = [read(prompt) for prompt in prompts]
-    arrays: dict[str, np.ndarray] = dict(zip(('inputs', 'inputs_mask'), _padded(ids, max(length or 1, *map(len, ids)))))
+    token_ids = [read(prompt) for prompt in prompts]
+    tokens, mask = _padded(token_ids, max(length or 1, *map(len, token_ids)))
+    arrays: dict[str, np.ndarray] = {'inputs': tokens, 'inputs_mask': mask}
     if responses:
-        words = continuing(vocabulary)
+        response_vocabulary = continuing(vocabulary)
         flat = [text for row in responses for text in row]
-        ids = [[*words.encode(x), vocabulary.eos_id] if isinstance(x, str) else [*x] for x in flat]
-        both = _padded(ids, max(1, *map(len, ids)))
-        arrays |= {k: x.reshape(len(prompts), -1, x.shape[-1]) for k, x in zip(('targets', 'targets_mask'), both)}
-    shown = [unmark(text if isinstance(text, str) else vocabulary.decode(text)) for text in prompts]
-    return Dataset(arrays, [{'inputs_pretokenized': text} for text in shown], vocabulary, eos_ids(vocabulary))
+        encode = lambda text: [*response_vocabulary.encode(text), vocabulary.eos_id]  # noqa: E731
+        token_ids = [encode(text) if isinstance(text, str) else [*text] for text in flat]
+        padded = _padded(token_ids, max(1, *map(len, token_ids)))
+        for name, x in zip(('targets', 'targets_mask'), padded, strict=True):
+            arrays[name] = x.reshape(len(prompts), -1, x.shape[-1])
+    prompt_texts = [unmark(text if isinstance(text, str) else vocabulary.decode(text)) for text in prompts]
+    return Dataset(arrays, [{'inputs_pretokenized': text} for text in prompt_texts], vocabulary, eos_ids(vocabulary))
 
 
-def _padded(ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.array([[*row, *[0] * (length - len(row))] for row in ids], np.int32)
-    return tokens, np.arange(length) < np.array([len(row) for row in ids])[:, None]
+def _padded(token_ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.array([[*row, *[0] * (length - len(row))] for row in token_ids], np.int32)
+    return tokens, np.arange(length) < np.array([len(row) for row in token_ids])[:, None]

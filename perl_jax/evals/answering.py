@@ -1,4 +1,4 @@
-"""One sampled answer to each prompt of a data set, and what it is worth."""
+"""Sample one answer for each prompt of a dataset and score it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from perl_jax import settings
 from perl_jax.data.datasets import Dataset, DatasetConfig, Example, decode
 from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
@@ -18,20 +19,23 @@ from perl_jax.types import Rollout
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Which prompts a run answers at its evaluations, one answer each, and what judges them.
+    """Settings for the answers that a run samples at its evaluations, one for each prompt.
 
     Attributes:
-      dataset: the prompts; None answers none.
-      sampling: how; None is as the policy samples while it learns, or SamplingConfig's defaults.
-      metric_fns: {name: function(prompt, response, example)}; training never sees them.
+      dataset: the prompts; None turns the sampling off.
+      sampling: sampling settings; None uses the policy's training settings, or SamplingConfig's defaults (SFT).
+      metric_fns: {name: function(prompt, response, example)}; reported only, never trained on.
     """
 
     dataset: DatasetConfig | None = None
     sampling: SamplingConfig | None = None
     metric_fns: Mapping[str, TextFunction] | None = None
 
-    def one_each(self, default: SamplingConfig) -> SamplingConfig:
-        """How one answer is drawn."""
+    def __post_init__(self) -> None:
+        settings.check(self)
+
+    def sampling_config(self, default: SamplingConfig) -> SamplingConfig:
+        """Return the settings for sampling one answer per prompt; `default` applies where `sampling` is None."""
         return dataclasses.replace(self.sampling or default, num_samples=1)
 
 
@@ -40,42 +44,51 @@ def answer_all(
     batch_size: int,
     partitioner: Partitioner,
     respond: Callable[[Any, list[Example], int], tuple[Rollout, Mapping[str, Any]]],
-    functions: Mapping[str, Callable[[str, str, Mapping[str, Any]], float]],
-    ids: bool = False,
+    metric_fns: Mapping[str, Callable[[str, str, Mapping[str, Any]], float]],
+    include_token_ids: bool = False,
 ) -> list[dict[str, Any]]:
-    """One sampled answer to each prompt of a dataset, as rows for samples.jsonl.
+    """Sample one answer to each prompt of a dataset, as rows for samples.jsonl.
 
-    `respond(prompts, examples, i)` answers batch number i and may give scores [B, K] and the like beside the rollout
-    (the examples are this process's); `functions` judge the text. A row holds prompt, response, tokens, whatever was
-    given, and the task's `reference`; with `ids` also the tokens of both, {'prompt': .., 'response': ..}.
+    Args:
+      dataset: the prompts.
+      batch_size: prompts per batch, over all processes.
+      partitioner: the devices.
+      respond: (prompts, examples, batch index) -> rollout, {name: scores [B, K]}. The examples are those of this
+        process's rows.
+      metric_fns: {name: function(prompt, response, example)} of the decoded text.
+      include_token_ids: whether a row also holds the token ids, as `ids`: {'prompt': .., 'response': ..}.
+
+    Returns:
+      A row for each prompt: prompt, response, tokens (the response's length), the scores, the metrics, and the task's
+      `reference` where it has one.
     """
     rows = []
-    for i, (batch, mine, _) in enumerate(dataset.batches(batch_size, partitioner.rows(batch_size))):
-        rollout, given = partitioning.gather(respond(partitioner.batch(batch), mine, i))
+    for batch_index, (batch, local_examples, _) in enumerate(dataset.batches(batch_size, partitioner.rows(batch_size))):
+        rollout, extra_scores = partitioning.gather(respond(partitioner.batch(batch), local_examples, batch_index))
         responses, lengths = decode(dataset.vocabulary, rollout), rollout.targets_mask.sum(-1)
-        for b, example in enumerate(dataset.examples[i * batch_size : (i + 1) * batch_size]):
-            prompt, response = example['inputs_pretokenized'], responses[b][0]
-            row = {'prompt': prompt, 'response': response, 'tokens': int(lengths[b, 0])}
-            row |= {k: float(v[b, 0]) for k, v in given.items()}
-            row |= {k: float(f(prompt, response, example)) for k, f in functions.items()}
+        for row_index, example in enumerate(
+            dataset.examples[batch_index * batch_size : (batch_index + 1) * batch_size]
+        ):
+            prompt, response = example['inputs_pretokenized'], responses[row_index][0]
+            row = {'prompt': prompt, 'response': response, 'tokens': int(lengths[row_index, 0])}
+            row |= {k: float(v[row_index, 0]) for k, v in extra_scores.items()}
+            row |= {k: float(metric_fn(prompt, response, example)) for k, metric_fn in metric_fns.items()}
             row |= {'reference': example['reference']} if 'reference' in example else {}
-            if ids:
+            if include_token_ids:
                 row['ids'] = {
-                    'prompt': rollout.inputs[b][rollout.inputs_mask[b]].tolist(),
-                    'response': rollout.targets[b, 0][rollout.targets_mask[b, 0]].tolist(),
+                    'prompt': rollout.inputs[row_index][rollout.inputs_mask[row_index]].tolist(),
+                    'response': rollout.targets[row_index, 0][rollout.targets_mask[row_index, 0]].tolist(),
                 }
             rows.append(row)
     return rows
 
 
-def beside(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The anchor's answer to the same prompt, named to go beside the policy's own: sft_response, sft_score .."""
+def anchor_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the columns of an anchor's row for merging into the policy's row: sft_response, sft_score .."""
     return {f'sft_{k}': v for k, v in row.items() if k not in ('prompt', 'reference')}
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of everything that is a number in the rows; tokens are called length."""
+    """Return the mean of each numeric column of the rows; the column `tokens` becomes `length`."""
     numbers = [k for k, v in rows[0].items() if isinstance(v, int | float)]
     return {'length' if k == 'tokens' else k: float(np.mean([row[k] for row in rows])) for k in numbers}
-
-

@@ -1,4 +1,4 @@
-"""Whether a reward's probabilities are what they say: reliability bins and the expected calibration error."""
+"""The calibration of a reward's probabilities: reliability bins and the expected calibration error."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ from perl_jax.data.datasets import Dataset
 
 
 def outcomes(dataset: Dataset, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards [N, K] as logits and what they claim to foretell, 0 or 1: both [N] for thumbs, [2 N] for pairs.
+    """Return the logits of rewards [N, K] and the outcomes (0 or 1) that they predict: [N] for thumbs, [2 N] for pairs.
 
-    A thumb's logit is its reward. A pair's is the margin; as pairs stand every outcome would be 1, whatever the
-    probability, so each is asked in both orders.
+    The logit of a thumb is its reward, that of a pair the margin. The chosen response always comes first, so every
+    outcome would be 1; each pair is therefore counted in both orders.
     """
     if 'labels' in dataset.arrays:
         return rewards[:, 0], dataset.arrays['labels'][:, 0]
-    margin = rewards[:, 0] - rewards[:, 1]
-    return np.concatenate([margin, -margin]), np.repeat([1.0, 0.0], len(margin))
+    margins = rewards[:, 0] - rewards[:, 1]
+    return np.concatenate([margins, -margins]), np.repeat([1.0, 0.0], len(margins))
 
 
 def reliability(logits: np.ndarray, outcomes: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
-    """The bins of equal width of sigmoid(logit) that hold any of the [N]: what a reliability diagram draws.
+    """Return the non-empty bins of a reliability diagram: N predictions in bins of equal width of sigmoid(logit).
 
-    Each has low, high, count, and the means of what was said (`probability`) and of what came true (`outcome`).
+    Each bin has its bounds (`low`, `high`), its `count`, and the means of the predicted `probability` and the observed
+    `outcome`.
     """
-    probability = np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64)))
-    index = np.minimum((probability * bins).astype(int), bins - 1)
+    probabilities = np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64)))
+    bin_indices = np.minimum((probabilities * bins).astype(int), bins - 1)
     return [
         {
-            'low': i / bins,
-            'high': (i + 1) / bins,
-            'count': int((index == i).sum()),
-            'probability': float(probability[index == i].mean()),
-            'outcome': float(outcomes[index == i].mean()),
+            'low': bin_index / bins,
+            'high': (bin_index + 1) / bins,
+            'count': int((bin_indices == bin_index).sum()),
+            'probability': float(probabilities[bin_indices == bin_index].mean()),
+            'outcome': float(outcomes[bin_indices == bin_index].mean()),
         }
-        for i in np.unique(index).tolist()
+        for bin_index in np.unique(bin_indices).tolist()
     ]
 
 
 def error(bins: Sequence[Mapping[str, float]]) -> float:
-    """The expected calibration error: |probability - outcome| on average over the bins, weighted by their counts.
+    """Return the expected calibration error: the mean of |probability - outcome| over the bins, weighted by count.
 
-    Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), eq. 3, here for the probability of one class.
+    Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), eq. 3, applied to the probability of one class.
     """
-    gaps = [abs(one['probability'] - one['outcome']) for one in bins]
-    return float(np.average(gaps, weights=[one['count'] for one in bins]))
+    gaps = [abs(each['probability'] - each['outcome']) for each in bins]
+    return float(np.average(gaps, weights=[each['count'] for each in bins]))
 
 
 def metrics(dataset: Dataset, rewards: np.ndarray) -> dict[str, float]:
-    """The calibration error of rewards [N, K]: `ece` for thumbs, `pairwise_ece` for pairs."""
+    """Return the expected calibration error of rewards [N, K]: `ece` for thumbs, `pairwise_ece` for pairs."""
     name = 'ece' if 'labels' in dataset.arrays else 'pairwise_ece'
     return {name: error(reliability(*outcomes(dataset, rewards)))}

@@ -1,4 +1,4 @@
-"""How well a reward ranks pairs and classifies answers."""
+"""Metrics of a reward: how it ranks pairs and classifies responses."""
 
 from __future__ import annotations
 
@@ -13,67 +13,73 @@ from perl_jax.parallel import partitioning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.types import Responses
 
+RATES = ('pairwise_accuracy', 'context_accuracy', 'accuracy', 'balanced_accuracy', 'auc')  # metrics in [0, 1]
+
 
 def scores(
     datasets: Sequence[Dataset], batch_size: int, partitioner: Partitioner, score: Callable[[Responses], jax.Array]
 ) -> list[np.ndarray]:
-    """Rewards [N, K] of every row of each dataset."""
-    out = []
+    """Score every row of each dataset: rewards [N, K]."""
+    rewards = []
     for dataset in datasets:
         batches = dataset.batches(batch_size, partitioner.rows(batch_size))
-        parts = [partitioning.gather(score(partitioner.batch(batch))) for batch, *_ in batches]
-        out.append(np.concatenate(parts)[: len(dataset)])
-    return out
+        score_batches = [partitioning.gather(score(partitioner.batch(batch))) for batch, *_ in batches]
+        rewards.append(np.concatenate(score_batches)[: len(dataset)])
+    return rewards
 
 
 def measure(datasets: Sequence[Dataset], rewards: Sequence[np.ndarray]) -> dict[str, float]:
-    """Accuracy by pair and by context of all pairs [N, 2]; accuracies and AUC of the logit of all thumbs [N, 1]."""
+    """Compute the metrics of rewards: `ranking` over all pairs [N, 2], `classification` over all thumbs [N, 1]."""
     metrics, labels = {}, [dataset.arrays.get('labels') for dataset in datasets]
-    found = list(zip(rewards, labels, strict=True))
-    pairs = [(reward, one) for reward, label, one in zip(rewards, labels, datasets, strict=True) if label is None]
+    rewards_and_labels = list(zip(rewards, labels, strict=True))
+    pairs = [
+        (reward, dataset) for reward, label, dataset in zip(rewards, labels, datasets, strict=True) if label is None
+    ]
     if pairs:
-        contexts = np.concatenate([_contexts(one, f'{i} ') for i, (_, one) in enumerate(pairs)])
+        contexts = np.concatenate([contexts_of(dataset, f'{i} ') for i, (_, dataset) in enumerate(pairs)])
         metrics |= ranking(np.concatenate([reward for reward, _ in pairs]), contexts)
-    if thumbs := [(reward[:, 0], label[:, 0]) for reward, label in found if label is not None]:
+    if thumbs := [(reward[:, 0], label[:, 0]) for reward, label in rewards_and_labels if label is not None]:
         metrics |= classification(*map(np.concatenate, zip(*thumbs)))
     return metrics
 
 
 def check_metric(name: str, metric: str, datasets: Sequence[Dataset]) -> None:
-    """What these rows can give is known before they are scored: of thumbs that are all alike there is no AUC."""
-    given = measure(datasets, [np.zeros((len(dataset), 2)) for dataset in datasets])
-    if metric not in given:
-        raise UserError(f"{name} = '{metric}': the held-out rows give {', '.join(given)}; name one of these")
+    """Fail early if a metric is undefined on these rows, such as the AUC of thumbs that all have the same label."""
+    available_metrics = measure(datasets, [np.zeros((len(dataset), 2)) for dataset in datasets])
+    if metric not in available_metrics:
+        raise UserError(
+            f"{name} = '{metric}': the held-out rows give {', '.join(available_metrics)}; name one of these"
+        )
 
 
 def ranking(rewards: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
-    """Pairs [N, 2], the chosen one first: how often it gets more (a tie is half), and by how much on average.
+    """Compute the accuracy and the mean margin of the rewards of pairs [N, 2], the chosen response first.
 
-    Where a context has several answers of both kinds, its pairs are their product; `context_accuracy` counts each of
-    the contexts [N] once.
+    A tie counts as half. A context with several chosen and rejected responses has a pair for each combination;
+    `context_accuracy` weighs each context equally, whatever its number of pairs (contexts [N] names that of each row).
     """
-    margin = rewards[:, 0] - rewards[:, 1]
-    right = (margin > 0) + 0.5 * (margin == 0)
-    _, of = np.unique(contexts, return_inverse=True)
-    by_context = np.bincount(of, right) / np.bincount(of)
+    margins = rewards[:, 0] - rewards[:, 1]
+    credits = (margins > 0) + 0.5 * (margins == 0)
+    _, context_ids = np.unique(contexts, return_inverse=True)
+    context_accuracies = np.bincount(context_ids, credits) / np.bincount(context_ids)
     return {
-        'pairwise_accuracy': float(right.mean()),
-        'context_accuracy': float(by_context.mean()),
-        'margin': float(margin.mean()),
+        'pairwise_accuracy': float(credits.mean()),
+        'context_accuracy': float(context_accuracies.mean()),
+        'margin': float(margins.mean()),
     }
 
 
-def _contexts(dataset: Dataset, prefix: str) -> np.ndarray:
-    """A name for the prompt of each row."""
-    inputs, real = dataset.arrays['inputs'], dataset.arrays['inputs_mask']
-    return np.array([prefix + row[mask].tobytes().hex() for row, mask in zip(inputs, real, strict=True)])
+def contexts_of(dataset: Dataset, prefix: str = '') -> np.ndarray:
+    """Name the prompt of each row by its tokens; names with other prefixes are of other prompts."""
+    inputs, masks = dataset.arrays['inputs'], dataset.arrays['inputs_mask']
+    return np.array([prefix + row[mask].tobytes().hex() for row, mask in zip(inputs, masks, strict=True)])
 
 
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Logits and labels [N], which are up above a half.
+    """Compute accuracy, balanced accuracy and AUC of logits [N] against labels [N]; a label above 0.5 is a thumb up.
 
-    Balanced accuracy is the mean of both classes' recall; AUC counts ties as half. With one class alone the two are not
-    defined and are left out.
+    Balanced accuracy is the mean recall of both classes; AUC counts ties as half. Both are omitted if all labels are of
+    one class, where they are undefined.
     """
     from scipy import stats
 

@@ -208,10 +208,10 @@ def _shapes(c: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 def _open(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metadata and the tensors (memory-mapped, still quantized) of a file."""
-    found = resolve(path)
-    stat = found.stat()
+    resolved = resolve(path)
+    stat = resolved.stat()
     try:
-        return _read(found, stat.st_mtime_ns, stat.st_size)
+        return _read(resolved, stat.st_mtime_ns, stat.st_size)
     # What GGUFReader raises at bytes that are not what it expects: it checks little and indexes much.
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, OSError) as e:
         raise UserError(f'{path}: not a whole GGUF file ({e}); download it again') from e

@@ -30,19 +30,24 @@ _HARMLESS = {
     'attention.value_length_swa': 'likewise',
 }
 _FIXED = {'attention.causal': True, 'tensor_data_layout': 'Meta AI original pth', 'rope.scaling.attn_factor': 1.0}
+_OTHER_PREFIXES = ('GGUF.', 'general.', 'tokenizer.', 'quantize.', 'split.', 'mradermacher.')  # none is of the network
 _TYPES = ('none', 'linear')
 _ORIGINAL_LENGTH = 8192  # Llama 3.1's and 3.2's, where the file does not say
 
 
 def check(path: Any, fields: Mapping[str, Any], arch: str = 'llama') -> None:
-    """Go through the keys of the architecture.
+    """Go through the keys of the architecture, and refuse those that belong to nothing known.
 
     Raises:
       UserError: one that asks for what is not computed, naming it.
     """
     for name, value in fields.items():
         key = name.removeprefix(f'{arch}.')
-        if key == name or key in _READ or key in _HARMLESS:
+        if key == name:
+            if not name.startswith(_OTHER_PREFIXES) and value not in (0, False, ''):
+                raise UserError(f'{path}: the key {name} = {value!r} is not understood; take a file without it')
+            continue
+        if key in _READ or key in _HARMLESS:
             continue
         if key in _FIXED and value == _FIXED[key]:
             continue
@@ -64,8 +69,12 @@ def rope_scaling(
     kind = fields.get('llama.rope.scaling.type', 'linear')
     if kind not in _TYPES:
         raise UserError(f'{path}: llama.rope.scaling.type is {kind!r}; only {" and ".join(_TYPES)} can be read')
-    key = 'llama.rope.scaling.factor'
-    key = key if key in fields else 'llama.rope.scale_linear'
+    key, old_key = 'llama.rope.scaling.factor', 'llama.rope.scale_linear'
+    if key in fields and fields.get(old_key, fields[key]) != fields[key]:
+        raise UserError(
+            f'{path}: {key} = {fields[key]!r} and {old_key} = {fields[old_key]!r} differ; take a file with one of them'
+        )
+    key = key if key in fields else old_key
     factor = fields.get(key, 0)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
         raise UserError(f'{path}: {key} = {factor!r}: it must be a number above 0')
@@ -80,8 +89,8 @@ def rope_scaling(
         raise UserError(f'{path}: {key} = {length!r}: it must be a whole number of at least 1')
     scaling = RopeScaling(float(np.float32(divisors.max())), 1.0, 4.0, length)
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    ours = frequencies / np.asarray(scaling(frequencies))
-    if divisors.shape != ours.shape or not np.allclose(divisors, ours, rtol=1e-3):
+    expected_factors = frequencies / np.asarray(scaling(frequencies))
+    if divisors.shape != expected_factors.shape or not np.allclose(divisors, expected_factors, rtol=1e-3):
         raise UserError(
             f"{path}: the tensor {ROPE_FREQS} does not scale positions as Llama 3.1 does (factor {scaling.factor:g}, "
             f'{length} tokens), and other ways cannot be read; take the safetensors of the model'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from perl_jax import trees
+from perl_jax import json_files, trees
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config, hf_names, safetensors
 from perl_jax.models.description import describe, difference
@@ -22,6 +23,7 @@ from perl_jax.parallel.leaves import InMemory, Leaf, Stacked, Transposed
 HUB = 'hf://'
 _SCORE, _OUTPUT = 'score.weight', 'decoder/logits_dense/kernel'
 _FILES = ('*.safetensors', '*.json', 'tokenizer.model', 'spiece.model', '*.jinja')
+_ADAPTER = 'adapter_config.json'
 _WEIGHTS = ('*.safetensors', '*.safetensors.index.json')
 
 
@@ -49,16 +51,16 @@ def resolve(path: str, weights: bool = True) -> pathlib.Path:
     except ImportError as error:
         raise UserError(f"{path}: needs the huggingface_hub package; pip install 'perl_jax[hf]'") from error
     name, _, revision = path.removeprefix(HUB).partition('@')
-    wanted = {'repo_id': name, 'revision': revision or None, 'allow_patterns': list(_FILES)}
-    wanted |= {} if weights else {'ignore_patterns': list(_WEIGHTS)}
+    download_options = {'repo_id': name, 'revision': revision or None, 'allow_patterns': list(_FILES)}
+    download_options |= {} if weights else {'ignore_patterns': list(_WEIGHTS)}
     try:
-        return pathlib.Path(snapshot_download(**wanted, etag_timeout=5))
+        return pathlib.Path(snapshot_download(**download_options, etag_timeout=5))
     except Exception as error:  # its errors have no base class of their own
         try:
-            return pathlib.Path(snapshot_download(**wanted, local_files_only=True))
+            return pathlib.Path(snapshot_download(**download_options, local_files_only=True))
         except Exception:
-            said = ' '.join(str(error).split())[:200]
-            raise UserError(f'{path}: cannot be had from the hub and is not in its cache ({said})') from error
+            reason = ' '.join(str(error).split())[:200]
+            raise UserError(f'{path}: cannot be had from the hub and is not in its cache ({reason})') from error
 
 
 def network(path: str) -> nn.Module:
@@ -69,8 +71,6 @@ def network(path: str) -> nn.Module:
 def is_classifier(path: str) -> bool:
     """Whether a checkpoint is one of transformers' classifiers, as rewards are."""
     names = hf_config.read(resolve(path)).get('architectures') or ['']
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f'{path}/config.json: architectures = {names!r}: it must be a list of names')
     return names[0].endswith('ForSequenceClassification')
 
 
@@ -78,9 +78,14 @@ def agree(path: str, network: nn.Module) -> None:
     """Check that config.json of a checkpoint is of `network`; no tensor is read.
 
     Raises:
-      UserError: it is not, naming what differs.
+      UserError: it is not, naming what differs; or an adapter is in the same folder.
     """
     folder = resolve(path)
+    if (folder / _ADAPTER).exists():  # transformers loads it over the weights
+        raise UserError(
+            f"{folder}: {_ADAPTER} beside the weights: move the adapter's files to a folder of their own and import "
+            f'that with --format=peft, or remove {_ADAPTER} to take the weights alone'
+        )
     _agree(folder, hf_config.network(folder), network)
 
 
@@ -104,33 +109,33 @@ def leaves(path: str, network: nn.Module, shapes: PyTree, classifier: bool = Fal
             f"'{path}' is a classifier (architectures in config.json): it gives scores and no answers; make a reward "
             'of it with `perl_jax import --format=hf`'
         )
-    found = {_plain(name): entry for name, entry in safetensors.entries(resolve(path)).items()}
+    entries = _entries(resolve(path))
     flat, zeros = trees.flatten(shapes), {}
-    if classifier and found.pop(_SCORE, None) is not None and _OUTPUT in flat and 'lm_head.weight' not in found:
+    if classifier and entries.pop(_SCORE, None) is not None and _OUTPUT in flat and 'lm_head.weight' not in entries:
         zeros[_OUTPUT] = InMemory(np.broadcast_to(np.float32(0), flat.pop(_OUTPUT).shape))
-    _check_copies(path, network, found)
-    names = {leaf: hf_names.theirs(network, leaf) for leaf in flat}
-    wanted = {name for each in names.values() for name in each}
-    if _SCORE in found:
+    _check_copies(path, network, entries)
+    names = {leaf: hf_names.tensor_names(network, leaf) for leaf in flat}
+    expected_names = {name for tensor_names in names.values() for name in tensor_names}
+    if _SCORE in entries:
         names = hf_config.read(resolve(path)).get('architectures')
         raise UserError(
             f"'{path}': {_SCORE} is a classifier's head, and architectures = {names!r} in config.json names no "
             '..ForSequenceClassification; correct it there'
         )
-    if missing := wanted - found.keys():
+    if missing := expected_names - entries.keys():
         raise UserError(f'{path}: lacks tensor {min(missing)} ({len(missing)} in all); is it a whole checkpoint?')
-    extra = {name for name in found.keys() - wanted if not hf_names.IGNORED.fullmatch(name)}
+    extra = {name for name in entries.keys() - expected_names if not hf_names.IGNORED.fullmatch(name)}
     if extra:
         raise UserError(f'{path}: tensor {min(extra)} ({len(extra)} in all) has no place in this model')
-    for leaf, each in names.items():  # all of them before the first is read
-        for name in each:
-            shape = _shape(flat[leaf].shape, leaf, stacked=len(each) > 1 or '/layers/' in leaf)
-            if found[name].shape != shape:
+    for leaf, tensor_names in names.items():  # all of them before the first is read
+        for name in tensor_names:
+            shape = _shape(flat[leaf].shape, leaf, stacked=len(tensor_names) > 1 or '/layers/' in leaf)
+            if entries[name].shape != shape:
                 raise UserError(
-                    f'{path}: {name} has shape {list(found[name].shape)}, the model wants {list(shape)}'
+                    f'{path}: {name} has shape {list(entries[name].shape)}, the model wants {list(shape)}'
                 )
-            found[name].numpy_dtype()
-    tree = {leaf: _leaf([found[name] for name in each], leaf) for leaf, each in names.items()}
+            entries[name].numpy_dtype()
+    tree = {leaf: _leaf([entries[name] for name in tensor_names], leaf) for leaf, tensor_names in names.items()}
     return trees.unflatten(tree | zeros)
 
 
@@ -144,50 +149,52 @@ def score(path: str, width: int) -> np.ndarray:
       UserError: several labels, or a head that is more than a matrix.
     """
     folder = resolve(path)
-    config, found = hf_config.read(folder), safetensors.entries(folder)
-    if (given := config.get('num_labels', 1)) != 1:
-        raise UserError(f'{folder}/config.json: num_labels = {given!r}: a reward has 1')
+    config, entries = hf_config.read(folder), safetensors.entries(folder)
+    if (num_labels := config.get('num_labels', 1)) != 1:
+        raise UserError(f'{folder}/config.json: num_labels = {num_labels!r}: a reward has 1')
     if (problem := config.get('problem_type')) not in (None, 'regression'):
         raise UserError(f'{folder}/config.json: problem_type = {problem!r}: a reward is one number, a regression')
-    if _SCORE not in found or f'{_SCORE.removesuffix("weight")}bias' in found:
+    if _SCORE not in entries or f'{_SCORE.removesuffix("weight")}bias' in entries:
         raise UserError(f'{folder}: a classifier whose head is not {_SCORE} alone cannot be read')
     named = config.get('id2label') or {'0': ''}
-    if not isinstance(named, dict):
-        raise UserError(f'{folder}/config.json: id2label = {named!r}: it must be an object of JSON')
-    if (shape := found[_SCORE].shape) != (1, width) or len(named) != 1:
+    if len(shape := entries[_SCORE].shape) == 2 and shape[0] != 1:
         raise UserError(
-            f'{folder}: a reward has num_labels 1: {_SCORE} has shape {list(shape)}, where [1, {width}] is wanted, and '
-            f'id2label in config.json has {len(named)} entries'
+            f'{folder}: {_SCORE} has {shape[0]} rows, one for each label, and a reward needs 1; take a classifier with '
+            'num_labels 1'
         )
-    head = found[_SCORE].read().astype(np.float32)[0]
+    if shape != (1, width):
+        raise UserError(f'{folder}: {_SCORE} has shape {list(shape)}, where [1, {width}] is wanted')
+    if len(named) != 1:
+        raise UserError(f'{folder}/config.json: a reward has num_labels 1, and id2label has {len(named)} entries')
+    head = entries[_SCORE].read().astype(np.float32)[0]
     if not np.isfinite(head).all():
         raise UserError(f'{folder}: {_SCORE} has numbers that are not finite')
     return head
 
 
-def _check_copies(path: str, network: nn.Module, found: dict[str, safetensors.Entry]) -> None:
-    """Tensors that repeat another one are dropped, once they are seen to; one of the copies alone will do too.
+def _check_copies(path: str, network: nn.Module, entries: dict[str, safetensors.Entry]) -> None:
+    """Drop duplicate tensors after checking that they are equal; a file with only one copy is accepted.
 
     Raises:
-      UserError: they differ, so that what is dropped would matter.
+      UserError: they differ.
     """
     if isinstance(network, T5):
         copies, source = ['encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'], 'shared.weight'
-        if there := [name for name in copies if name in found]:  # madlad400 has no other
-            found.setdefault(source, found[there[0]])
+        if present_copies := [name for name in copies if name in entries]:  # madlad400 has no other
+            entries.setdefault(source, entries[present_copies[0]])
     else:
         copies, source = [], 'model.embed_tokens.weight'
     copies += ['lm_head.weight'] if network.config.logits_via_embedding else []
     for name in copies:
-        if (copy := found.pop(name, None)) is not None and source in found and not copy.equals(found[source]):
+        if (copy := entries.pop(name, None)) is not None and source in entries and not copy.equals(entries[source]):
             way_out = 'if they should be two, say tie_word_embeddings = false there'
             if name != 'lm_head.weight':
                 way_out = 'a model with an embedding table for each side cannot be read'
             raise UserError(f'{path}: {name} differs from {source}, and by config.json they are one; {way_out}')
-    if isinstance(network, T5) and source in found:  # an output matrix that is a copy may be left out there
-        found.setdefault('lm_head.weight', found[source])
+    if isinstance(network, T5) and source in entries:  # an output matrix that is a copy may be left out there
+        entries.setdefault('lm_head.weight', entries[source])
         if network.config.logits_via_embedding:
-            del found['lm_head.weight']
+            del entries['lm_head.weight']
 
 
 def save(
@@ -215,7 +222,7 @@ def save(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = trees.flatten(params)
-    where = {name: (leaf, i) for leaf in flat for i, name in enumerate(hf_names.theirs(network, leaf))}
+    where = {name: (leaf, i) for leaf in flat for i, name in enumerate(hf_names.tensor_names(network, leaf))}
     if head is not None:
         where.pop('lm_head.weight', None)
         where['score.weight'] = ('score', 0)
@@ -260,6 +267,16 @@ def _plain(name: str) -> str:
     return name.replace('model.language_model.', 'model.').removeprefix('language_model.')
 
 
+def _entries(folder: pathlib.Path) -> dict[str, safetensors.Entry]:
+    """The tensors of a checkpoint by their plain names."""
+    originals: dict[str, str] = {}
+    entries = safetensors.entries(folder)
+    for name in entries:
+        if (other := originals.setdefault(_plain(name), name)) != name:
+            raise UserError(f'{folder}: the tensors {other} and {name} are the same one of the model; remove either')
+    return {plain: entries[name] for plain, name in originals.items()}
+
+
 def _shape(shape: tuple[int, ...], leaf: str, stacked: bool) -> tuple[int, ...]:
     shape = shape[1:] if stacked else shape
     return shape[::-1] if hf_names.is_transposed(leaf) else shape
@@ -270,10 +287,18 @@ def _leaf(entries: list[safetensors.Entry], leaf: str) -> Leaf:
     return Stacked(each) if '/layers/' in leaf else each[0]
 
 
-def _agree(folder: pathlib.Path, theirs: nn.Module, ours: nn.Module) -> None:
+def _agree(folder: pathlib.Path, network_of_config: nn.Module, network: nn.Module) -> None:
     """What changes the result must be the same in config.json and in the run's gin file."""
-    want, have = describe(theirs), describe(ours)
+    want, have = describe(network_of_config), describe(network)
     if want['class'] != have['class']:
         raise UserError(f"{folder}: is for {want['class']}, the run's gin file says {have['class']}")
+    if isinstance(network, T5):
+        _check_start(folder / 'generation_config.json')
     if key := difference(want, have):
         raise UserError(f"{folder}/config.json: {key} is {want[key]!r}, the model's gin file says {have[key]!r}")
+
+
+def _check_start(path: pathlib.Path) -> None:
+    """Refuse a T5 that generates from another token than 0, whatever config.json says: that file decides."""
+    if path.is_file():
+        json_files.read(path, {'decoder_start_token_id': Literal[0] | None})  # our decoder starts from 0

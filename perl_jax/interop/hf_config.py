@@ -6,12 +6,13 @@ understood, and which do no harm, stands in hf_families.py; any other that asks 
 
 from __future__ import annotations
 
-import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
 
+from perl_jax import json_files, settings
 from perl_jax.errors import UserError
 from perl_jax.interop.hf_families import (
     ABSENT,
@@ -33,7 +34,16 @@ from perl_jax.models.t5 import T5, T5Config
 _DECODERS = {kind: family.settings for kind, family in FAMILIES.items() if kind not in ('t5', 'mt5')}
 _WINDOWED = ('gemma2', 'gemma3_text')
 _T5_ACTIVATIONS = {'relu': 'relu', 'gelu': 'gelu_new', 'silu': 'silu'}  # in transformers' words
-_T5 = {'relu': ('relu', False), 'gated-gelu': ('gelu', True), 'gated-silu': ('silu', True)}
+_T5: dict[str, tuple[settings.Activation, bool]] = {
+    'relu': ('relu', False), 'gated-gelu': ('gelu', True), 'gated-silu': ('silu', True)
+}  # fmt: skip
+FIELDS: dict[str, Any] = {
+    'model_type': str | None, 'architectures': Sequence[str] | None, 'id2label': Mapping[str, Any] | None
+}  # fmt: skip
+_NETWORK_FIELDS: dict[str, Any] = {
+    'rope_scaling': Mapping[str, Any] | None, 'rope_parameters': Mapping[str, Any] | None,
+    'layer_types': Sequence[str] | None, 'use_sliding_window': bool | None,
+}  # fmt: skip
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
 _ROPE_KEYS = {  # what each rope_type reads
     'default': (),
@@ -45,23 +55,15 @@ _ROPE_KEYS = {  # what each rope_type reads
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """config.json of a checkpoint; the text part of one that has several, whose model_type it then says."""
     path = folder / 'config.json'
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read; a Hugging Face checkpoint has a config.json') from error
-    except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error}); download it again') from error
-    if not isinstance(config, dict):
-        raise UserError(f'{path}: not an object of JSON; download it again')
+    config = json_files.read(path, FIELDS, 'a Hugging Face checkpoint has a config.json; download it again')
     kind = config.get('model_type')
-    if not isinstance(kind, str | None):
-        raise UserError(f'{path}: model_type = {kind!r}: it must be a text')
     if kind not in TEXT_OF:
         return config
     text = config.get('text_config')
     if not isinstance(text, dict):
         raise UserError(f'{path}: text_config = {text!r}: a model of type {kind} says its sizes there')
     check_outer(path, config)
+    json_files.check(text, path, FIELDS)
     return {'model_type': TEXT_OF[kind], 'tie_word_embeddings': config.get('tie_word_embeddings', True)} | text
 
 
@@ -75,6 +77,7 @@ def network(folder: pathlib.Path) -> nn.Module:
     kind = config.get('model_type')
     if kind not in FAMILIES:
         raise UserError(f'{path}: model_type {kind!r} is not supported; there are {", ".join([*FAMILIES, *TEXT_OF])}')
+    json_files.check(config, path, _NETWORK_FIELDS)
     known = complete(path, config, kind)
     try:
         return Decoder(_decoder(known, kind, path)) if kind in _DECODERS else T5(_t5(known, kind, path))
@@ -106,12 +109,10 @@ def _decoder(c: dict[str, Any], kind: str, path: pathlib.Path) -> DecoderConfig:
 
 def _rope(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]:
     """Old files say rope_theta and rope_scaling, new ones rope_parameters, Gemma 3 one for each kind of layer."""
-    given, theta = c['rope_scaling'] or c['rope_parameters'] or {}, c['rope_theta']
-    if not isinstance(given, dict):
-        raise UserError(f'{path}: rope_scaling = {given!r}: it must be an object of JSON')
+    rope_fields, theta = c['rope_scaling'] or c['rope_parameters'] or {}, c['rope_theta']
     if kind != 'gemma3_text':
         theta = 1e4 if theta is None else theta
-        return dict(zip(('rope_theta', 'rope_scaling'), _frequencies({'rope_theta': theta} | given, c, path)))
+        return dict(zip(('rope_theta', 'rope_scaling'), _frequencies({'rope_theta': theta} | rope_fields, c, path)))
     layers = c['rope_parameters'] or {}
     if not all(key in (_FULL, _SLIDING) and isinstance(value, dict | None) for key, value in layers.items()):
         raise UserError(f'{path}: rope_parameters = {layers!r}: it must have {_FULL} and {_SLIDING}')
@@ -125,54 +126,55 @@ def _rope(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]:
     return {'rope_theta': rope_theta, 'rope_scaling': scaling, 'local_rope_theta': local_theta}
 
 
-def _frequencies(given: dict[str, Any], c: dict[str, Any], path: pathlib.Path) -> tuple[float, RopeScaling | None]:
+def _frequencies(
+    rope_fields: dict[str, Any], c: dict[str, Any], path: pathlib.Path
+) -> tuple[float, RopeScaling | None]:
     """What one rope_parameters says: theta, and how frequencies are scaled."""
-    kinds = [x for x in (given.get('rope_type'), given.get('type')) if x is not None]
+    kinds = [x for x in (rope_fields.get('rope_type'), rope_fields.get('type')) if x is not None]
     kind = kinds[0] if kinds else 'default'
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         refuse(path, 'rope_type', kind)
-    for key, value in given.items():
+    for key, value in rope_fields.items():
         # Keys of other types are not read by this one (transformers warns); 1 turns the whole head, as here.
         known = ('rope_theta', 'rope_type', 'type', *_ROPE_KEYS['llama3'])
         if key not in known and not (key == 'partial_rotary_factor' and value == 1) and value is not None:
             refuse(path, key, value)
-    theta = number(path, given, 'rope_theta')
+    theta = number(path, rope_fields, 'rope_theta')
     if kind == 'default':
         return theta, None
     if kind == 'linear':
-        return theta, RopeScaling(number(path, given, 'factor'))
-    given = {'original_max_position_embeddings': c['max_position_embeddings']} | given
-    factor, low, high = (number(path, given, key) for key in ('factor', 'low_freq_factor', 'high_freq_factor'))
+        return theta, RopeScaling(number(path, rope_fields, 'factor'))
+    rope_fields = {'original_max_position_embeddings': c['max_position_embeddings']} | rope_fields
+    factor, low, high = (number(path, rope_fields, key) for key in ('factor', 'low_freq_factor', 'high_freq_factor'))
     if low >= high:
         raise UserError(f'{path}: low_freq_factor = {low:g}: it must be below high_freq_factor = {high:g}')
-    return theta, RopeScaling(factor, low, high, size(path, given, 'original_max_position_embeddings'))
+    return theta, RopeScaling(factor, low, high, size(path, rope_fields, 'original_max_position_embeddings'))
 
 
 def _windows(c: dict[str, Any], kind: str, path: pathlib.Path) -> dict[str, Any]:
     """Which layers are local: by layer_types where the file has them, else by the family's pattern."""
     layers, types = c['num_hidden_layers'], c['layer_types']
-    if not isinstance(types, list | None):
-        raise UserError(f'{path}: layer_types = {types!r}: it must be a list')
     never = layers + 1  # no layer is the so manieth
     if kind in _WINDOWED:
-        pattern = c.get('sliding_window_pattern') or c.get('_sliding_window_pattern') or 6
-        every = 2 if kind == 'gemma2' else size(path, {'sliding_window_pattern': pattern}, 'sliding_window_pattern')
+        pattern = c.get('sliding_window_pattern') or 6  # transformers ignores `_sliding_window_pattern` here
+        fields = {'sliding_window_pattern': pattern}
+        global_every = 2 if kind == 'gemma2' else size(path, fields, 'sliding_window_pattern')
     elif kind == 'mistral':
-        every = 1 if c['sliding_window'] is None else never
+        global_every = 1 if c['sliding_window'] is None else never
     else:
         slides = c.get('use_sliding_window') and c['sliding_window'] is not None
         if slides and size(path, c | {'max_window_layers': c['max_window_layers'] or 1}, 'max_window_layers') < layers:
             # The first layers alone are global there.
             refuse(path, 'use_sliding_window', c['use_sliding_window'])
-        every = 1
+        global_every = 1
     if types is not None and kind in _WINDOWED:
-        every = types.index(_FULL) + 1 if _FULL in types else never
-    wanted = [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)]
-    if types is not None and types != wanted:
+        global_every = types.index(_FULL) + 1 if _FULL in types else never
+    expected_types = [_FULL if (i + 1) % global_every == 0 else _SLIDING for i in range(layers)]
+    if types is not None and types != expected_types:
         refuse(path, 'layer_types', types)
     windows: dict[str, Any] = {}
-    if every > 1:
-        windows = {'sliding_window': size(path, c, 'sliding_window'), 'global_every': every}
+    if global_every > 1:
+        windows = {'sliding_window': size(path, c, 'sliding_window'), 'global_every': global_every}
     if kind in _WINDOWED:
         windows |= {
             'query_scale': number(path, c, 'query_pre_attn_scalar') ** -0.5,
@@ -268,10 +270,12 @@ def model_type(c: DecoderConfig) -> str:
     Raises:
       UserError: none does.
     """
-    plain = {field: getattr(DecoderConfig, field) for settings in _DECODERS.values() for field in settings}
+    plain = {field: getattr(DecoderConfig, field) for fields in _DECODERS.values() for field in fields}
     capped = any(x is not None for x in (c.query_scale, c.attention_softcap, c.logits_softcap))
-    for kind, settings in _DECODERS.items():
-        if any(getattr(c, field) != value for field, value in {**plain, **settings}.items()):
+    for kind, fields in _DECODERS.items():
+        if any(getattr(c, field) != value for field, value in {**plain, **fields}.items()):
+            continue
+        if kind == 'gemma3_text' and c.attention_softcap is not None:  # transformers would not compute it
             continue
         if kind in _WINDOWED and c.sliding_window is not None and (kind != 'gemma2' or c.global_every == 2):
             return kind

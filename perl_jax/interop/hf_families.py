@@ -8,26 +8,25 @@ which is that of transformers' config class (tests/parity/test_hf_defaults.py co
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from perl_jax import json_files, settings
 from perl_jax.errors import UserError
 
 SILU, GELU = 'silu', 'gelu_pytorch_tanh'
 ABSENT = object()  # where a key that is null says something else than one that is not there
-MOST = 2**31 - 1  # of a size; and of layers
-MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One model_type.
 
-    defaults: every key that is read, with what counts where the file has none.
-    fixed: keys that must hold this value, which is also their default.
-    settings: the fields of our config that the name stands for, beyond sizes.
+    Attributes:
+      defaults: every key that is read, with what counts where the file has none.
+      fixed: keys that must hold this value, which is also their default.
+      settings: the fields of our config that the name stands for, beyond sizes.
     """
 
     defaults: Mapping[str, Any]
@@ -89,7 +88,10 @@ FAMILIES = {
     'gemma': Family(_GEMMA, _GEMMA_FIXED | {'hidden_act': GELU}, _AS_GEMMA),
     'gemma2': Family(_GEMMA2, _GEMMA_FIXED | {'hidden_activation': GELU}, _AS_GEMMA | {'post_norms': True}),
     'gemma3_text': Family(
-        _GEMMA3, _GEMMA_FIXED | {'hidden_activation': GELU}, _AS_GEMMA | {'post_norms': True, 'qk_norm': True}
+        _GEMMA3,
+        # transformers stores the cap of attention logits here, and computes without it
+        _GEMMA_FIXED | {'hidden_activation': GELU, 'attn_logit_softcapping': None},
+        _AS_GEMMA | {'post_norms': True, 'qk_norm': True},
     ),
     't5': Family(_T5, _T5_FIXED),
     'mt5': Family(
@@ -158,7 +160,8 @@ def complete(path: pathlib.Path, config: Mapping[str, Any], kind: str) -> dict[s
             fixed = family.fixed[key]
             same = value == fixed if fixed else _asks_nothing(value)
             legacy = kind == 'gemma' and key == 'hidden_act' and value == 'gelu'  # transformers takes the tanh form too
-            if value is not None and not same and not legacy:
+            no_activation = key.startswith('hidden_act') and value is None  # transformers fails there
+            if no_activation or value is not None and not same and not legacy:
                 refuse(path, key, value)
             continue
         known = key in family.defaults or key in HARMLESS or (kind, key) in _ONLY_HERE
@@ -186,22 +189,17 @@ def refuse(path: pathlib.Path, key: str, value: Any) -> None:
 
 def size(path: pathlib.Path, config: Mapping[str, Any], key: str) -> int:
     """A count of a config: a whole number of at least 1, and not so large that the rest would take for ever."""
-    value, most = config[key], MOST_LAYERS if 'layers' in key else MOST
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise UserError(f'{path}: {key} = {value!r}: it must be a whole number from 1 to {most:,}')
-    return value
+    json_files.check(config, path, {key: settings.Layers if 'layers' in key else settings.Count})
+    return config[key]
 
 
 def number(path: pathlib.Path, config: Mapping[str, Any], key: str) -> float:
     """A number of a config that must be finite and above 0."""
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise UserError(f'{path}: {key} = {value!r}: it must be a number above 0')
-    return float(value)
+    json_files.check(config, path, {key: settings.Positive})
+    return float(config[key])
 
 
 def flag(path: pathlib.Path, config: Mapping[str, Any], key: str) -> bool:
     """A yes or no of a config."""
-    if not isinstance(config[key], bool):
-        raise UserError(f'{path}: {key} = {config[key]!r}: it must be true or false')
+    json_files.check(config, path, {key: bool})
     return config[key]

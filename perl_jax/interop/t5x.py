@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,14 @@ import tensorstore as ts
 from flax import serialization, traverse_util
 from jaxtyping import PyTree
 
-from perl_jax import trees
+from perl_jax import json_files, settings, trees
 from perl_jax.errors import UserError
 from perl_jax.models.t5 import T5, T5Config
 from perl_jax.parallel.leaves import Index, InMemory, Leaf, Stacked, to_host
 
-_ACTIVATIONS = {('relu',): ('relu', False), ('gelu', 'linear'): ('gelu', True), ('silu', 'linear'): ('silu', True)}
+_ACTIVATIONS: dict[tuple[str, ...], tuple[settings.Activation, bool]] = {
+    ('relu',): ('relu', False), ('gelu', 'linear'): ('gelu', True), ('silu', 'linear'): ('silu', True),
+}  # fmt: skip
 _SIZES = (
     'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers',
     'logits_via_embedding',
@@ -51,7 +54,8 @@ def network(module: Any) -> T5:
         raise UserError(f'network.T5Config.mlp_activations = {activations}: there are {list(_ACTIVATIONS)}')
     activation, gated = _ACTIVATIONS[activations]
     same = {name: getattr(c, name) for name in _SIZES}
-    return T5(T5Config(**same, activation=activation, gated=gated, dtype=jnp.dtype(c.dtype).name))
+    dtype = cast(settings.Dtype, jnp.dtype(c.dtype).name)  # which T5Config checks
+    return T5(T5Config(**same, activation=activation, gated=gated, dtype=dtype))
 
 
 def check(module: Any) -> None:
@@ -60,7 +64,7 @@ def check(module: Any) -> None:
     if odd := sorted((vars(c).keys() - _UNDERSTOOD) | ({*_SIZES} - vars(c).keys())):
         raise UserError(
             f'{type(module).__module__}.Transformer is not the network of t5x.examples.t5 ({", ".join(odd)} differ): '
-            'decoder_only and scalable_t5 are not read (docs/t5x.md)'
+            'decoder_only and scalable_t5 are not read (docs/howto/t5x.md)'
         )
     if rate := getattr(c, 'dropout_rate', 0):
         raise UserError(
@@ -81,10 +85,10 @@ def find(path: str) -> str | None:
     # What is called `checkpoint` or begins with `checkpoint_`: the character after _ is `.
     try:
         names = [name.decode() for name in folder.list(ts.KvStore.KeyRange('checkpoint', 'checkpoint`')).result()]
-        whole = INDEX in names or folder.read(MANIFEST).result().state == 'value'
+        is_complete = INDEX in names or folder.read(MANIFEST).result().state == 'value'
     except ValueError as error:
         raise UserError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
-    if whole:
+    if is_complete:
         return path
     steps = [re.fullmatch(rf'checkpoint_(\d+)/({INDEX}|{MANIFEST})', name) for name in names]
     steps = [int(step[1]) for step in steps if step]
@@ -108,19 +112,21 @@ def leaves(path: str, stacked: bool = True) -> PyTree:
     Raises:
       UserError: there is no T5X checkpoint, it is damaged, or it is of scalable_t5 (umT5), which stacks its layers.
     """
-    if (found := find(path)) is None:
+    if (checkpoint := find(path)) is None:
         raise UserError(f"'{path}' is no T5X checkpoint: neither it nor a checkpoint_N in it has {INDEX} or {MANIFEST}")
-    places = _whole(found, 'its index', lambda: _places(found))
+    places = _read_or_refuse(checkpoint, 'its index', lambda: _places(checkpoint))
     if not places:
-        raise UserError(f"'{found}' has no parameters: nothing in it is called target; save it with T5X's trainer")
+        raise UserError(f"'{checkpoint}' has no parameters: nothing in it is called target; save it with T5X's trainer")
+    _check_metadata(checkpoint, {name: place for name, place in places.items() if isinstance(place, dict)})
     opened = {name: _open(place) if isinstance(place, dict) else place for name, place in places.items()}
     apart: dict[str, list[Leaf]] = {}
-    for name in sorted(opened, key=lambda name: [int(part) for part in re.findall(_LAYER, name)]):
+    for name in sorted(opened, key=lambda name: [int(number) for number in re.findall(_LAYER, name)]):
         alike = apart.setdefault(re.sub(_LAYER, '/layers/', name) if stacked else name, [])
-        alike.append(_leaf(found, name, opened[name]))
+        alike.append(_leaf(checkpoint, name, opened[name]))
         if alike[-1].shape != alike[0].shape:
             raise UserError(
-                f"'{found}': {name} has shape {list(alike[-1].shape)}, in other layers it is {list(alike[0].shape)}"
+                f"'{checkpoint}': {name} has shape {list(alike[-1].shape)}, and in other layers "
+                f'{list(alike[0].shape)}'
             )
     tree = {place: Stacked(each) if '/layers/' in place else each[0] for place, each in apart.items()}
     return trees.unflatten(tree)
@@ -140,7 +146,7 @@ class _Array:
 
     def read_into(self, out: np.ndarray, index: Index) -> None:
         source = ts.cast(self.store[index], out.dtype)
-        _whole(self.path, self.name, lambda: ts.array(out).write(source).result())
+        _read_or_refuse(self.path, self.name, lambda: ts.array(out).write(source).result())
 
 
 def save(path: str, params: PyTree, step: int) -> None:
@@ -196,6 +202,13 @@ def _beside(path: str, spec: dict[str, Any]) -> dict[str, Any]:
     return _kvstore(path, spec['kvstore'].get('path') or spec['path'])
 
 
+def _check_metadata(path: str, kvstores: Mapping[str, dict[str, Any]]) -> None:
+    """Raise UserError if an array's metadata are not JSON: TensorStore dies of deep brackets (SIGSEGV)."""
+    reads = {name: ts.KvStore.open(kvstore).result().read('.zarray') for name, kvstore in kvstores.items()}
+    for name, read in reads.items():
+        _read_or_refuse(path, name, lambda read=read: json_files.loads(read.result().value))
+
+
 def _open(kvstore: dict[str, Any]) -> ts.Future:
     """Begin to open an array; with hundreds in a bucket, all at once."""
     # Else a chunk that is missing would be read as zeros.
@@ -206,7 +219,7 @@ def _open(kvstore: dict[str, Any]) -> ts.Future:
 def _leaf(path: str, name: str, array: ts.Future | np.ndarray) -> Leaf:
     if not isinstance(array, ts.Future):
         return InMemory(np.asarray(array))
-    store = _whole(path, name, array.result)
+    store = _read_or_refuse(path, name, array.result)
     if len(store.shape) > 2:
         raise UserError(
             f"'{path}': {name} has shape {list(store.shape)}, as scalable_t5 stacks layers; take one of T5X's t5"
@@ -214,8 +227,8 @@ def _leaf(path: str, name: str, array: ts.Future | np.ndarray) -> Leaf:
     return _Array(path, name, store)
 
 
-def _whole(path: str, what: str, read: Any) -> Any:
+def _read_or_refuse(path: str, description: str, read: Any) -> Any:
     try:
         return read()
     except Exception as error:  # TensorStore and msgpack have no kinds of errors to tell apart
-        raise UserError(f"'{path}': {what} is missing or truncated; copy the checkpoint again") from error
+        raise UserError(f"'{path}': {description} is missing or truncated; copy the checkpoint again") from error

@@ -32,7 +32,13 @@ def network(module: Any) -> T5XNetwork:
 
 
 class Cache(struct.PyTreeNode):
-    """What responses are read with: encoded prompts [B K, P, D], their tokens [B K, P], their own [B, K, 1 + R]."""
+    """The inputs that responses are decoded from.
+
+    Attributes:
+      encoded: encoded prompts, [B K, P, D].
+      prompts: int [B K, P], their tokens.
+      tokens: int [B, K, 1 + R], those of the responses.
+    """
 
     encoded: jax.Array
     prompts: jax.Array
@@ -40,7 +46,11 @@ class Cache(struct.PyTreeNode):
 
 
 class T5XNetwork(nn.Module):
-    """`module` is an encoder-decoder with T5X's `encode` and `decode`, whose last norm is called decoder_norm."""
+    """A network of T5X with the methods of ours.
+
+    Attributes:
+      module: an encoder-decoder with T5X's `encode` and `decode`, whose last norm is called decoder_norm.
+    """
 
     module: Any
 
@@ -81,9 +91,10 @@ class T5XNetwork(nn.Module):
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read response token `step` of every branch: tokens [B, K] -> hidden [B, K, D]."""
-        seen = jax.lax.dynamic_update_slice_in_dim(cache.tokens, tokens[..., None], step + 1, axis=2)
-        hidden = self._decoded(cache.encoded, cache.prompts, seen)
-        return jax.lax.dynamic_index_in_dim(hidden, step + 1, axis=2, keepdims=False), cache.replace(tokens=seen)
+        tokens_so_far = jax.lax.dynamic_update_slice_in_dim(cache.tokens, tokens[..., None], step + 1, axis=2)
+        hidden = self._decoded(cache.encoded, cache.prompts, tokens_so_far)
+        last_hidden = jax.lax.dynamic_index_in_dim(hidden, step + 1, axis=2, keepdims=False)
+        return last_hidden, cache.replace(tokens=tokens_so_far)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [..., D] -> float32 [..., V]."""

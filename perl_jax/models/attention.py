@@ -11,40 +11,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Int, Shaped
 
-from perl_jax import sharded
+from perl_jax import settings, sharded
 from perl_jax.models import layers
+from perl_jax.types import AnyArray
 
-MASKED = -1e30  # finite, so that a row which may see nothing gives a uniform softmax instead of NaN
+MASKED = -1e30  # finite: a query that may attend to nothing gets a uniform softmax instead of NaN
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Slower rotation, for contexts longer than a model was first trained on.
+    """Lower rotary frequencies, for contexts longer than a model was first trained on.
 
-    Without `original_length` all frequencies are divided by `factor` (Gemma 3). With it those that turn fewer than
-    `low_freq_factor` times in that length are, those that turn more than `high_freq_factor` times are not, and between
-    the two it fades (Llama 3.1).
+    Without `original_length` all frequencies are divided by `factor` (Gemma 3). With it, frequencies that make fewer
+    than `low_freq_factor` rotations in that length are divided, those that make more than `high_freq_factor` are not,
+    and the ones between are interpolated (Llama 3.1).
+
+    Attributes:
+      factor: divides frequencies.
+      low_freq_factor: rotations in `original_length`; frequencies with fewer are divided.
+      high_freq_factor: rotations in `original_length`; frequencies with more are unchanged.
+      original_length: positions that the model was first trained on; None divides all frequencies.
     """
 
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_length: int | None = None
+    factor: settings.Positive
+    low_freq_factor: settings.Positive = 1.0
+    high_freq_factor: settings.Positive = 4.0
+    original_length: settings.Count | None = None
 
-    def __call__(self, frequency: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    def __post_init__(self) -> None:
+        settings.check(self)
+
+    def __call__(self, frequency: AnyArray) -> AnyArray:
         """Frequencies [E/2] in radians a position -> scaled ones."""
-        keep = 0.0
+        unscaled = 0.0
         if self.original_length is not None:
-            turns = self.original_length * frequency / (2 * jnp.pi)
-            keep = jnp.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
-        return frequency * (keep + (1 - keep) / self.factor)
+            rotations, low = self.original_length * frequency / (2 * jnp.pi), self.low_freq_factor
+            unscaled = jnp.clip((rotations - low) / (self.high_freq_factor - low), 0, 1)
+        return frequency * (unscaled + (1 - unscaled) / self.factor)
 
 
 def rope_table(
-    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine of the rotary angles (Su et al. 2021): positions int [...] -> two float32 [..., E/2]."""
+    positions: Int[Array, '*batch'], head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Float[Array, '*batch half'], Float[Array, '*batch half']]:
+    """Sine and cosine of the rotary angles (Su et al. 2021).
+
+    Args:
+      positions: int [...].
+      head_dim: E.
+      theta: the base of the frequencies, theta^(-2i / E) radians a position.
+      scaling: of the frequencies; None leaves them.
+
+    Returns:
+      Sine and cosine, float32 [..., E/2] each.
+    """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
         frequency = scaling(frequency)
@@ -52,18 +73,36 @@ def rope_table(
     return jnp.sin(angles), jnp.cos(angles)
 
 
-def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn the halves of each head against each other (Hugging Face's form). x [..., T, H, E], table [..., T, E/2]."""
+def rotate(
+    x: Float[Array, '*batch H E'], table: tuple[Float[Array, '*batch E//2'], Float[Array, '*batch E//2']]
+) -> Float[Array, '*batch H E']:
+    """Rotate the halves of each head (Hugging Face's convention).
+
+    Args:
+      x: queries or keys, [..., T, H, E].
+      table: sine and cosine of `rope_table`, [..., T, E/2] each.
+
+    Returns:
+      [..., T, H, E] in the dtype of x; computed in float32.
+    """
     sin, cos = (t[..., None, :] for t in table)
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
 class RelativeBias(nn.Module):
-    """A learned bias of the scores for each head and range of distances (Raffel et al. 2020, section 2.1).
+    """A learned bias of the scores for each head and bucket of distances (Raffel et al. 2020, section 2.1).
 
-    Near distances have a bucket each, farther ones share buckets that grow up to `max_distance`. `bidirectional` keeps
-    half of the buckets for keys behind the query and half for those ahead; without it nothing ahead may be seen.
+    Small distances have a bucket each; larger ones share buckets that grow logarithmically up to `max_distance`. With
+    `bidirectional`, half of the buckets are for keys before the query and half for keys after it; without it, attention
+    must be causal.
+
+    Attributes:
+      num_heads: H.
+      num_buckets: of distances, in both directions together.
+      max_distance: in tokens; from here on all distances share the last bucket.
+      bidirectional: whether keys after the query have buckets of their own.
+      dtype: of the bias.
     """
 
     num_heads: int
@@ -73,61 +112,76 @@ class RelativeBias(nn.Module):
     dtype: str = 'float32'
 
     @nn.compact
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    def __call__(self, queries: Int[Array, ' R'], keys: Int[Array, ' S']) -> Float[Array, 'H R S']:
         """Positions int [R] of queries and [S] of keys -> [H, R, S] in dtype, a Segment's bias."""
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
         init = layers.partitioned(init, ('heads', 'relpos_buckets'))
         embedding = self.param('rel_embedding', init, (self.num_heads, self.num_buckets))
-        back, sided = queries[:, None] - keys[None], self.num_buckets
+        offset, num_buckets = queries[:, None] - keys[None], self.num_buckets
         if self.bidirectional:
-            sided //= 2
-        distance = jnp.abs(back) if self.bidirectional else jnp.maximum(back, 0)
-        bucket = jnp.asarray(_buckets(sided, self.max_distance))[jnp.minimum(distance, self.max_distance)]
+            num_buckets //= 2
+        distance = jnp.abs(offset) if self.bidirectional else jnp.maximum(offset, 0)
+        bucket = jnp.asarray(_buckets(num_buckets, self.max_distance))[jnp.minimum(distance, self.max_distance)]
         if self.bidirectional:
-            bucket += jnp.where(back < 0, sided, 0)
-        # As T5X has it: a gather would put the heads last, where a TPU pads them to 128.
-        chosen = (bucket[None] == jnp.arange(self.num_buckets)[:, None, None]).astype(self.dtype)
-        return jnp.einsum('hb,brs->hrs', embedding.astype(self.dtype), chosen, precision='highest')
+            bucket += jnp.where(offset < 0, num_buckets, 0)
+        # A product with a one-hot matrix, as in T5X: a gather would put the heads last, where a TPU pads them to 128.
+        one_hot = (bucket[None] == jnp.arange(self.num_buckets)[:, None, None]).astype(self.dtype)
+        return jnp.einsum('hb,brs->hrs', embedding.astype(self.dtype), one_hot, precision='highest')
 
 
 def _buckets(count: int, max_distance: int) -> np.ndarray:
-    """The bucket of each distance 0 .. max_distance, which everything farther shares; T5X's formula and rounding."""
+    """The bucket of each distance 0 .. max_distance; larger distances share the last. T5X's formula and rounding."""
     distance, exact = np.arange(max_distance + 1), count // 2
     ratio = np.log(distance.astype(np.float32) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
     far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
     return np.where(distance < exact, distance, far)
 
 
-def tokens_at(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Some of the tokens: x [B, T, ...] at index [B, Q] -> [B, Q, ...]."""
+def tokens_at(x: Shaped[Array, 'B T *rest'], index: Int[Array, 'B Q']) -> Shaped[Array, 'B Q *rest']:
+    """Select tokens by index.
+
+    Args:
+      x: [B, T, ...].
+      index: int [B, Q], into the T tokens of its row.
+
+    Returns:
+      [B, Q, ...].
+    """
     return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
-MAX_SCORES = 2**24  # floats a device holds at once: 64 MiB
+MAX_SCORES = 2**24  # floats of attention scores per device: 64 MiB
 
 
 class Segment(NamedTuple):
-    """A run of S keys. One that all branches share has key and value [B, S, N, E]; of their own, [B, K, S, N, E].
+    """S keys and values to attend to.
 
-    `mask` is bool and broadcasts to [B, K, R, S]. `bias` [H, R, S] is added to the scores (T5's positions).
+    Attributes:
+      key, value: [B, S, N, E] where all branches share them, [B, K, S, N, E] where each branch has its own.
+      mask: bool, broadcasts to [B, K, R, S].
+      bias: [H, R, S], added to the scores (T5's relative positions).
     """
 
     key: jax.Array
     value: jax.Array
-    mask: jax.Array
+    mask: AnyArray
     bias: jax.Array | None = None
 
 
 def attend(
-    query: jax.Array, segments: Sequence[Segment], *, scale: float | None = None, softcap: float | None = None
-) -> jax.Array:
-    """Softmax attention of K branches over several runs of keys at once, none of them copied per branch.
+    query: Float[Array, 'B K R H E'],
+    segments: Sequence[Segment],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float[Array, 'B K R H*E']:
+    """Softmax attention of K branches over several segments of keys, without a copy of shared keys per branch.
 
     Args:
       query: [B, K, R, H, E]. H is a multiple of N (grouped queries).
-      segments: what is attended to.
-      scale: of the scores; None is E^-1/2.
-      softcap: scores are capped * tanh(scores / cap) before bias and mask (Gemma 2).
+      segments: the keys and values to attend to.
+      scale: factor of the scores; None is E^-1/2.
+      softcap: c; scores become c tanh(scores / c) before bias and mask (Gemma 2).
 
     Returns:
       [B, K, R, H * E] in the query's dtype; the softmax is float32.
@@ -136,39 +190,41 @@ def attend(
     S = sum(segment.key.shape[-3] for segment in segments)
     shards = sharded.partitions('batch') * sharded.partitions('heads')
     size = max(1, MAX_SCORES * shards // (B * K * H * S))
-    one = functools.partial(_attend, scale=scale, softcap=softcap)
+    attend_chunk = functools.partial(_attend, scale=scale, softcap=softcap)
     if size >= R:
-        return one(query, segments)
+        return attend_chunk(query, segments)
     chunks = -(-R // size)
 
-    def split(x: jax.Array | None, axis: int) -> jax.Array | None:
-        """A chunk after the other along the queries, on a new axis 0; None, what is the same for all queries."""
+    def split(x: AnyArray | None, axis: int) -> jax.Array | None:
+        """Split the queries' axis into chunks on a new axis 0; None for what all queries share."""
         if x is None or x.shape[axis] == 1:
             return None
         x = jnp.pad(x, [(0, chunks * size - R if i == axis else 0) for i in range(x.ndim)])
         return jnp.moveaxis(x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :]), axis, 0)
 
-    @jax.checkpoint  # the backward pass makes a chunk's scores again
-    def chunk(now: tuple) -> jax.Array:
-        query, parts = now
-        mine = [{name: x for name, x in part.items() if x is not None} for part in parts]
-        return one(query, [segment._replace(**part) for segment, part in zip(segments, mine)])
+    @jax.checkpoint  # for memory: the backward pass computes a chunk's scores again
+    def chunk(chunk_inputs: tuple) -> jax.Array:
+        query, chunk_fields = chunk_inputs
+        changed = [{name: x for name, x in fields.items() if x is not None} for fields in chunk_fields]
+        return attend_chunk(query, [segment._replace(**fields) for segment, fields in zip(segments, changed)])
 
-    parts = [{'mask': split(segment.mask, 2), 'bias': split(segment.bias, 1)} for segment in segments]
-    out = jax.lax.map(chunk, (split(query, 2), parts))
+    chunk_fields = [{'mask': split(segment.mask, 2), 'bias': split(segment.bias, 1)} for segment in segments]
+    out = jax.lax.map(chunk, (split(query, 2), chunk_fields))
     return jnp.moveaxis(out, 0, 2).reshape(B, K, chunks * size, H * E)[:, :, :R]
 
 
 def _attend(
-    query: jax.Array, segments: Sequence[Segment], scale: float | None, softcap: float | None
-) -> jax.Array:
+    query: Float[Array, 'B K R H E'], segments: Sequence[Segment], scale: float | None, softcap: float | None
+) -> Float[Array, 'B K R H*E']:
     B, K, R, H, E = query.shape
     N = segments[0].key.shape[-2]
     query = query.reshape(B, K, R, N, H // N, E) * (E**-0.5 if scale is None else scale)
     scores = []
     for segment in segments:
-        own, S = 'k' if segment.key.ndim == 5 else '', segment.key.shape[-3]
-        score = jnp.einsum(f'bkrnge,b{own}sne->bkngrs', query, segment.key, preferred_element_type=jnp.float32)
+        branch_axis, S = 'k' if segment.key.ndim == 5 else '', segment.key.shape[-3]
+        score = jnp.einsum(
+            f'bkrnge,b{branch_axis}sne->bkngrs', query, segment.key, preferred_element_type=jnp.float32
+        )
         if softcap is not None:
             score = softcap * jnp.tanh(score / softcap)
         if segment.bias is not None:
@@ -178,9 +234,9 @@ def _attend(
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
     out, start = jnp.zeros((), query.dtype), 0
     for segment in segments:
-        own, stop = 'k' if segment.key.ndim == 5 else '', start + segment.key.shape[-3]
-        first = 'bkn' if own else 'bnk'  # in this order einsum multiplies weights by values, and not the reverse
-        part = jnp.einsum(f'bkngrs,b{own}sne->{first}gre', weights[..., start:stop], segment.value)
-        out += jnp.einsum(f'{first}gre->bkrnge', part)
+        branch_axis, stop = 'k' if segment.key.ndim == 5 else '', start + segment.key.shape[-3]
+        out_axes = 'bkn' if branch_axis else 'bnk'  # other orders make einsum transpose the weights, which are larger
+        attended = jnp.einsum(f'bkngrs,b{branch_axis}sne->{out_axes}gre', weights[..., start:stop], segment.value)
+        out += jnp.einsum(f'{out_axes}gre->bkrnge', attended)
         start = stop
     return out.reshape(B, K, R, H * E)

@@ -1,10 +1,10 @@
-"""Averages of adapters, of what they do to the weights (A B) and not of A and of B, kept as pairs of thin matrices.
+"""Averages of adapters: of their products A B, not of A and B, without ever forming a matrix of the kernel's size.
 
     w1 A1 B1 + w2 A2 B2 = [A1, A2] [w1 B1; w2 B2]       `concatenate`: exact, the ranks add up
     Qa Ra = A,  Qb Rb = B^T,  U S V = svd(Ra Rb^T)      `truncate`: the nearest of a lower rank
 
-The mean of A times the mean of B would be another matrix: each member is free to turn its A against its B. No matrix of
-the kernel's size is ever made. Both work under jit, on stacked layers [L, in, r] too.
+The mean of A times the mean of B is another matrix, because A B does not determine A and B: (A Q)(Q^-1 B) = A B. Both
+functions work under jit, and on stacked layers [L, in, r].
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from perl_jax.models.lora import Adapter, scale_of
 
 
 def concatenate(adapters: Sequence[Adapter], weights: Sequence[float | jax.Array]) -> Adapter:
-    """The weighted sum of adapters of one base, exactly; its rank is the sum of theirs and its scale is 1.
+    """The exact weighted sum of adapters of one base; its rank is the sum of their ranks, and its scale is 1.
 
-    A layer that only some of them adapt is adapted by those. Heads and, with full tuning, parameters are summed alike.
+    A layer that only some adapters have is the sum of those. Heads, and the parameters of full tuning, are summed too.
+
+    Args:
+      adapters: all of LoRA, or all of full tuning.
+      weights: one of each adapter.
+
+    Returns:
+      The Adapter of the sum.
     """
     pairs = list(zip(adapters, weights, strict=True))
     mix = lambda *xs: sum(w * x for (_, w), x in zip(pairs, xs, strict=True))  # noqa: E731
@@ -43,8 +50,17 @@ def concatenate(adapters: Sequence[Adapter], weights: Sequence[float | jax.Array
 
 
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, Float[Array, '']]:
-    """The nearest LoRA of at most `rank` (Frobenius norm), at scale 1, and its relative error over all layers."""
-    flat, dropped, whole = trees.flatten(adapter.lora), 0.0, 0.0
+    """The nearest LoRA of at most `rank` (Frobenius norm), at scale 1.
+
+    Args:
+      adapter: of LoRA.
+      rank: the most that the result has.
+
+    Returns:
+      The Adapter; and its relative error, float32 []: the Frobenius norm of what was dropped / that of scale A B, over
+      all layers.
+    """
+    flat, dropped, total = trees.flatten(adapter.lora), 0.0, 0.0
     for layer in [path.removesuffix('/a') for path in flat if path.endswith('/a')]:
         qa, ra = jnp.linalg.qr(flat[f'{layer}/a'])
         qb, rb = jnp.linalg.qr(jnp.swapaxes(scale_of(adapter.scale, layer) * flat[f'{layer}/b'], -1, -2))
@@ -52,6 +68,6 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, Float[Array, '']]:
         root = jnp.sqrt(s[..., :rank])
         flat[f'{layer}/a'] = qa @ (u[..., :rank] * root[..., None, :])
         flat[f'{layer}/b'] = (root[..., None] * v[..., :rank, :]) @ jnp.swapaxes(qb, -1, -2)
-        dropped, whole = dropped + (s[..., rank:] ** 2).sum(), whole + (s**2).sum()
+        dropped, total = dropped + (s[..., rank:] ** 2).sum(), total + (s**2).sum()
     lora = trees.unflatten(flat)
-    return adapter.replace(lora=lora, scale=1.0), jnp.sqrt(dropped / jnp.maximum(whole, 1e-30))
+    return adapter.replace(lora=lora, scale=1.0), jnp.sqrt(dropped / jnp.maximum(total, 1e-30))

@@ -1,4 +1,4 @@
-"""What a network computes, in JSON types: checkpoints keep it, so that weights never meet a network that differs.
+"""A description of a network in JSON types. Checkpoints store it, so that weights are never used in another network.
 
     describe(Decoder(config))    {'class': 'Decoder', 'vocab_size': 32000, ..., 'rope_scaling': {'factor': 8.0, ...}}
 """
@@ -13,14 +13,14 @@ import numpy as np
 from flax import linen as nn
 
 Description = Mapping[str, Any]
-_HOW = ('dtype', 'flash', 'remat')  # how it is computed: these may differ
+_HOW = ('dtype', 'flash', 'remat')  # these change how a network computes, not what: they may differ
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
-    """Name a network's class and every setting of its config that changes what it computes.
+    """Describe a network by its class and every setting of its config that changes what it computes.
 
     Args:
-      network: with a `config` of fields that JSON can hold, or dataclasses of such; others stand as text.
+      network: its `config` has fields of JSON types or dataclasses of them; other values become text.
 
     Returns:
       {'class': ..., setting: value}.
@@ -31,13 +31,20 @@ def describe(network: nn.Module) -> dict[str, Any]:
     return {'class': type(network).__name__} | settings
 
 
-def difference(theirs: Description, ours: Description) -> str | None:
-    """The first setting in which two networks differ; None where they agree in all that both name.
+def difference(first: Description, second: Description) -> str | None:
+    """The first setting in which two descriptions differ.
 
-    Numbers are compared in float32, in which some files keep 1e-05 as 9.999999747378752e-06. A setting that only one
-    of them names was not known yet when the other was written.
+    Numbers are compared in float32, because some files store 1e-05 as 9.999999747378752e-06. A setting that only one of
+    them has did not exist when the other was written.
+
+    Args:
+      first: of `describe`, or as a checkpoint stores it.
+      second: likewise.
+
+    Returns:
+      The setting's name; None if all settings that both have agree.
     """
-    return next((key for key in theirs if key in ours and _rounded(theirs[key]) != _rounded(ours[key])), None)
+    return next((key for key in first if key in second and _rounded(first[key]) != _rounded(second[key])), None)
 
 
 def _plain(value: Any) -> Any:

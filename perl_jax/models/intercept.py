@@ -1,13 +1,13 @@
-"""LoRA for linen modules that are not ours, without an edit to them.
+"""LoRA for other people's linen modules, without changes to them.
 
     net = intercept(module, LoraSpec(targets=r'.*/(query|value)'))
     adapter = net.init(rng, *inputs)                            # lora.Adapter, its tree named as the module's own is
     y = net.apply(lora.bind(base, adapter), *inputs)            # instead of module.apply({'params': base}, *inputs)
     params = net.merge(base, adapter, *inputs)                  # plain parameters, for the plain module
 
-A layer is whatever has a `kernel` and multiplies the trailing axes of its input by it: nn.Dense, nn.DenseGeneral with
-kernels of any rank, T5X's DenseGeneral. The pair hides in the layer's own `params` while the module runs, since nn.scan
-hands on no collection that its author has not listed; so it also gets its layer axis wherever that author puts it.
+A layer is any module with a `kernel` that multiplies the trailing axes of its input by it: nn.Dense, nn.DenseGeneral
+with kernels of any rank, T5X's DenseGeneral. While the module runs, the pair is stored in the layer's own `params`,
+because nn.scan passes on only the collections that its author listed; there it also gets the layer axis of its author.
 """
 
 from __future__ import annotations
@@ -30,26 +30,31 @@ from perl_jax.errors import UserError
 from perl_jax.models.lora import Adapter, LoraSpec, rescaled
 from perl_jax.types import Variables
 
-HIDDEN = 'lora_'  # before the names a and b, so that no layer has a parameter of that name already
+HIDDEN = 'lora_'  # prefix of the names a and b: no layer has such a parameter of its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Intercepted:
-    """A module of any origin with the hook for LoRA. Its parameters are the module's own."""
+    """Any linen module with a hook for LoRA. Its base parameters are the module's own.
+
+    Attributes:
+      module: a linen module.
+      spec: rank, alpha, dropout and the layers to adapt.
+    """
 
     module: nn.Module
     spec: LoraSpec
 
     def init(self, rng: jax.Array, *args: Any, **kwargs: Any) -> Adapter:
-        """A fresh adapter in float32, with which the module still computes exactly what it does without.
+        """Initialize an adapter in float32. B is zero, so the module computes exactly what it does without.
 
         Args:
           rng: for the A of each pair; every B is zero.
-          *args: those of the module's own `init`, which is traced and whose parameters are never computed.
+          *args: of the module's own `init`, which is traced without computing its parameters.
           **kwargs: likewise.
 
         Raises:
-          UserError: the targets match no layer, or one that is no product with its input's trailing axes.
+          UserError: the targets match no layer, or one that is not a product over its input's trailing axes.
         """
         pattern, layers = re.compile(self.spec.targets), []
 
@@ -61,19 +66,27 @@ class Intercepted:
 
         def draw(rng: jax.Array) -> PyTree:
             with _each_layer(create):
-                return _show(self.module.init(rng, *args, **kwargs)['params'])
+                return _pairs_of(self.module.init(rng, *args, **kwargs)['params'])
 
         lora = jax.jit(draw)(rng)
         if not lora:
-            there = ', '.join(dict.fromkeys(layers))
-            raise UserError(f"LoraSpec.targets = '{self.spec.targets}' matches no layer; there are: {there}")
+            layer_names = ', '.join(dict.fromkeys(layers))
+            raise UserError(f"LoraSpec.targets = '{self.spec.targets}' matches no layer; there are: {layer_names}")
         return Adapter(lora=lora, scale=self.spec.alpha / self.spec.rank, dropout=self.spec.dropout)
 
     def apply(self, variables: Variables, *args: Any, **kwargs: Any) -> Any:
-        """What `module.apply` gives under `lora.bind(base, adapter)`, to which further collections may be added.
+        """`module.apply` with an adapter.
 
-        LoRA's dropout happens where `bind` allowed it and the layer is handed a `dropout` rng; nn.scan hands on those
-        that its author has listed.
+        LoRA's dropout needs `bind(..., train=True)` and a `dropout` rng in the layer; nn.scan passes on only the rngs
+        that its author listed.
+
+        Args:
+          variables: `lora.bind(base, adapter)`, to which other collections may be added.
+          *args: of the module's own `apply`.
+          **kwargs: likewise.
+
+        Returns:
+          The output of `module.apply`.
         """
         pairs = trees.flatten(variables.get('lora', {}))
         dropout = self.spec.dropout if any(name.endswith('/dropout') for name in pairs) else 0.0
@@ -81,10 +94,20 @@ class Intercepted:
         return _applied(self.module.apply, dropout, variables, *args, **kwargs)
 
     def merge(self, base: PyTree, adapter: Adapter, *args: Any, **kwargs: Any) -> PyTree:
-        """Plain parameters, W + alpha/r A B in each layer's own shape; the arguments are those of `init`."""
+        """Merge an adapter into plain parameters, W + alpha/r A B in each layer's own shape.
+
+        Args:
+          base: the module's parameters.
+          adapter: of `init`.
+          *args: as for `init`.
+          **kwargs: likewise.
+
+        Returns:
+          A tree like `base`, for the plain module.
+        """
 
         scale = adapter.scale
-        if isinstance(scale, tuple):  # inside a scan one number serves all layers
+        if isinstance(scale, tuple):  # inside a scan all layers have the same number
             scale = 1.0
             adapter = rescaled(adapter, scale)
 
@@ -95,7 +118,7 @@ class Intercepted:
 
         def run(base: PyTree, lora: PyTree) -> PyTree:
             with _each_layer(write):
-                variables = _hide({'params': base, 'lora': lora})
+                variables = _merge_pairs({'params': base, 'lora': lora})
                 _, changed = self.module.apply(variables, *args, mutable=['params'], **kwargs)
             flat = traverse_util.flatten_dict(changed['params'])
             return traverse_util.unflatten_dict({k: v for k, v in flat.items() if not k[-1].startswith(HIDDEN)})
@@ -104,15 +127,23 @@ class Intercepted:
 
 
 def intercept(module: nn.Module, spec: LoraSpec) -> Intercepted:
-    """See above; `spec.targets` is a regex over the whole path of a layer, as everywhere."""
+    """Add the LoRA hook to a module.
+
+    Args:
+      module: a linen module.
+      spec: its `targets` matches the whole path of a layer, as in LoraSpec.
+
+    Returns:
+      An Intercepted, with `init`, `apply` and `merge`.
+    """
     return Intercepted(module, spec)
 
 
 def apply(plain: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
-    """What a module's `apply` gives under `lora.bind(base, adapter)`; for one that hides this from its callers.
+    """A module's `apply` with `lora.bind(base, adapter)`, for a wrapper that hides the interception.
 
     Raises:
-      UserError: LoRA's dropout is to happen, whose rate stands in the spec alone.
+      UserError: LoRA's dropout is enabled; its rate is known to an `Intercepted` alone.
     """
     if any(name.endswith('/dropout') for name in trees.flatten(variables.get('lora', {}))):
         raise UserError('LoraSpec.dropout: not with a network that is not ours; set it to 0.0')
@@ -124,11 +155,11 @@ def _applied(plain: Callable[..., Any], dropout: float, variables: Variables, *a
         return layer.y + layer.delta(dropout) if layer.has_pair else layer.y
 
     with _each_layer(add):
-        return plain(_hide(variables), *args, **kwargs)
+        return plain(_merge_pairs(variables), *args, **kwargs)
 
 
 class _Layer:
-    """One call of a layer that has a kernel: what went in, what came out, and where its parameters are."""
+    """One call of a layer with a kernel: its input, its output and its scope of parameters."""
 
     def __init__(self, module: nn.Module, x: jax.Array, y: jax.Array) -> None:
         assert module.scope is not None  # it is being called
@@ -138,9 +169,9 @@ class _Layer:
         self.has_pair = self.scope.has_variable('params', f'{HIDDEN}a')
 
     def fans(self) -> tuple[int, int]:
-        """How many numbers go in and come out for each place of the batch, whatever their shapes."""
+        """Input and output features for each batch element, with their axes flattened."""
         axis, counts = getattr(self.module, 'axis', None), range(1, self.x.ndim + 1)
-        if axis is not None:  # DenseGeneral says which it contracts; of others the shapes have to tell
+        if axis is not None:  # DenseGeneral has the contracted axes; for other modules the shapes tell
             axes = sorted(i % self.x.ndim for i in (axis if isinstance(axis, Sequence) else [axis]))
             counts = [n for n in counts if axes == list(range(self.x.ndim - n, self.x.ndim))]
         for n in counts:
@@ -154,7 +185,7 @@ class _Layer:
         )
 
     def pair(self, rank: int) -> tuple[jax.Array, jax.Array]:
-        """A [in, r] and B [r, out], made where there are none."""
+        """A [in, r] and B [r, out], created if missing."""
         fan_in, fan_out = self.fans()
         gaussian = lambda key: jax.random.normal(key, (fan_in, rank)) * fan_in**-0.5  # noqa: E731
         a = self.scope.param(f'{HIDDEN}a', gaussian)
@@ -170,7 +201,7 @@ class _Layer:
         return (x @ a @ b).reshape(self.y.shape)
 
     def fold(self, scale: float) -> None:
-        """Put the pair into the kernel; a layer that is called again finds a B of zero."""
+        """Merge the pair into the kernel and set B to zero, so that a second call of the layer adds nothing."""
         a, b = (self.scope.get_variable('params', HIDDEN + side) for side in 'ab')
         delta = (scale * (a @ b)).reshape(self.kernel.shape)
         self.scope.put_variable('params', 'kernel', (self.kernel.astype(jnp.float32) + delta).astype(self.kernel.dtype))
@@ -178,21 +209,21 @@ class _Layer:
 
 
 @contextlib.contextmanager
-def _each_layer(do: Callable[[_Layer], jax.Array]) -> Iterator[None]:
-    """While this holds, a layer with a kernel gives what `do` makes of it."""
+def _each_layer(fn: Callable[[_Layer], jax.Array]) -> Iterator[None]:
+    """Within this context, replace the output of every layer with a kernel by `fn` of its call."""
 
-    def around(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def interceptor(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         y, module = call(*args, **kwargs), context.module
         if context.method_name != '__call__' or not module.has_variable('params', 'kernel'):
             return y
-        return do(_Layer(module, [*args, *kwargs.values()][0], y))
+        return fn(_Layer(module, [*args, *kwargs.values()][0], y))
 
-    with nn.intercept_methods(around):
+    with nn.intercept_methods(interceptor):
         yield
 
 
-def _hide(variables: Variables) -> Variables:
-    """Move the pairs of the `lora` collection into `params`."""
+def _merge_pairs(variables: Variables) -> Variables:
+    """Move the pairs of the `lora` collection into the layers' `params`."""
     params = traverse_util.flatten_dict(variables['params'])
     pairs = traverse_util.flatten_dict(variables.get('lora', {}))
     hidden = {(*path[:-1], HIDDEN + path[-1]): x for path, x in pairs.items() if path[-1] in ('a', 'b')}
@@ -200,8 +231,8 @@ def _hide(variables: Variables) -> Variables:
     return rest | {'params': traverse_util.unflatten_dict(params | hidden)}
 
 
-def _show(params: PyTree) -> PyTree:
-    """The hidden pairs alone, by their own names."""
+def _pairs_of(params: PyTree) -> PyTree:
+    """The pairs stored in `params`, under their own names."""
     flat = traverse_util.flatten_dict(params)
     pairs = {(*path[:-1], path[-1].removeprefix(HIDDEN)): x for path, x in flat.items() if path[-1].startswith(HIDDEN)}
     return traverse_util.unflatten_dict(pairs)

@@ -14,21 +14,38 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import spmd
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from perl_jax import sharded
 from perl_jax.kernels import widening
+from perl_jax.types import AnyArray
 
 
 def partitioned(init: Callable[..., jax.Array], axes: tuple[str, ...]) -> Callable[..., jax.Array]:
-    """An initializer of a parameter with logical axis names: `param` keeps them, and hands back the bare array."""
+    """Add logical axis names to an initializer.
+
+    Args:
+      init: (key, shape, dtype) -> array.
+      axes: the name of each axis.
+
+    Returns:
+      An initializer; `param` stores its names and returns the plain array.
+    """
     return cast(Callable[..., jax.Array], nn.with_logical_partitioning(init, axes))
 
 
 class Dense(nn.Module):
     """y = x W (+ bias), plus (x A) B where the `lora` collection holds a pair for this layer (Hu et al. 2021, eq. 3).
 
-    The hook knows neither rank nor target list nor role: `lora.bind` decides what is there, with B already scaled by
-    alpha/r. x [..., in] -> [..., features], in `dtype`. `init_scale` is of a random kernel's variance, 1 / in.
+    The hook has no rank, targets or role: `lora.bind` decides which layers have a pair, and scales B by alpha/r.
+    x [..., in] -> [..., features], in `dtype`.
+
+    Attributes:
+      features: the width of y.
+      axes: the logical axes of W, [in, features].
+      dtype: of the computation and of y.
+      use_bias: whether there is a bias [features], initially 0.
+      init_scale: multiplies the variance 1 / in of a random kernel.
     """
 
     features: int
@@ -38,7 +55,7 @@ class Dense(nn.Module):
     init_scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, '*batch in']) -> Float[Array, '*batch out']:
         lecun = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'truncated_normal')
         init = partitioned(lecun, self.axes)
         x = x.astype(self.dtype)
@@ -54,8 +71,8 @@ class Dense(nn.Module):
             y += widening.matmul(low, b, (None, self.axes[1]))
         return y
 
-    def _drop(self, x: jax.Array) -> jax.Array:
-        """LoRA's dropout: bound only by a learning step, and on only where that step hands in the randomness."""
+    def _drop(self, x: Float[Array, '*batch in']) -> Float[Array, '*batch in']:
+        """LoRA's dropout, which needs both `bind(..., train=True)` and a 'dropout' rng."""
         if not (self.has_variable('lora', 'dropout') and self.has_rng('dropout')):
             return x
         keep = 1.0 - self.get_variable('lora', 'dropout')
@@ -63,13 +80,13 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Embed):
-    """The table's rows of tokens: int [...] -> [..., D].
+    """Token embedding: int [...] -> [..., D].
 
-    Where FSDP splits the rows, each chip looks up its part of every token's row, and the parts change places: thousands
-    of rows move, and not the table (a gigabyte for 128k tokens of 4,096 numbers).
+    Where FSDP shards D, each chip looks up its slice of every token's row, and the slices are exchanged: thousands of
+    rows are moved instead of the table (a gigabyte for 128k tokens of 4,096 numbers).
     """
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: Int[AnyArray, '*batch']) -> Float[Array, '*batch D']:
         if sharded.partitions('embed') == 1:
             return super().__call__(inputs)
         rest = (None,) * (inputs.ndim - 1)
@@ -77,17 +94,28 @@ class Embed(nn.Embed):
         x = spmd.with_logical_constraint(x, (None, *rest, 'embed'))
         return spmd.with_logical_constraint(x, ('batch', *rest, None))
 
-    def attend(self, query: jax.Array) -> jax.Array:
-        """The table as output layer: [..., D] -> [..., V]."""
+    def attend(self, query: Float[Array, '*batch D']) -> Float[Array, '*batch V']:
+        """The table as output layer.
+
+        Args:
+          query: hidden states, [..., D].
+
+        Returns:
+          Logits [..., V], in `dtype`.
+        """
         operands = self.promote_dtype(query, self.embedding, dtype=self.dtype)
-        query, table = map(jnp.asarray, operands)  # neither is None, which flax's annotation allows
+        query, table = map(jnp.asarray, operands)  # flax's annotation allows None
         return sharded.matmul(query, table.T, ('embed', 'vocab'))
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * (offset + scale), computed in float32 (Zhang and Sennrich 2019). x [..., D] -> [..., D] in `dtype`.
 
-    `offset` is 1 for Gemma, whose scales are stored as what they differ from 1; `axis` is the logical axis of D.
+    Attributes:
+      epsilon: is added to the mean square.
+      dtype: of the result.
+      offset: 1 for Gemma, which stores scale - 1.
+      axis: the logical axis of D.
     """
 
     epsilon: float = 1e-5
@@ -96,7 +124,7 @@ class RMSNorm(nn.Module):
     axis: str = 'embed'
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, '*batch D']) -> Float[Array, '*batch D']:
         init = nn.initializers.constant(1.0 - self.offset)
         scale = self.param('scale', partitioned(init, (self.axis,)), (x.shape[-1],))
         scale = self.offset + scale.astype(jnp.float32)
@@ -108,8 +136,13 @@ class RMSNorm(nn.Module):
 class Mlp(nn.Module):
     """act(x W0) * (x W1), then back to the model width (gated units, Shazeer 2020). x [..., D] -> [..., D].
 
-    SwiGLU is activation 'silu', GEGLU 'gelu' (its tanh form). Without `gated` it is act(x W) alone, under T5X's name
-    for that, wi.
+    SwiGLU is activation 'silu', GEGLU 'gelu' (its tanh form).
+
+    Attributes:
+      mlp_dim: F, the width between.
+      activation: a key of `ACTIVATIONS`.
+      gated: False computes act(x W) alone, under T5X's name for that, wi.
+      dtype: of the computation and of the result.
     """
 
     mlp_dim: int
@@ -118,10 +151,10 @@ class Mlp(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, '*batch D']) -> Float[Array, '*batch D']:
         wide = lambda name: Dense(self.mlp_dim, ('embed', 'mlp'), self.dtype, name=name)(x)  # noqa: E731
         act = ACTIVATIONS[self.activation]
-        if self.gated:  # the backward pass makes the activation again from what it is of
+        if self.gated:  # for memory: the backward pass computes the activation again
             hidden = jax.checkpoint(lambda gate, up: act(gate) * up)(wide('wi_0'), wide('wi_1'))
         else:
             hidden = act(wide('wi'))

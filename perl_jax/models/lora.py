@@ -1,4 +1,4 @@
-"""Adapters: all that is trained for one role, and the one function that joins them to the frozen base.
+"""Adapters: the trainable parameters of one role, and `bind`, which joins them to the frozen base.
 
     base                                       adapter.lora
     decoder/layers/self_attention/             decoder/layers/self_attention/
@@ -7,8 +7,8 @@
 
     bind(base, policy)   bind(base, reward)   bind(base, value)   bind(base, None) = the anchor
 
-LoRA: W + alpha/r A B with A Gaussian and B zero (Hu et al. 2021; the paper, section 2, adapts every attention
-projection). Full tuning is another adapter: a whole `params` tree that takes the base's place.
+LoRA: W + alpha/r A B, initially with A Gaussian and B zero (Hu et al. 2021; the paper, section 2, adapts every
+attention projection). Full tuning is another kind of adapter: a `params` tree that replaces the base.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from perl_jax import trees
-from perl_jax.errors import UserError, check_count
+from perl_jax import settings, trees
+from perl_jax.errors import UserError
 from perl_jax.types import Variables
 
-# alpha / r: of all layers, or of each by its path; of stacked layers one each. Hashable, and JSON but for its lists.
+# alpha / r: one number for all layers, or (path, number) pairs, with a tuple of numbers for stacked layers. Hashable.
 Scale = float | tuple[tuple[str, float | tuple[float, ...]], ...]
 
 ATTENTION = r'.*attention/(query|key|value|out)'
@@ -36,14 +36,14 @@ ALL_LINEAR = r'.*(attention/(query|key|value|out)|mlp/(wi|wi_0|wi_1|wo))'
 
 
 class Adapter(struct.PyTreeNode):
-    """All that is trained for one role: `lora` or `params`, and for a reward or a value also `head`.
+    """The trainable parameters of one role: `lora` or `params`, and for a reward or a value also `head`.
 
     Attributes:
       lora: mirrors the base, {.., 'query': {'a': [.., in, r], 'b': [.., r, out]}} in float32; None for full tuning.
-      params: of full tuning, a float32 tree like the base that takes its place; None for LoRA.
+      params: the float32 parameters of full tuning, a tree like the base; None for LoRA.
       head: {'kernel': [D]} in float32; None for a policy.
-      scale: alpha / r, what A B is multiplied by: a number, or (path of a layer, its numbers) where layers differ.
-      dropout: the share of a layer's inputs that its pair does not see while it is trained.
+      scale: alpha / r, the factor of A B: a number, or (path, number) pairs where layers differ.
+      dropout: the dropout rate of the inputs of A in training.
     """
 
     lora: PyTree = None
@@ -55,33 +55,31 @@ class Adapter(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class LoraSpec:
-    """LoRA (Hu et al. 2021, section 4.1): chosen layers compute x W + alpha/r x A B, of which A and B are trained.
+    """LoRA (Hu et al. 2021, section 4.1): the targeted layers compute x W + alpha/r x A B, with A and B trained.
 
     Attributes:
       rank: r.
-      alpha: a constant; what A B is multiplied by is alpha / r.
-      dropout: the share of a layer's inputs that its pair does not see while it is trained, from 0 to below 1.
-      targets: which layers, a regex over a layer's whole path. `lora.ATTENTION` is the paper's choice (section 2);
-        `lora.ALL_LINEAR` adds the MLPs.
+      alpha: A B is multiplied by alpha / r.
+      dropout: the dropout rate of the inputs of A in training, from 0 to below 1.
+      targets: a regex that matches the whole path of the layers to adapt. `lora.ATTENTION` is the paper's choice
+        (section 2); `lora.ALL_LINEAR` adds the MLPs.
 
     Raises:
       UserError: a rank or dropout out of range.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: settings.Count = 8
+    alpha: settings.Positive = 16.0
+    dropout: settings.Decay = 0.0
     targets: str = ATTENTION
 
     tuning = 'lora'
 
     def __post_init__(self) -> None:
-        check_count('LoraSpec.rank', self.rank)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f'LoraSpec.dropout = {self.dropout}: give a number from 0 to below 1')
+        settings.check(self)
 
     def init(self, rng: jax.Array, base: PyTree) -> Adapter:
-        """Draw a fresh adapter; the bound network still computes exactly what the base does, as B is zero.
+        """Initialize an adapter. B is zero, so the bound network computes exactly what the base does.
 
         Args:
           rng: a key of jax.random.
@@ -101,7 +99,7 @@ class LoraSpec:
             raise UserError(f"LoraSpec.targets = '{self.targets}' is no regular expression: {error}") from error
         for layer in filter(pattern.fullmatch, layers):
             *stack, fan_in, fan_out = flat[f'{layer}/kernel'].shape
-            # Each layer's randomness depends on its own path alone, so that adding a target does not change the others.
+            # The key depends on the layer's path alone, so that adding a target does not change the other layers.
             key = jax.random.fold_in(rng, zlib.crc32(layer.encode()))
             lora[f'{layer}/a'] = jax.random.normal(key, (*stack, fan_in, self.rank)) * fan_in**-0.5
             lora[f'{layer}/b'] = jnp.zeros((*stack, self.rank, fan_out))
@@ -122,7 +120,7 @@ class FullSpec:
         """Copy the base.
 
         Args:
-          rng: unused, as there is nothing random in a copy.
+          rng: unused; a copy has nothing random.
           base: the parameters to start from.
 
         Returns:
@@ -133,20 +131,30 @@ class FullSpec:
 
 
 def with_head(adapter: Adapter, rng: jax.Array, width: int, std: float) -> Adapter:
-    """Add a scalar head, normal with `std`; 0 makes a value that starts at 0. `width` is D."""
+    """Add a scalar head with normal weights.
+
+    Args:
+      adapter: of a reward or a value.
+      rng: a key of jax.random.
+      width: D.
+      std: standard deviation of the weights; with 0 the head's outputs are 0.
+
+    Returns:
+      The adapter with `head`, {'kernel': float32 [D]}.
+    """
     return adapter.replace(head={'kernel': std * jax.random.normal(rng, (width,))})
 
 
 def bind(base: PyTree, adapter: Adapter | None, *, train: bool = False) -> Variables:
-    """Join the frozen base and an adapter to the variables of one role. Nothing is copied.
+    """Join the frozen base and an adapter into the variables of one role, without a copy.
 
     Args:
       base: the frozen parameters.
-      adapter: what the role trains; None is the anchor policy, the base itself.
-      train: let LoRA's dropout happen, in an `apply` that also gets `rngs={'dropout': key}`.
+      adapter: the role's trainable parameters; None is the anchor, the base itself.
+      train: enable LoRA's dropout, in an `apply` that also gets `rngs={'dropout': key}`.
 
     Returns:
-      Linen's collections for `network.apply`: 'params', and of the adapter 'lora' (its B times alpha / r) and 'head'.
+      Linen's collections for `network.apply`: 'params', and the adapter's 'lora' (B times alpha / r) and 'head'.
     """
     if adapter is None:
         return {'params': base}
@@ -164,14 +172,14 @@ def bind(base: PyTree, adapter: Adapter | None, *, train: bool = False) -> Varia
 
 
 def merge(base: PyTree, adapter: Adapter) -> PyTree:
-    """Make plain parameters that compute what `bind(base, adapter)` does: W + alpha/r A B.
+    """Merge an adapter into plain parameters that compute the same as `bind(base, adapter)`: W + alpha/r A B.
 
     Args:
       base: the frozen parameters.
-      adapter: of LoRA or of full tuning. Its head stays outside.
+      adapter: of LoRA or of full tuning. Its head is not merged.
 
     Returns:
-      A tree like the base, in its dtypes; of full tuning the adapter's own parameters.
+      A tree like the base, in its dtypes; for full tuning the adapter's parameters.
     """
     if adapter.params is not None:
         return adapter.params
@@ -185,13 +193,21 @@ def merge(base: PyTree, adapter: Adapter) -> PyTree:
 
 
 def scale_of(scale: Scale, layer: str) -> float | np.ndarray:
-    """What A B of one layer is multiplied by: a number, or float32 [L, 1, 1] where stacked layers differ."""
+    """The factor of A B of one layer.
+
+    Args:
+      scale: `Adapter.scale`.
+      layer: the layer's path, such as 'decoder/layers/mlp/wo'.
+
+    Returns:
+      A number, or float32 [L, 1, 1] where stacked layers differ.
+    """
     value = dict(scale)[layer] if isinstance(scale, tuple) else scale
     return np.array(value, np.float32)[:, None, None] if isinstance(value, tuple) else value
 
 
 def as_scale(value: Any) -> Scale:
-    """A scale as JSON gives it back, with lists for tuples."""
+    """Convert a scale from JSON, where lists stand for tuples."""
     return _tuples(value)
 
 
@@ -200,7 +216,15 @@ def _tuples(value: Any) -> Any:
 
 
 def rescaled(adapter: Adapter, scale: Scale) -> Adapter:
-    """The same LoRA with another `scale`: its B takes up the difference."""
+    """The same LoRA with another `scale`, compensated in B.
+
+    Args:
+      adapter: of LoRA.
+      scale: the new factor of A B.
+
+    Returns:
+      An adapter that computes the same as `adapter`: B times the old scale / the new one.
+    """
     flat = trees.flatten(adapter.lora)
     for layer in [path.removesuffix('/b') for path in flat if path.endswith('/b')]:
         flat[f'{layer}/b'] = flat[f'{layer}/b'] * (scale_of(adapter.scale, layer) / scale_of(scale, layer))
@@ -208,10 +232,25 @@ def rescaled(adapter: Adapter, scale: Scale) -> Adapter:
 
 
 def count(tree: PyTree) -> int:
-    """How many numbers a tree holds; shapes are enough."""
+    """Count the parameters.
+
+    Args:
+      tree: arrays, or shapes.
+
+    Returns:
+      The number of elements of all its leaves.
+    """
     return sum(int(x.size) for x in jax.tree.leaves(tree))
 
 
 def readout(variables: Variables, hidden: Float[Array, '*batch D']) -> Float[Array, '*batch']:
-    """The scalar head on hidden states: a reward or a value, in float32."""
+    """Apply the scalar head to hidden states: rewards or values.
+
+    Args:
+      variables: `bind(base, adapter)` of an adapter with a head.
+      hidden: [..., D], in any float dtype.
+
+    Returns:
+      float32 [...].
+    """
     return hidden.astype(jnp.float32) @ variables['head']['kernel']

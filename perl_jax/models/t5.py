@@ -1,8 +1,8 @@
 """T5's encoder-decoder: 1.0, 1.1, Flan, LM-adapted, mT5 and ByT5 are fields of one config.
 
-    encoder   p0 p1 p2 .          the prompt, which sees itself whole; read once
-    decoder   s a0 a1 a2          branch 0 sees the prompt and, from the start token s on, itself (causal)
-              s b0 b1 .           branch 1 likewise: the keys and values of the prompt are theirs together
+    encoder   p0 p1 p2 .          the prompt, computed once with bidirectional attention
+    decoder   s a0 a1 a2          branch 0 attends to the prompt and, from the start token s on, to itself (causal)
+              s b0 b1 .           branch 1 likewise; both share the prompt's keys and values
 
 Names, shapes and axes of the parameters are those of T5X's `t5` example, its `layers_0`, `layers_1`, ... stacked on
 axis 0 as `layers` (nn.scan): the compiler sees one layer. interop/t5x.py stacks them at reading.
@@ -12,25 +12,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from flax import linen as nn
 from flax import struct
 from flax.linen import spmd
+from jaxtyping import Array, Bool, Float, Int
 
-from perl_jax import sharded
-from perl_jax.errors import check_count
+from perl_jax import settings, sharded
+from perl_jax.errors import UserError
 from perl_jax.models import attention, layers
 from perl_jax.models.attention import RelativeBias, Segment
 from perl_jax.models.branches import KeyValue
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
+from perl_jax.types import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """Sizes and numerics; the names are T5X's. The defaults are those of T5 1.1 and of all that came after it.
+    """Sizes and numerics; the names are T5X's. The defaults are those of T5 1.1 and its successors.
 
     T5 1.0 is activation 'relu', gated False, logits_via_embedding True.
 
@@ -44,64 +47,73 @@ class T5Config:
       num_decoder_layers: L, of the decoder.
       activation: 'gelu', 'relu' or 'silu'.
       gated: the MLP has a gate.
-      logits_via_embedding: the embedding is the output layer too, whose logits are then divided by sqrt(D).
+      logits_via_embedding: use the embedding as the output layer, with logits divided by sqrt(D).
       relative_attention_num_buckets: of relative positions, at least 4.
-      relative_attention_max_distance: from which distance on all share a bucket.
+      relative_attention_max_distance: all larger distances share a bucket.
       norm_epsilon: added to the mean square in RMSNorm.
-      dtype: of what is computed between the parameters; logits are float32.
+      dtype: of activations; logits are float32.
       remat: 'none', 'full' (save nothing) or 'minimal' (save the outputs of matmuls without batch dimensions).
 
     Raises:
-      UserError: sizes that are no counts, or do not go together.
+      UserError: a size that is not a positive integer, or too small a distance for the buckets.
     """
 
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    activation: str = 'gelu'
+    vocab_size: settings.Count
+    emb_dim: settings.Count
+    num_heads: settings.Count
+    head_dim: settings.Count
+    mlp_dim: settings.Count
+    num_encoder_layers: settings.Layers
+    num_decoder_layers: settings.Layers
+    activation: settings.Activation = 'gelu'
     gated: bool = True
     logits_via_embedding: bool = False
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    norm_epsilon: float = 1e-6
-    dtype: str = 'float32'
-    remat: str = 'none'
+    relative_attention_num_buckets: Annotated[int, Interval(ge=4, le=settings.INT_MAX)] = 32
+    relative_attention_max_distance: settings.Count = 128
+    norm_epsilon: settings.NonNegative = 1e-6
+    dtype: settings.Dtype = 'float32'
+    remat: settings.Remat = 'none'
 
     def __post_init__(self) -> None:
-        for name in 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers':
-            check_count(name, getattr(self, name))
-        check_count('num_decoder_layers', self.num_decoder_layers)
-        check_count('relative_attention_num_buckets', self.relative_attention_num_buckets, 4)
-        # Half of the decoder's buckets are a position each; the others, up to the distance, are logarithmic.
+        settings.check(self)
+        # Half of the decoder's buckets hold one distance each; the others grow logarithmically up to the maximum.
         least = self.relative_attention_num_buckets // 2 + 1
-        check_count('relative_attention_max_distance', self.relative_attention_max_distance, least)
+        if self.relative_attention_max_distance < least:
+            raise UserError(
+                f'relative_attention_max_distance = {self.relative_attention_max_distance}: give at least {least}'
+            )
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of every decoder layer; E, which is 64, is not the last axis, that a TPU pads to 128."""
+    """Keys and values of every decoder layer. E = 64 is not the last axis, which a TPU would pad to 128."""
 
     prompt: KeyValue  # [L, B, H, E, P], shared by the branches
-    prompt_mask: jax.Array  # bool [B, P]
+    prompt_mask: AnyArray  # bool [B, P]
     responses: KeyValue  # [L, B, K, 1 + R, H * E], the start token first
 
 
 class _Context(struct.PyTreeNode):
-    """What every decoder layer needs to know of the tokens [B, K, T] that it reads."""
+    """The inputs that all decoder layers share, for tokens [B, K, T].
 
-    encoded: jax.Array | None  # [B, P, D]; None where the cache has what the layers make of it
-    prompt_mask: jax.Array  # bool [B, 1, 1, P]
-    bias: jax.Array  # [H, T, T], among the tokens
-    cached_bias: jax.Array | None  # [H, T, 1 + R], between them and those of the cache
-    cached: jax.Array | None  # bool [1 + R], those of the cache that are there
-    keep: bool = struct.field(pytree_node=False)  # hand back keys and values
+    Attributes:
+      encoded: [B, P, D], the encoder's output; None where the cache has its keys and values.
+      prompt_mask: bool [B, 1, 1, P].
+      bias: [H, T, T], among the tokens.
+      cached_bias: [H, T, 1 + R], between the tokens and the cache.
+      cached: bool [1 + R], the positions of the cache that are filled.
+      return_kv: whether layers return their keys and values.
+    """
+
+    encoded: jax.Array | None
+    prompt_mask: AnyArray
+    bias: jax.Array
+    cached_bias: jax.Array | None
+    cached: jax.Array | None
+    return_kv: bool = struct.field(pytree_node=False)
 
 
 class _Attention(nn.Module):
-    """Scores are not scaled: T5 has E^-1/2 in the query's initial kernel instead."""
+    """Multi-head attention with unscaled scores: T5 has the factor E^-1/2 in the query's initializer instead."""
 
     config: T5Config
 
@@ -112,11 +124,11 @@ class _Attention(nn.Module):
         self.key, self.value = Dense(inner, axes, c.dtype), Dense(inner, axes, c.dtype)
         self.out = Dense(c.emb_dim, ('joined_kv', 'embed'), c.dtype)
 
-    def remember(self, x: jax.Array) -> KeyValue:
-        """What others may attend to: [..., D] -> [..., H, E] twice."""
+    def keys_values(self, x: jax.Array) -> KeyValue:
+        """Keys and values: [..., D] -> [..., H, E] each."""
         return self._heads(self.key(x)), self._heads(self.value(x))
 
-    def __call__(self, x: jax.Array, segments: list[Segment]) -> jax.Array:
+    def __call__(self, x: Float[Array, 'B K T D'], segments: list[Segment]) -> Float[Array, 'B K T D']:
         return self.out(attention.attend(self._heads(self.query(x)), segments, scale=1.0))
 
     def _heads(self, x: jax.Array) -> jax.Array:
@@ -130,17 +142,17 @@ def _norm(c: T5Config, name: str | None = None) -> RMSNorm:
 def _mlp(c: T5Config, x: jax.Array) -> jax.Array:
     y = _norm(c, 'pre_mlp_layer_norm')(x)
     x += Mlp(c.mlp_dim, c.activation, c.gated, c.dtype, name='mlp')(y)
-    return spmd.with_logical_constraint(x, ('batch', None, 'length', 'embed'))
+    return spmd.with_logical_constraint(x, ('batch', None, 'length', 'embed'))  # between layers, as the rules say
 
 
 class _EncoderLayer(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, mask: AnyArray, bias: jax.Array) -> tuple[jax.Array, None]:
         c, attention = self.config, _Attention(self.config, name='attention')
         y = _norm(c, 'pre_attention_layer_norm')(x)
-        return _mlp(c, x + attention(y, [Segment(*attention.remember(y), mask, bias)])), None
+        return _mlp(c, x + attention(y, [Segment(*attention.keys_values(y), mask, bias)])), None
 
 
 class _DecoderLayer(nn.Module):
@@ -149,34 +161,34 @@ class _DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: _Context, cache: Any) -> tuple[jax.Array, Any]:
         c, attention = self.config, _Attention(self.config, name='self_attention')
-        across = _Attention(c, name='encoder_decoder_attention')
+        cross_attention = _Attention(c, name='encoder_decoder_attention')
         y = _norm(c, 'pre_self_attention_layer_norm')(x)
-        own = attention.remember(y)
-        segments = [Segment(*own, jnp.tri(x.shape[2], dtype=bool)[None, None], context.bias)]
+        new_kv = attention.keys_values(y)
+        segments = [Segment(*new_kv, jnp.tri(x.shape[2], dtype=bool)[None, None], context.bias)]
         prompt: KeyValue
         if cache is None:
             assert context.encoded is not None
-            prompt = across.remember(context.encoded)
+            prompt = cross_attention.keys_values(context.encoded)
         else:
             assert context.cached is not None
             prompt = jax.tree.map(lambda y: jnp.moveaxis(y, -1, 1), cache[0])
             before: KeyValue = jax.tree.map(lambda y: y.reshape(*y.shape[:-1], c.num_heads, c.head_dim), cache[1])
             segments.append(Segment(*before, context.cached[None, None, None], context.cached_bias))
         x += attention(y, segments)
-        x += across(_norm(c, 'pre_cross_attention_layer_norm')(x), [Segment(*prompt, context.prompt_mask)])
-        kept = None
-        if context.keep:
-            kept = jax.tree.map(lambda y: y.reshape(*y.shape[:-2], -1), own)
+        x += cross_attention(_norm(c, 'pre_cross_attention_layer_norm')(x), [Segment(*prompt, context.prompt_mask)])
+        returned_kv = None
+        if context.return_kv:
+            returned_kv = jax.tree.map(lambda y: y.reshape(*y.shape[:-2], -1), new_kv)
             if cache is None:
-                kept = jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1), prompt), kept
-        return _mlp(c, x), kept
+                returned_kv = jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1), prompt), returned_kv
+        return _mlp(c, x), returned_kv
 
 
 _REMAT = {'full': 'nothing_saveable', 'minimal': 'dots_with_no_batch_dims_saveable'}
 
 
 def _layers(c: T5Config, layer: type[nn.Module], length: int, in_axes: Any) -> Callable[..., Any]:
-    """All of one side's layers, called as one is; what each takes and gives of its own has an axis L in front."""
+    """All layers of the encoder or decoder as one scanned module; inputs and outputs per layer have an axis L first."""
     if c.remat != 'none':
         layer = nn.remat(layer, prevent_cse=False, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
     scanned = nn.scan(
@@ -199,12 +211,12 @@ class _Encoder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B, P, D] -> [B, P, D]: one branch of attention that is not causal."""
-        c, here = self.config, jnp.arange(x.shape[1])
-        bias = _positions(c, bidirectional=True, name='relpos_bias')(here, here)
-        run = _layers(c, _EncoderLayer, c.num_encoder_layers, (nn.broadcast, nn.broadcast))
-        x, _ = run(x[:, None], mask[:, None, None], bias)
+    def __call__(self, x: Float[Array, 'B P D'], mask: Bool[AnyArray, 'B P']) -> Float[Array, 'B P D']:
+        """[B, P, D] -> [B, P, D], with bidirectional attention; a batch of one branch each."""
+        c, positions = self.config, jnp.arange(x.shape[1])
+        bias = _positions(c, bidirectional=True, name='relpos_bias')(positions, positions)
+        apply_layers = _layers(c, _EncoderLayer, c.num_encoder_layers, (nn.broadcast, nn.broadcast))
+        x, _ = apply_layers(x[:, None], mask[:, None, None], bias)
         return _norm(c, 'encoder_norm')(x)[:, 0]
 
 
@@ -220,29 +232,26 @@ class _Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        prompt_mask: jax.Array,
-        *,
-        encoded: jax.Array | None = None,
-        cache: Cache | None = None,
-        at: jax.Array | int = 0,
-        keep: bool = False,
-    ) -> tuple[jax.Array, Any]:
-        """[B, K, T, D], the tokens from position `at` on -> [B, K, T, D], and what each layer keeps of them.
+        self, x: Float[Array, 'B K T D'], prompt_mask: Bool[AnyArray, 'B P'], *,
+        encoded: Float[Array, 'B P D'] | None = None, cache: Cache | None = None,
+        at: jax.Array | int = 0, return_kv: bool = False,
+    ) -> tuple[Float[Array, 'B K T D'], Any]:  # fmt: skip
+        """Run the layers on tokens [B, K, T, D] that start at position `at`.
 
-        That is keys and values [L, B, K, T, H * E], behind those of the prompt where `encoded` is given.
+        Returns:
+          hidden [B, K, T, D]; with `return_kv` also keys and values [L, B, K, T, H * E], and before them those of the
+          prompt where `encoded` is given.
         """
-        c, here = self.config, at + jnp.arange(x.shape[2])
+        c, positions = self.config, at + jnp.arange(x.shape[2])
         cached = cached_bias = before = None
         if cache is not None:
             before = cache.prompt, cache.responses
-            there = jnp.arange(cache.responses[0].shape[3])
-            cached, cached_bias = there < at, self.relpos_bias(here, there)
-        bias = self.relpos_bias(here, here)
-        context = _Context(encoded, prompt_mask[:, None, None], bias, cached_bias, cached, keep)
-        x, kept = _layers(c, _DecoderLayer, c.num_decoder_layers, (nn.broadcast, 0))(x, context, before)
-        return self.decoder_norm(x), kept
+            cached_positions = jnp.arange(cache.responses[0].shape[3])
+            cached, cached_bias = cached_positions < at, self.relpos_bias(positions, cached_positions)
+        bias = self.relpos_bias(positions, positions)
+        context = _Context(encoded, prompt_mask[:, None, None], bias, cached_bias, cached, return_kv)
+        x, returned_kv = _layers(c, _DecoderLayer, c.num_decoder_layers, (nn.broadcast, 0))(x, context, before)
+        return self.decoder_norm(x), returned_kv
 
 
 class T5(nn.Module):
@@ -262,20 +271,21 @@ class T5(nn.Module):
         self.decoder = _Decoder(c)
 
     def __call__(
-        self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
-    ) -> jax.Array:
+        self, inputs: Int[AnyArray, 'B P'], inputs_mask: Bool[AnyArray, 'B P'], targets: Int[AnyArray, 'B K R'],
+        ends: Int[AnyArray, 'B K'] | None = None,
+    ) -> Float[Array, 'B K R+1 D'] | Float[Array, 'B K D']:  # fmt: skip
         """Read prompts with the encoder, and all their responses with the decoder.
 
         Args:
           inputs: int [B, P], the prompts, padded on the right.
           inputs_mask: bool [B, P], true at their tokens.
           targets: int [B, K, R], the responses, padded on the right.
-          ends: int [B, K], where only one state of each response is wanted.
+          ends: int [B, K], tokens that each response has read, where only one state of each is needed.
 
         Returns:
           hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
           The first has read the start token, which is 0.
-          With `ends` int [B, K], of those only hidden[b, k, ends[b, k]], [B, K, D].
+          With `ends`, only hidden[b, k, ends[b, k]], [B, K, D].
         """
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
@@ -286,14 +296,16 @@ class T5(nn.Module):
             return jnp.take_along_axis(hidden, ends[..., None, None], axis=2)[:, :, 0]
         return hidden
 
-    def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
-        """Read the prompts and the start token, and make room for the responses.
+    def prefill(
+        self, inputs: Int[AnyArray, 'B P'], inputs_mask: Bool[AnyArray, 'B P'], K: int, R: int
+    ) -> tuple[Float[Array, 'B D'], Cache]:
+        """Read the prompts and the start token, and allocate the cache of the responses.
 
         Args:
           inputs: int [B, P].
           inputs_mask: bool [B, P].
-          K: responses each.
-          R: tokens of each at most.
+          K: responses to each prompt.
+          R: the most tokens of a response.
 
         Returns:
           The start token's hidden state [B, D], and the cache.
@@ -301,29 +313,31 @@ class T5(nn.Module):
         c, B = self.config, inputs.shape[0]
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
         start = self.token_embedder(jnp.zeros((B, K, 1), jnp.int32))
-        hidden, (prompt, own) = self.decoder(start, inputs_mask, encoded=encoded, keep=True)
+        hidden, (prompt, new_kv) = self.decoder(start, inputs_mask, encoded=encoded, return_kv=True)
         prompt = jax.tree.map(lambda y: sharded.split(y, 'layers', 'batch', 'heads', 'kv', 'length'), prompt)
-        room = jnp.zeros((c.num_decoder_layers, B, K, 1 + R, c.num_heads * c.head_dim), c.dtype)
-        room = sharded.split(room, 'layers', 'batch', None, 'length', 'joined_kv')
-        return hidden[:, 0, 0], Cache(prompt, inputs_mask, _write((room, room), own, 0))
+        buffer = jnp.zeros((c.num_decoder_layers, B, K, 1 + R, c.num_heads * c.head_dim), c.dtype)
+        buffer = sharded.split(buffer, 'layers', 'batch', None, 'length', 'joined_kv')  # no device has a whole cache
+        return hidden[:, 0, 0], Cache(prompt, inputs_mask, _write((buffer, buffer), new_kv, 0))
 
-    def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, tokens: Int[Array, 'B K'], step: Int[Array, ''], cache: Cache
+    ) -> tuple[Float[Array, 'B K D'], Cache]:
         """Read one more token of every response.
 
         Args:
           tokens: int [B, K].
-          step: int [], which token of the response they are, the same for all.
-          cache: of the prompts and the tokens before.
+          step: int [], their index in the response, the same for all.
+          cache: of the prompts and the previous tokens.
 
         Returns:
           hidden [B, K, D], and the cache with these tokens in it.
         """
-        # The layers only read the cache; all of them are written together at the end, so that XLA updates it in place.
+        # Layers only read the cache, which is written once for all layers at the end: XLA then updates it in place.
         x, at = self.token_embedder(tokens[..., None]), step + 1
-        hidden, own = self.decoder(x, cache.prompt_mask, cache=cache, at=at, keep=True)
-        return hidden[:, :, 0], cache.replace(responses=_write(cache.responses, own, at))
+        hidden, new_kv = self.decoder(x, cache.prompt_mask, cache=cache, at=at, return_kv=True)
+        return hidden[:, :, 0], cache.replace(responses=_write(cache.responses, new_kv, at))
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: Float[Array, '*batch D']) -> Float[Array, '*batch V']:
         """Hidden [..., D] -> float32 [..., V], computed in float32 as T5X does."""
         if not self.config.logits_via_embedding:
             return self.decoder.logits_dense(hidden)
@@ -331,6 +345,6 @@ class T5(nn.Module):
         return hidden.astype(jnp.float32) @ embedding.T * hidden.shape[-1] ** -0.5
 
 
-def _write(room: KeyValue, now: KeyValue, at: jax.Array | int) -> KeyValue:
-    """Put keys and values [L, B, K, 1, H * E] at position `at` of those with room [L, B, K, 1 + R, H * E]."""
-    return jax.tree.map(lambda room, now: jax.lax.dynamic_update_slice_in_dim(room, now, at, axis=3), room, now)
+def _write(buffer: KeyValue, new: KeyValue, at: jax.Array | int) -> KeyValue:
+    """Write keys and values [L, B, K, 1, H * E] at position `at` of the buffers [L, B, K, 1 + R, H * E]."""
+    return jax.tree.map(lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(buffer, new, at, axis=3), buffer, new)

@@ -1,11 +1,11 @@
-"""A batch without its padding, for what works token by token; attention and losses have its rows back.
+"""Remove the padding of a batch for the layers that work token by token; attention and losses get the rows back.
 
     [B, T]  a b c . .   unpad   [G, N]  a b c d e f .     G groups of rows, one for each data partition of the mesh,
             d . . . .  ------->                           so that no token leaves its device
             e f . . .  <-------
                          pad
 
-N is a share of a group's tokens, `Responses.fill`. A batch that has none goes through the networks as it is.
+N is a fraction of a group's tokens, `Responses.fill`. A batch without a fill goes through the networks padded.
 """
 
 from __future__ import annotations
@@ -16,69 +16,105 @@ from typing import Any, SupportsInt, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from perl_jax import sharded
-from perl_jax.types import Responses, Variables
+from perl_jax.types import AnyArray, Responses, Variables
 
 Batch = TypeVar('Batch', bound=Responses)
-Counts = Int[Array, ' B'] | Int[np.ndarray, ' B']  # tokens of each row: NumPy's of data, JAX's of a rollout
+Counts = Int[AnyArray, ' B']  # tokens of each row: NumPy's of data, JAX's of a rollout
 
 
 class Unpadding(struct.PyTreeNode):
-    """Where the real tokens of a padded array [*shape] are, and where they go."""
+    """The map between a padded array [*shape] and its real tokens.
 
-    index: Int[Array, 'G N']  # which of its group's S tokens stands in each slot; S where none does
-    slot: Int[Array, 'G S']  # in which slot each token stands; N where it is padding
+    Attributes:
+      index: for each slot, the token of its group that it holds; S where it holds none.
+      slot: for each token, its slot; N where it is padding.
+      shape: of the padded array, G S tokens in all.
+    """
+
+    index: Int[Array, 'G N']
+    slot: Int[Array, 'G S']
     shape: tuple[int, ...] = struct.field(pytree_node=False)
 
     def unpad(self, x: jax.Array) -> jax.Array:
-        """[*shape, ...] -> [G, N, ...]; 0 in slots without a token."""
+        """Remove the padding.
+
+        Args:
+          x: [*shape, ...].
+
+        Returns:
+          [G, N, ...]; 0 in slots without a token.
+        """
         return _take(x.reshape(*self.slot.shape, *x.shape[len(self.shape) :]), self.index, self.slot)
 
     def pad(self, x: jax.Array) -> jax.Array:
-        """[G, N, ...] -> [*shape, ...]; 0 at the padding."""
+        """Put tokens back into the padded shape.
+
+        Args:
+          x: [G, N, ...].
+
+        Returns:
+          [*shape, ...]; 0 at the padding.
+        """
         return _take(x, self.slot, self.index).reshape(*self.shape, *x.shape[2:])
 
 
-class Real(struct.PyTreeNode):
-    """The real tokens of a batch."""
+class RealTokens(struct.PyTreeNode):
+    """The real tokens of a batch.
 
-    run: Unpadding | None  # of prompts and their responses, one behind the other, [B, P + K R]; None if it is full
-    targets: Unpadding  # [B, K, R]
+    Attributes:
+      packed: of prompts followed by their responses, [B, P + K R]; None if its fill is 1.
+      targets: of the responses, [B, K, R].
+    """
+
+    packed: Unpadding | None
+    targets: Unpadding
 
 
-def of(batch: Responses) -> Real | None:
-    """The real tokens of a batch; None if it does not say how many slots they need (`fill`)."""
+def real_tokens(batch: Responses) -> RealTokens | None:
+    """Find the real tokens of a batch.
+
+    Args:
+      batch: prompts and responses.
+
+    Returns:
+      RealTokens; None if the batch has no `fill`.
+    """
     if batch.fill is None:
         return None
-    prompts = jnp.asarray(batch.inputs_mask).at[:, 0].set(True)  # what answers an empty prompt is read off there
-    run = jnp.concatenate([prompts, batch.targets_mask.reshape(len(prompts), -1)], axis=1)
-    run = _unpadding(run, batch.fill[0]) if batch.fill[0] < 1 else None
-    return Real(run, _unpadding(batch.targets_mask, batch.fill[1]))
+    prompts = jnp.asarray(batch.inputs_mask).at[:, 0].set(True)  # predicts the response to an empty prompt
+    mask = jnp.concatenate([prompts, batch.targets_mask.reshape(len(prompts), -1)], axis=1)
+    packed = _unpadding(mask, batch.fill[0]) if batch.fill[0] < 1 else None
+    return RealTokens(packed, _unpadding(batch.targets_mask, batch.fill[1]))
 
 
 def apply(
     network: nn.Module,
     variables: Variables,
     batch: Responses,
-    ends: Int[Array, 'B K'] | None = None,
+    ends: Int[AnyArray, 'B K'] | None = None,
     **kwargs: Any,
-) -> Float[Array, 'B K R D'] | Float[Array, 'G 1 N D'] | Float[Array, 'B K D']:
-    """The states of a batch that predict its targets, or with `ends` those that have read so many: one forward pass.
-
-    Of a batch that says its fill, those of real targets alone, [G, 1, N, D]; `pad` puts back what is read off them. A
-    network with a method `unpadded` then spares its dense layers the padding of prompts and responses too.
+) -> Float[Array, 'b k t D'] | Float[Array, 'B K D']:
+    """Run the network once: the hidden states that predict a batch's targets.
 
     Args:
+      network: one with a method `unpadded` computes its dense layers for real tokens alone, where the batch has a fill.
+      variables: `bind(base, adapter)`.
+      batch: prompts and responses.
+      ends: how many of its tokens each response has read, where only one state of each is needed.
       kwargs: for `network.apply` (`rngs` for dropout).
+
+    Returns:
+      [B, K, R, D]; for a batch with a fill the states of real targets alone, [G, 1, N, D], whose readouts `pad` puts
+      back into rows; with `ends` [B, K, D].
     """
-    args, real = (batch.inputs, batch.inputs_mask, batch.targets, ends), of(batch)
-    if real is not None and real.run is not None and hasattr(network, 'unpadded'):
-        hidden = network.apply(variables, *args, real.run, real.targets, method='unpadded', **kwargs)
+    args, real = (batch.inputs, batch.inputs_mask, batch.targets, ends), real_tokens(batch)
+    if real is not None and real.packed is not None and hasattr(network, 'unpadded'):
+        hidden = network.apply(variables, *args, real.packed, real.targets, method='unpadded', **kwargs)
         return cast(jax.Array, hidden)  # a pair only with `mutable`
     hidden = cast(jax.Array, network.apply(variables, *args, **kwargs))
     if ends is not None:
@@ -87,46 +123,80 @@ def apply(
     return hidden if real is None else real.targets.unpad(hidden)[:, None]
 
 
-def unpad(x: Shaped[Array, 'B K R *rest'], batch: Responses) -> Shaped[Array, 'G 1 N *rest']:
-    """What is of targets, as one response a group without padding; as it is if the batch says no fill."""
-    real = of(batch)
+def unpad(x: Shaped[AnyArray, 'B K R *rest'], batch: Responses) -> Shaped[Array, 'b k t *rest']:
+    """Remove the padding of an array of targets.
+
+    Args:
+      x: [B, K, R, ...].
+      batch: the prompts and responses that have these targets.
+
+    Returns:
+      [G, 1, N, ...], one row of real tokens a group; x as it is if the batch has no fill.
+    """
+    real = real_tokens(batch)
+    x = jnp.asarray(x)
     return x if real is None else real.targets.unpad(x)[:, None]
 
 
-def pad(x: Float[Array, 'G 1 N'], batch: Responses) -> Float[Array, 'B K R']:
-    """Back in its rows, 0 at the padding. NaN where a fill that was too small has lost a token: runs stop at that."""
-    real = of(batch)
+def pad(x: Float[Array, 'b k t'], batch: Responses) -> Float[Array, 'B K R']:
+    """Put values of real targets back into rows.
+
+    NaN where a fill that is too small has lost a token: a run stops at NaN instead of learning from wrong numbers.
+
+    Args:
+      x: [G, 1, N]; [B, K, R] if the batch has no fill.
+      batch: the prompts and responses that have these targets.
+
+    Returns:
+      [B, K, R]: 0 at the padding; x as it is if the batch has no fill.
+    """
+    real = real_tokens(batch)
     if real is None:
         return x
     lost = batch.targets_mask & (real.targets.slot.reshape(real.targets.shape) >= x.shape[2])
     return jnp.where(lost, jnp.nan, real.targets.pad(x[:, 0]))
 
 
-def needed(
-    prompts: Counts, responses: Counts, P: int, KR: int, groups: int, parts: int, buckets: int
+def count_buckets(
+    prompts: Counts, responses: Counts, P: int, KR: int, *, groups: int, num_microbatches: int, buckets: int
 ) -> tuple[Any, Any]:
-    """How many `buckets`-ths of the run's and of the targets' tokens are real at most: scalars of NumPy or JAX.
+    """Count the buckets that real tokens fill in the fullest group: of prompts with responses, and of responses.
 
     Args:
-      prompts, responses: the real tokens of each row's prompt, and of all of its responses.
-      groups: data partitions of a batch, each of as many consecutive rows.
-      parts: microbatches, n in all; each takes every n-th row of a group (accumulate.py).
+      prompts: the real tokens of each row's prompt.
+      responses: the real tokens of all responses of each row.
+      P, KR: the padded lengths of a prompt and of its responses together.
+      groups: data partitions of the batch, each of equally many consecutive rows.
+      num_microbatches: n; each microbatch takes every n-th row of a group (accumulate.py).
+      buckets: into how many equal parts the padded lengths are divided.
+
+    Returns:
+      Two int scalars of NumPy or JAX, from 0 to `buckets`.
     """
 
-    def most(real: Counts, width: int) -> Any:
-        rows = real.reshape(groups, -1, parts)
+    def fullest(lengths: Counts, width: int) -> Any:
+        rows = lengths.reshape(groups, -1, num_microbatches)
         return -(-rows.sum(1).max() * buckets // (rows.shape[1] * width))
 
-    return most(prompts + (prompts == 0) + responses, P + KR), most(responses, KR)
+    return fullest(prompts + (prompts == 0) + responses, P + KR), fullest(responses, KR)
 
 
-def filled(batch: Batch, count: tuple[SupportsInt, SupportsInt], buckets: int) -> Batch:
-    """The batch that says how many `buckets`-ths are `needed`; one without padding to speak of is left as it is."""
-    run, targets = (Fraction(max(int(each), 1), buckets) for each in count)
-    return batch.replace(fill=(run, targets) if min(run, targets) < 1 else None)
+def with_fill(batch: Batch, count: tuple[SupportsInt, SupportsInt], buckets: int) -> Batch:
+    """Set a batch's `fill`.
+
+    Args:
+      batch: prompts and responses.
+      count: the buckets that `count_buckets` gave, of prompts with responses and of responses.
+      buckets: into how many equal parts the padded lengths are divided.
+
+    Returns:
+      The batch with its fill; None as fill where all buckets are filled.
+    """
+    packed, targets = (Fraction(max(int(filled), 1), buckets) for filled in count)
+    return batch.replace(fill=(packed, targets) if min(packed, targets) < 1 else None)
 
 
-def _unpadding(mask: jax.Array, fill: Fraction) -> Unpadding:
+def _unpadding(mask: Bool[AnyArray, '*batch'], fill: Fraction) -> Unpadding:
     groups = mask.reshape(sharded.partitions('batch'), -1)
     S = groups.shape[1]
     N = math.ceil(fill * S)
@@ -135,22 +205,23 @@ def _unpadding(mask: jax.Array, fill: Fraction) -> Unpadding:
 
 
 @jax.custom_vjp
-def _take(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
-    """x [G, A, ...] at index [G, C] -> [G, C, ...], 0 where there is no such place. `back` [G, A] is the way back.
+def _take(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+    """x [G, A, ...] at index [G, C] -> [G, C, ...], 0 where the index is out of range; `inverse` [G, A] maps back.
 
-    Each place is taken once at most: the gradient is taken too, not added up row by row as that of any index would be.
+    Each position is taken at most once, so the gradient is a gather by `inverse`. JAX's own gradient of a gather is a
+    scatter-add, which is slow on TPUs.
     """
     index = index.reshape(*index.shape, *[1] * (x.ndim - 2))
     return jnp.take_along_axis(x, index, axis=1, mode='fill', fill_value=0)
 
 
-def _forward(x: jax.Array, index: jax.Array, back: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _take(x, index, back), (index, back)
+def _forward(x: jax.Array, index: jax.Array, inverse: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _take(x, index, inverse), (index, inverse)
 
 
-def _backward(kept: tuple[jax.Array, jax.Array], given: jax.Array) -> tuple[jax.Array, None, None]:
-    index, back = kept
-    return _take(given, back, index), None, None
+def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, None, None]:
+    index, inverse = residuals
+    return _take(cotangent, inverse, index), None, None
 
 
 _take.defvjp(_forward, _backward)

@@ -1,9 +1,9 @@
-"""Learning rates over a run: a share of the rate, by the step of the loop, whatever optimizer is under it.
+"""Learning-rate schedules by the step of the loop, for any optimizer.
 
-    rate of update n = LEARNING_RATE schedule(n // updates a step)
+    rate of update n = LEARNING_RATE schedule(n // updates per step)
 
-A step of PPO makes epochs x minibatches updates, and optax's own schedules count those. A schedule is any function of
-optax's kind that gives the share: `SCHEDULE = @optax.warmup_cosine_decay_schedule()` with a peak_value of 1.
+A step of PPO makes epochs x minibatches updates, and optax's own schedules count updates. A schedule is any optax
+schedule with values from 0 to 1: `SCHEDULE = @optax.warmup_cosine_decay_schedule()` with a peak_value of 1.
 """
 
 from __future__ import annotations
@@ -16,29 +16,34 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from perl_jax.errors import UserError, check_count
+from perl_jax import settings
+from perl_jax.errors import UserError
 
 
-def constant(step: ArrayLike) -> Float[Array, '']:
-    """The whole rate at every step."""
+def constant(step: ArrayLike) -> Float[Array, '*steps']:
+    """The full learning rate at every step.
+
+    Args:
+      step: of the loop, a number or an array.
+
+    Returns:
+      float32 1, in the shape of `step`.
+    """
     return jnp.ones_like(step, jnp.float32)
 
 
-def linear(warmup_steps: int = 0, decay_steps: int | None = None) -> optax.Schedule:
-    """Rise from 0 over `warmup_steps`, and fall to 0 at `decay_steps`: the product, as T5X multiplies its factors.
+@settings.checked
+def linear(warmup_steps: settings.Natural = 0, decay_steps: settings.Count | None = None) -> optax.Schedule:
+    """Linear warm-up from 0 times linear decay to 0, a product as in T5X's schedules.
 
     Args:
-      warmup_steps: 0 starts at the whole rate (WARM's policies: 2000).
-      decay_steps: None never falls.
+      warmup_steps: 0 starts at the full rate (WARM's policies: 2000).
+      decay_steps: the step at which the rate is 0; None never decays.
 
     Returns:
-      step -> share of the learning rate, from 0 to 1.
+      step -> factor of the learning rate, from 0 to 1.
     """
-    check_count('WARMUP_STEPS', warmup_steps, 0)
-    if decay_steps is not None:
-        check_count('DECAY_STEPS', decay_steps)
-
-    def share(step: ArrayLike) -> Float[Array, '']:
+    def share(step: ArrayLike) -> Float[Array, '*steps']:
         rise = jnp.minimum(jnp.divide(step, warmup_steps), 1.0) if warmup_steps else jnp.float32(1)
         fall = jnp.float32(1) if decay_steps is None else jnp.clip(1 - jnp.divide(step, decay_steps), 0.0, 1.0)
         return rise * fall
@@ -49,18 +54,23 @@ def linear(warmup_steps: int = 0, decay_steps: int | None = None) -> optax.Sched
 def scheduled(
     name: str, tx: optax.GradientTransformation, schedule: optax.Schedule, updates: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    """Scale what an optimizer does by a schedule; its state is the optimizer's own, so that a schedule may change.
+    """Scale an optimizer's updates by a schedule. The state stays the optimizer's, so a resumed run may change it.
 
-    The learning rate is the last factor of optax's adafactor (without momentum), adam, adamw and sgd, so this is the
-    same as a rate that is scheduled inside.
+    In optax's adafactor (without momentum), adam, adamw and sgd the learning rate is the last factor, so this equals a
+    schedule inside the optimizer.
 
     Args:
-      name: of the optimizer's macro.
-      updates: how many updates a step of the loop makes.
+      name: the optimizer's macro, for messages.
+      tx: the optimizer.
+      schedule: step of the loop -> factor of the learning rate.
+      updates: optimizer updates per step of the loop.
+
+    Returns:
+      An optimizer whose `update` also takes `step`.
 
     Raises:
-      UserError: what is no optimizer of optax, such as T5X's own; or one with a schedule of its own, which would count
-        updates, where a step makes several.
+      UserError: `tx` is not an optax optimizer (but T5X's own, for example), or has a schedule of its own, which counts
+        updates, while a step makes several.
     """
     if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
         raise UserError(
@@ -83,7 +93,7 @@ def scheduled(
         share = schedule(step // updates)
         return jax.tree.map(lambda x: (share * x).astype(x.dtype), change), state
 
-    # optax's protocol has no keyword that must be given.
+    # optax's protocol has no required keyword.
     return optax.GradientTransformationExtraArgs(tx.init, update)  # pyright: ignore[reportArgumentType]
 
 

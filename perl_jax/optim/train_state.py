@@ -1,4 +1,4 @@
-"""Making and updating what a role learns. The optimizer only ever sees the adapter."""
+"""Creating and updating the training state of a role. The optimizer sees the adapter alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ def create(
     head: tuple[int, float] | None = None,
     head_rng: jax.Array | None = None,
 ) -> TrainState:
-    """A role at step 0.
+    """Create the state of a role at step 0.
 
-    `head` is (D, standard deviation) of the scalar head of a reward or a value; `head_rng` draws it, by default `rng`.
+    Args:
+      rng: initializes the adapter.
+      base: the frozen parameters, or their shapes.
+      spec: LoRA or full tuning.
+      tx: the optimizer.
+      head: (D, standard deviation) of the scalar head of a reward or a value; None adds no head.
+      head_rng: initializes the head; None takes `rng`.
     """
     adapter = spec.init(rng, base)
     if head is not None:
@@ -32,7 +38,16 @@ def create(
 
 
 def update(state: TrainState, grads: PyTree, tx: optax.GradientTransformation) -> TrainState:
-    """One step of the optimizer, which may be told what step it is (schedules.py); `grads` is like the adapter."""
+    """Apply one optimizer update.
+
+    Args:
+      state: of a role.
+      grads: a tree like the adapter.
+      tx: the optimizer; a scheduled one gets the step (schedules.py).
+
+    Returns:
+      The next state, whose step is one more.
+    """
     tx = optax.with_extra_args_support(tx)
     updates, opt_state = tx.update(grads, state.opt_state, state.adapter, step=state.step)
     return TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)

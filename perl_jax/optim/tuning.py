@@ -1,4 +1,4 @@
-"""What is trained of the base for one role, and how."""
+"""The trainable parameters of one role, and their optimizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import optax
+from pydantic import SkipValidation
 
+from perl_jax import settings
 from perl_jax.errors import UserError
 from perl_jax.models.lora import FullSpec, LoraSpec
 from perl_jax.optim import schedules
@@ -16,32 +18,46 @@ Spec = LoraSpec | FullSpec
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """The parameters that a role trains, and what trains them.
+    """The trainable parameters of a role, and their optimizer.
 
     Attributes:
-      spec: LoRA or full tuning; of a reward also a list of them, an ensemble.
-      optimizer: any of optax. It only ever sees what is trained.
-      schedule: the share of the optimizer's learning rate at each step of the loop.
-      num_microbatches: a batch is learned from in so many parts, one after the other.
+      spec: LoRA or full tuning; for a reward also a list of them, an ensemble.
+      optimizer: any optax optimizer. Its state covers the trainable parameters alone.
+      schedule: factor of the optimizer's learning rate at each step of the loop.
+      num_microbatches: microbatches whose gradients are accumulated for each batch.
     """
 
     spec: Spec | Sequence[Spec]
-    optimizer: optax.GradientTransformation
+    optimizer: SkipValidation[optax.GradientTransformation]  # `tx` says what is wrong with another's
     schedule: optax.Schedule = schedules.constant
-    num_microbatches: int = 1
+    num_microbatches: settings.Count = 1
+
+    def __post_init__(self) -> None:
+        settings.check(self)
 
     @property
     def specs(self) -> list[Spec]:
-        """All of them: one, but for an ensemble."""
+        """The specs as a list, with one entry unless this is an ensemble."""
         return list(self.spec) if isinstance(self.spec, Sequence) else [self.spec]
 
     @property
     def only_spec(self) -> Spec:
-        """That of a role which is no ensemble; raises UserError for a list."""
+        """The spec of a role that is not an ensemble; raises UserError for a list."""
         if isinstance(self.spec, Sequence):
             raise UserError('Tuning.spec is a list, an ensemble, which only a reward may be: give one LoraSpec')
         return self.spec
 
     def tx(self, name: str, updates: int = 1) -> optax.GradientTransformationExtraArgs:
-        """The scheduled optimizer; raises as `schedules.scheduled`, by the `name` of its macro."""
+        """Make the scheduled optimizer.
+
+        Args:
+          name: the optimizer's macro, for messages.
+          updates: optimizer updates per step of the loop.
+
+        Returns:
+          An optimizer whose `update` also takes `step`.
+
+        Raises:
+          UserError: as `schedules.scheduled`.
+        """
         return schedules.scheduled(name, self.optimizer, self.schedule, updates)

@@ -1,9 +1,9 @@
-"""Arrays that still lie where they come from: each device reads its own slice of them, turned, stacked and cast.
+"""Arrays that are still in their files: each device reads its own slice, transposed, stacked and cast.
 
     q_proj.weight [out, in] of each layer in a file -> Stacked([Transposed(tensor), ...])    [L, in, out]
 
-Every reader of weights (interop/) gives such leaves, and partitioning.place is where they are read. A slice goes
-straight to its destination through bounded buffers: to read it takes its own memory and little more.
+All readers of weights (interop/) return such leaves; partitioning.place reads them. A slice is read directly into its
+destination through bounded buffers, so reading takes little more memory than the slice.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import numpy as np
 from jaxtyping import PyTree
 
 Index = tuple[slice, ...]  # for each axis a slice with start and stop
-TILE = 256, 1024  # rows and columns of A B that are made together
+TILE = 256, 1024  # rows and columns of a tile of A B
 
 
 @runtime_checkable
 class Leaf(Protocol):
-    """What can be read by slices."""
+    """An array that can be read by slices."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole array."""
+        """The shape of the whole array."""
         ...
 
     def read_into(self, out: np.ndarray, index: Index) -> None:
-        """Fill `out`, which has the shape of the slice `index`, cast to its dtype."""
+        """Fill `out` with the slice at `index`, cast to the dtype of `out`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """An array that the host holds whole."""
+    """An array in host memory."""
 
     array: np.ndarray | jax.Array
 
@@ -49,7 +49,7 @@ class InMemory:
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-    """A leaf with its last two axes the other way round."""
+    """A leaf with its last two axes swapped."""
 
     leaf: Leaf
 
@@ -65,7 +65,7 @@ class Transposed:
 
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """Leaves of one shape along a new first axis, the layers. Each may have a dtype of its own."""
+    """Leaves of one shape along a new first axis, the layers. Their dtypes may differ."""
 
     leaves: Sequence[Leaf]
 
@@ -81,7 +81,7 @@ class Stacked:
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """An array on the devices, of which this process can read what lies on its own."""
+    """An array on the devices, of which this process can read the shards on its own."""
 
     array: jax.Array
 
@@ -91,7 +91,7 @@ class Placed:
 
     def read_into(self, out: np.ndarray, index: Index) -> None:
         for shard in self.array.addressable_shards:
-            if bounds(shard.index, self.shape) == index:
+            if explicit_index(shard.index, self.shape) == index:
                 out[...] = np.asarray(shard.data)
                 return
         raise ValueError(f'no device of this process holds {index}')
@@ -99,16 +99,23 @@ class Placed:
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """A kernel [..., in, out] with LoRA's factors added, W + scale A B: A [..., in, r] and B [..., r, out] on the host.
+    """A kernel with LoRA's factors added, W + scale A B.
 
-    A B is made in tiles that lie the same whatever the slice, so that every mesh gets the same bits.
+    A B is computed in tiles at fixed positions, whatever the slice, so that every mesh gets the same bits.
+
+    Attributes:
+      kernel: W, [..., in, out].
+      dtype: the kernel's, to which the sum is rounded.
+      a: [..., in, r], on the host.
+      b: [..., r, out], on the host.
+      scale: alpha / r, a number or [..., 1, 1].
     """
 
     kernel: Leaf
-    dtype: np.dtype  # the kernel's, to which the sum is rounded
+    dtype: np.dtype
     a: np.ndarray
     b: np.ndarray
-    scale: float | np.ndarray  # or [..., 1, 1]
+    scale: float | np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,53 +128,55 @@ class Merged:
         a, b = self.a[tuple(stack)], self.b[tuple(stack)]
         scale = np.broadcast_to(np.float32(self.scale), (*self.a.shape[:-2], 1, 1))[(*stack, 0, 0)]
         for layer in np.ndindex(*a.shape[:-2]):
-            for i, row in _tiles(rows, TILE[0]):
-                for j, column in _tiles(columns, TILE[1]):
+            for i, row_span in _tiles(rows, TILE[0]):
+                for j, column_span in _tiles(columns, TILE[1]):
                     delta = scale[layer] * (a[layer][i : i + TILE[0]] @ b[layer][:, j : j + TILE[1]])
-                    inside = delta[row.start - i : row.stop - i, column.start - j : column.stop - j]
-                    place = sum_[layer][_shifted(row, -rows.start), _shifted(column, -columns.start)]
-                    place[...] = place.astype(np.float32) + inside
+                    delta_slice = delta[
+                        row_span.start - i : row_span.stop - i, column_span.start - j : column_span.stop - j
+                    ]
+                    target = sum_[layer][_shift(row_span, -rows.start), _shift(column_span, -columns.start)]
+                    target[...] = target.astype(np.float32) + delta_slice
         if sum_ is not out:
             out[...] = sum_
 
 
-def whole(shape: Sequence[int]) -> Index:
-    """The index of all of an array."""
+def full_index(shape: Sequence[int]) -> Index:
+    """Returns the index of a whole array."""
     return tuple(slice(0, size) for size in shape)
 
 
-def bounds(index: Sequence[slice], shape: Sequence[int]) -> Index:
-    """An index with start and stop for each axis."""
+def explicit_index(index: Sequence[slice], shape: Sequence[int]) -> Index:
+    """Returns an index with start and stop for each axis."""
     return tuple(slice(*axis.indices(size)[:2]) for axis, size in zip(index, shape, strict=True))
 
 
-def size(index: Index) -> tuple[int, ...]:
-    """The shape of the slice at `index`."""
+def slice_shape(index: Index) -> tuple[int, ...]:
+    """Returns the shape of the slice at `index`."""
     return tuple(axis.stop - axis.start for axis in index)
 
 
 def read(leaf: Leaf, index: Index, dtype: Any) -> np.ndarray:
-    """The slice at `index` as a host array of `dtype`."""
-    out = np.empty(size(index), dtype)
+    """Returns the slice at `index` as a host array of `dtype`."""
+    out = np.empty(slice_shape(index), dtype)
     leaf.read_into(out, index)
     return out
 
 
 def to_host(tree: PyTree, dtype: Any) -> PyTree:
-    """All of a tree of leaves, as host arrays of `dtype`."""
-    return jax.tree.map(lambda leaf: read(leaf, whole(leaf.shape), np.dtype(dtype)), tree)
+    """Returns a whole tree of leaves as host arrays of `dtype`."""
+    return jax.tree.map(lambda leaf: read(leaf, full_index(leaf.shape), np.dtype(dtype)), tree)
 
 
 def rows_at_once(width: int, itemsize: int, limit: int = 2**19) -> int:
-    """How many rows of so many numbers a buffer that stays in a core's cache holds; at least one."""
+    """Returns how many rows of this width fit a buffer that stays in a core's cache; at least one."""
     return max(1, limit // max(1, width * itemsize))
 
 
 def _tiles(span: slice, width: int) -> Iterator[tuple[int, slice]]:
-    """Where each tile that `span` touches begins, and what of it lies in `span`."""
-    for first in range(span.start // width * width, span.stop, width):
-        yield first, slice(max(span.start, first), min(span.stop, first + width))
+    """Yields the start of each tile that `span` touches, and the part of the tile within `span`."""
+    for start in range(span.start // width * width, span.stop, width):
+        yield start, slice(max(span.start, start), min(span.stop, start + width))
 
 
-def _shifted(span: slice, by: int) -> slice:
-    return slice(span.start + by, span.stop + by)
+def _shift(span: slice, offset: int) -> slice:
+    return slice(span.start + offset, span.stop + offset)

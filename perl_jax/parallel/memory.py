@@ -1,6 +1,6 @@
-"""How much memory a training step takes on one device: what is held between its programs, and what the largest adds.
+"""Memory of a training step on one device: arrays between its programs, and what the largest program adds.
 
-It is read from what JAX keeps and has compiled: no loop has to say anything, and a CPU can say what a step would take.
+It is measured from JAX's live arrays and compiled programs, so that loops need no hooks and a CPU can report it too.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import jax
 
 
 def programs() -> set[Any]:
-    """The compiled programs that this process holds."""
+    """Returns the compiled programs of this process."""
     return set(jax.local_devices()[0].client.live_executables())
 
 
-def held() -> int:
-    """Bytes of all live arrays on the first device, each buffer once: bases, states, batches."""
+def live_bytes() -> int:
+    """Returns the bytes of all live arrays on the first device, each buffer once: bases, states, batches."""
     device = jax.local_devices()[0]
     buffers = {}
     for array in jax.live_arrays():
@@ -26,19 +26,24 @@ def held() -> int:
     return sum(buffers.values())
 
 
-def added(stats: Any) -> int:
-    """Bytes that a program adds to its arguments: temporaries, and outputs that do not take the place of an input."""
+def program_bytes(stats: Any) -> int:
+    """Returns the bytes that a program adds to its arguments: temporaries, and outputs that reuse no input."""
     return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
-def measure(before: set[Any], between: int) -> dict[str, int]:
-    """Bytes on the first device: 'held' `between` programs, and the 'peak' in the largest of those since `before`.
+def measure(old_programs: set[Any], live: int) -> dict[str, int]:
+    """Returns bytes on the first device: 'held' between programs, and 'peak' in the largest program.
 
-    Where the device counts for itself, also its own 'device_peak' since the process began.
+    Args:
+      old_programs: programs that do not count, as they were compiled before.
+      live: bytes of live arrays between programs (`live_bytes`).
+
+    Returns:
+      'held', 'peak', and 'device_peak' since the process began where the device counts it.
     """
-    adds = [added(program.get_compiled_memory_stats()) for program in programs() - before]
-    found = {'held': between, 'peak': between + max(adds, default=0)}
-    counted = jax.local_devices()[0].memory_stats() or {}
-    if 'peak_bytes_in_use' in counted:
-        found['device_peak'] = counted['peak_bytes_in_use']
-    return found
+    extra_bytes = [program_bytes(program.get_compiled_memory_stats()) for program in programs() - old_programs]
+    sizes = {'held': live, 'peak': live + max(extra_bytes, default=0)}
+    device_stats = jax.local_devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in device_stats:
+        sizes['device_peak'] = device_stats['peak_bytes_in_use']
+    return sizes

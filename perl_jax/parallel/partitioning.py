@@ -1,7 +1,8 @@
-"""A ('replica', 'data', 'model') mesh, T5X's logical axis rules, and the shardings that follow from both.
+"""The mesh ('replica', 'data', 'model'), T5X's logical axis rules, and the shardings that follow from both.
 
-Base parameters carry logical axis names (layers.py); a LoRA pair takes its kernel's names with 'lora_rank' between;
-optimizer state lies as its parameter does. Everything here is shapes: nothing is allocated.
+Base parameters have logical axis names (layers.py); a LoRA pair has its kernel's names with 'lora_rank' between them;
+optimizer state is sharded as its parameters. This module computes with shapes only, and allocates nothing but in
+`place`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from perl_jax import trees
-from perl_jax.errors import UserError, check_count
+from perl_jax import settings, trees
+from perl_jax.errors import UserError
 from perl_jax.models.lora import Adapter
 from perl_jax.parallel import leaves, topology
 from perl_jax.parallel.leaves import Leaf
@@ -36,11 +37,11 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 def standard_logical_axis_rules(
     activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 1, additional_rules: Rules = ()
 ) -> Rules:
-    """T5X's function of this name, with LoRA's own axis: which logical axis lies on which axis of the mesh.
+    """Returns the mesh axis of each logical axis: T5X's function of this name, with an axis for LoRA.
 
-    An array takes a mesh axis once, by the first rule that asks for it. So 'embed' on 'data' splits parameters alone
-    (FSDP, `parameter_partitioning_dims` = 2), since an activation's batch is there already; 'embed' on 'model' splits
-    the activations between the layers (`activation_partitioning_dims` = 2).
+    An array uses a mesh axis once, by the first rule that matches. So 'embed' on 'data' splits only parameters (FSDP,
+    `parameter_partitioning_dims` = 2), since an activation's batch already uses 'data'; 'embed' on 'model' splits the
+    activations between layers (`activation_partitioning_dims` = 2).
     """
     embed = [('embed', 'model')] * (activation_partitioning_dims == 2)
     embed += [('embed', 'data')] * (parameter_partitioning_dims == 2)
@@ -64,27 +65,30 @@ def standard_logical_axis_rules(
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """How a run is laid out: replica x data x model = all devices.
+    """The layout of a run on its devices: replica x data x model = all devices.
 
     Attributes:
       num_partitions: devices that share each matrix multiplication ('model'; keep it within a host's fast links).
-      num_replicas: groups of devices that only exchange gradients ('replica'); None is one for each slice, so that
-        only those cross the slow network between slices.
-      logical_axis_rules: which logical axis lies on which axis of the mesh, as T5X has them.
-      topology: the devices that this layout is for, as 'v5e:4x4' or, of two slices, '2xv5e:4x4': `plan` compiles for
-        them, and a run on other devices stops. None takes what is there.
-      devices: None are all of this job; `plan` gives those of a topology.
+      num_replicas: groups of devices that only exchange gradients ('replica'); None is one per slice, so that only
+        gradients cross the slow network between slices.
+      logical_axis_rules: the mesh axis of each logical axis, as in T5X.
+      topology: the devices that this layout is for, as 'v5e:4x4' or, for two slices, '2xv5e:4x4': `plan` compiles for
+        them, and a run on other devices stops. None accepts any devices.
+      devices: None uses all of this job; `plan` passes those of a topology.
     """
 
-    num_partitions: int = 1
-    num_replicas: int | None = None
+    num_partitions: settings.Count = 1
+    num_replicas: settings.Count | None = None
     logical_axis_rules: Rules = standard_logical_axis_rules()
     topology: str | None = None
     devices: tuple[Any, ...] | None = None
 
+    def __post_init__(self) -> None:
+        settings.check(self)
+
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """All devices as [replica, data, model], neighbours along 'model' and 'data' near each other."""
+        """All devices as [replica, data, model]; neighbours along 'model' and 'data' are physically close."""
         devices = tuple(jax.devices()) if self.devices is None else self.devices
         if self.topology is not None and self.devices is None:
             topology.check(self.topology, devices)
@@ -110,80 +114,94 @@ class Partitioner:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Where the networks' logical constraints hold."""
+        """A context in which the mesh is set and the networks' logical sharding constraints apply."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.logical_axis_rules):
             yield
 
     @property
-    def data_parallelism(self) -> int:
-        """How many parts a batch is split into."""
+    def data_parallel_size(self) -> int:
+        """The number of parts that a batch is split into: the size of the mesh axes replica and data."""
         return self.mesh.shape['replica'] * self.mesh.shape['data']
 
     def check_batch(self, name: str, size: int, num_microbatches: int = 1) -> None:
-        """A batch, and each of its microbatches, must divide over the data axes."""
-        check_count('NUM_MICROBATCHES', num_microbatches)
-        parts, over = self.data_parallelism * num_microbatches, f'the {self.data_parallelism} rows of the mesh'
-        if size % parts:
+        """Check that a batch, and each of its microbatches, divides by the data-parallel size.
+
+        Args:
+          name: of the setting, for the message.
+          size: of the batch.
+          num_microbatches: per batch.
+
+        Raises:
+          UserError: it does not divide.
+        """
+        divisor = self.data_parallel_size * num_microbatches
+        if size % divisor:
+            factors = f'the data-parallel size {self.data_parallel_size}'
             if num_microbatches > 1:
-                over += f' in {num_microbatches} microbatches'
-            raise UserError(f'{name} = {size} does not divide over {over}; make it a multiple of {parts}')
+                factors += f' times {num_microbatches} microbatches'
+            raise UserError(f'{name} = {size} is not divisible by {factors}; use a multiple of {divisor}')
 
     def check_params(self, shapes: PyTree, axes: PyTree) -> None:
-        """Every parameter must divide over the mesh axes that the rules give it."""
-        for path, shape in trees.flatten(shapes).items():
+        """Check that every parameter divides over the mesh axes that the rules give it.
+
+        Raises:
+          UserError: naming the parameter and its axis.
+        """
+        for path, param in trees.flatten(shapes).items():
             names = trees.flatten(axes)[path]
-            for name, size, over in zip(names, shape.shape, self.sharding(*names).spec):
-                parts = int(np.prod([self.mesh.shape[axis] for axis in _mesh_axes(over)]))
-                if size % parts:
+            for name, size, mesh_axes in zip(names, param.shape, self.sharding(*names).spec):
+                device_count = int(np.prod([self.mesh.shape[axis] for axis in _mesh_axes(mesh_axes)]))
+                if size % device_count:
                     raise UserError(
-                        f"{path}: its axis '{name}' of {size} does not divide over the {parts} devices along {over!r}; "
-                        'choose another Partitioner.num_partitions or rule'
+                        f"{path}: its axis '{name}' of {size} does not divide over the {device_count} devices along "
+                        f'{mesh_axes!r}; choose another Partitioner.num_partitions or rule'
                     )
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """Where an array with these logical axes lies; no axes means a copy on every device."""
+        """Returns the sharding of an array with these logical axes; no axes means a copy on every device."""
         spec = spmd.logical_to_mesh_axes(axes, self.logical_axis_rules)
         return NamedSharding(self.mesh, spec or PartitionSpec())
 
     def rows(self, size: int) -> np.ndarray:
-        """Which rows of a batch of `size` lie on the devices of this process, int [n], ascending: what it reads."""
-        where = self.sharding('batch').addressable_devices_indices_map((size,))
-        return np.unique(np.concatenate([np.arange(size)[index] for index in where.values()]))
+        """Returns the rows of a batch that this process reads, those on its devices: int [n], ascending."""
+        slices = self.sharding('batch').addressable_devices_indices_map((size,))
+        return np.unique(np.concatenate([np.arange(size)[index] for index in slices.values()]))
 
     def batch(self, batch: PyTree) -> PyTree:
-        """Put this process's rows (`rows`) of a batch of host arrays [B, ...] on the devices, split over the data."""
+        """Returns a batch on the devices, split over the data axes, from this process's `rows` [B, ...] on the host."""
         sharding = self.sharding('batch')
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
     def place(self, tree: PyTree, shardings: PyTree, dtype: Any = None) -> PyTree:
-        """Put host arrays, or leaves that are not read yet, on the devices, the largest first; `place` does each.
+        """Put host arrays, or leaves that are not read yet, on the devices, the largest first.
 
         Args:
           tree: arrays that every process has whole, or leaves.Leaf.
-          shardings: where they go (`self.tree`), of the same structure.
-          dtype: of the arrays on the devices; None keeps that of a host array.
+          shardings: of the same structure (`self.tree`).
+          dtype: of the arrays on the devices; None keeps a host array's.
         """
-        named, structure = jax.tree_util.tree_flatten_with_path(tree)
-        names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in named]
-        flat = [x for _, x in named]
-        where = structure.flatten_up_to(shardings)
-        for i in sorted(range(len(flat)), key=lambda i: -int(np.prod(flat[i].shape))):
-            flat[i] = place(flat[i], where[i], flat[i].dtype if dtype is None else dtype, names[i])
+        paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in paths_and_leaves]
+        flat = [x for _, x in paths_and_leaves]
+        flat_shardings = structure.flatten_up_to(shardings)
+        for index in sorted(range(len(flat)), key=lambda index: -int(np.prod(flat[index].shape))):
+            leaf_dtype = flat[index].dtype if dtype is None else dtype
+            flat[index] = place(flat[index], flat_shardings[index], leaf_dtype, names[index])
         return structure.unflatten(flat)
 
     def local(self, batch: PyTree) -> PyTree:
-        """This process's rows of a batch on the devices, as host arrays: `batch` undone."""
+        """Returns this process's rows of a batch on the devices as host arrays: the inverse of `batch`."""
 
-        def rows(x: jax.Array) -> np.ndarray:
+        def local_rows(x: jax.Array) -> np.ndarray:
             if x.is_fully_addressable:
                 return np.asarray(x)
             shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
             return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
-        return jax.tree.map(rows, batch)
+        return jax.tree.map(local_rows, batch)
 
     def tree(self, axes: PyTree) -> PyTree:
-        """Shardings of a tree of logical axis names (tuples)."""
+        """Returns shardings for a tree of logical axis names (tuples)."""
         return jax.tree.map(lambda names: self.sharding(*names), axes, is_leaf=lambda x: isinstance(x, tuple))
 
     def adapter(self, shapes: Adapter, axes: PyTree, dtype: Any = None) -> Adapter:
@@ -215,34 +233,40 @@ class Partitioner:
 def place(
     leaf: Leaf | np.ndarray | jax.Array, sharding: NamedSharding, dtype: Any, name: str = 'an array'
 ) -> jax.Array:
-    """Put one array on the devices: each process reads the slices that its own devices hold, one at a time.
+    """Put one array on the devices: each process reads the slices of its own devices, one at a time.
 
-    Devices that hold the same slice share one reading of it. (`jax.device_put` of a host array instead has every
-    process send all of it to all others.)
+    Devices with the same slice share one reading of it. (`jax.device_put` of a host array instead makes every process
+    send the whole array to all others.)
+
+    Args:
+      leaf: an array that every process has whole, or a leaf that is not read yet.
+      sharding: on the devices.
+      dtype: on the devices.
+      name: what the message calls the array.
 
     Raises:
-      UserError: calling the array `name`, if it has numbers that float16 cannot hold.
+      UserError: it has numbers that float16 cannot hold.
     """
     leaf = leaf if isinstance(leaf, Leaf) else leaves.InMemory(leaf)
-    where = sharding.addressable_devices_indices_map(leaf.shape)
-    same: dict[str, list[Any]] = {}
-    for device, index in where.items():
-        same.setdefault(str(index), []).append(device)
+    slices = sharding.addressable_devices_indices_map(leaf.shape)
+    devices_by_slice: dict[str, list[Any]] = {}
+    for device, index in slices.items():
+        devices_by_slice.setdefault(str(index), []).append(device)
     shards = []
-    for devices in same.values():
-        index = leaves.bounds(where[devices[0]] or (), leaf.shape)
-        piece = leaves.read(leaf, index, jnp.dtype(dtype))
-        # Infinities that stand in the file itself (as masks do) are none of float16's making.
-        if piece.dtype == np.float16 and np.isinf(piece).any() and not np.array_equal(
-            np.isinf(leaves.read(leaf, index, np.dtype(np.float32))), np.isinf(piece)
+    for devices in devices_by_slice.values():
+        index = leaves.explicit_index(slices[devices[0]] or (), leaf.shape)
+        array = leaves.read(leaf, index, jnp.dtype(dtype))
+        # Infinities that are in the file itself (as in masks) are not caused by float16.
+        if array.dtype == np.float16 and np.isinf(array).any() and not np.array_equal(
+            np.isinf(leaves.read(leaf, index, np.dtype(np.float32))), np.isinf(array)
         ):
             raise UserError(f"BASE_DTYPE = 'float16': {name} has numbers beyond 65504; take 'bfloat16'")
-        shards += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+        shards += jax.block_until_ready([jax.device_put(array, device) for device in devices])
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
-def abstract(network: nn.Module) -> tuple[PyTree, PyTree]:
-    """Shapes and logical axis names (tuples) of the base parameters; nothing is computed."""
+def abstract_params(network: nn.Module) -> tuple[PyTree, PyTree]:
+    """Returns shapes and logical axis names (tuples) of a network's parameters; nothing is computed."""
     boxed = jax.eval_shape(network.init, jax.random.key(0), *_one_token())['params']
     axes = jax.tree.map(tuple, nn.get_partition_spec(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec))
     return unbox(boxed), axes
@@ -264,19 +288,19 @@ def init_params(network: nn.Module, key: jax.Array, dtype: str = 'float32') -> P
 
 
 def _one_token() -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Prompts, their mask and targets, to trace a network with."""
-    one = jnp.zeros((1, 1), jnp.int32)
-    return one, one == 0, one[:, None]
+    """Returns prompts, their mask and targets of one token, to trace a network with."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return tokens, tokens == 0, tokens[:, None]
 
 
 def unbox(tree: PyTree) -> PyTree:
-    """Parameters without their boxes of axis names, as they are (nn.unbox would also lay them out)."""
+    """Returns parameters without their boxes of axis names. (nn.unbox would also apply sharding constraints.)"""
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 
 
 def adapter_axes(adapter: Adapter, base_axes: PyTree) -> Adapter:
-    """Logical axes of an adapter: a pair's are its kernel's, joined by 'lora_rank'."""
+    """Returns logical axes of an adapter: those of a pair are its kernel's, with 'lora_rank' between them."""
     lora = params = head = None
     if adapter.lora is not None:
         kernels = trees.flatten(base_axes)
@@ -294,7 +318,7 @@ def adapter_axes(adapter: Adapter, base_axes: PyTree) -> Adapter:
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Whole arrays on the host, in every process."""
+    """Returns whole arrays on the host, in every process."""
 
     def fetch(x: jax.Array | np.ndarray) -> np.ndarray:
         elsewhere = isinstance(x, jax.Array) and not x.is_fully_addressable
@@ -303,5 +327,5 @@ def gather(tree: PyTree) -> PyTree:
     return jax.tree.map(fetch, tree)
 
 
-def _mesh_axes(over: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if over is None else (over,) if isinstance(over, str) else over
+def _mesh_axes(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes

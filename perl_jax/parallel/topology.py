@@ -1,6 +1,6 @@
-"""TPUs by name: 'v5e:4x4' is a slice of 16 chips, '2xv5e:4x4' are two such slices; tpu7x has two devices a chip.
+"""TPU topologies by name: 'v5e:4x4' is a slice of 16 chips, '2xv5e:4x4' are two slices; tpu7x has two devices a chip.
 
-Its devices can be had without the hardware: JAX lowers for them and libtpu compiles, on any machine.
+Programs can be compiled for their devices on any machine: JAX lowers and libtpu compiles.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from perl_jax.parallel.stderr import silenced
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, which is one device of JAX; on Ironwood (tpu7x) it is two, and hbm, peak and clock are of one device.
+    """One chip, which is one device of JAX; of Ironwood (tpu7x) two, and hbm, peak and clock are of one device.
 
-    device_kind: as libtpu has it; also: as other versions of JAX and libtpu have it.
-    hbm: bytes that a program may have, as the compiler says (a little is its own).
-    peak_flops: bf16, a second; clock: cycles a second that give this peak (cloud.google.com/tpu/docs).
-    per_host: chips of a whole host, along each dimension.
-    devices: of JAX, in one chip.
+    Attributes:
+      device_kind: libtpu's name.
+      hbm: bytes available to a program, as the compiler reports.
+      peak_flops: bf16, a second.
+      clock: cycles a second that give this peak (cloud.google.com/tpu/docs).
+      megacore: whether two cores act as one device.
+      per_host: chips of a whole host along each dimension.
+      also: names in other versions of JAX and libtpu.
+      devices: JAX devices of one chip.
     """
 
     device_kind: str
@@ -51,7 +55,14 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Slices of one shape."""
+    """Slices of one shape.
+
+    Attributes:
+      name: such as v5e:4x4, or 2xv5e:4x4 of two slices.
+      chip: of all slices.
+      shape: chips of a slice along each dimension.
+      slices: their number.
+    """
 
     name: str
     chip: Chip
@@ -60,49 +71,49 @@ class Topology:
 
     @property
     def num_devices(self) -> int:
-        """Devices of JAX in all."""
+        """The number of JAX devices of all slices."""
         return self.slices * math.prod(self.shape) * self.chip.devices
 
 
 def parse(name: str) -> Topology:
-    """The topology of a name.
+    """Returns the topology of a name.
 
     Raises:
-      UserError: a kind of TPU or a form that is not known.
+      UserError: an unknown kind of TPU, or another format.
     """
-    found = re.fullmatch(r'(?:(\d+)x)?((?:v|tpu)\d\w*):(\d+(?:x\d+)+)', name)
-    if found is None or found[2] not in CHIPS:
+    match = re.fullmatch(r'(?:(\d+)x)?((?:v|tpu)\d\w*):(\d+(?:x\d+)+)', name)
+    if match is None or match[2] not in CHIPS:
         raise UserError(f"topology '{name}': write KIND:SHAPE as in v5e:4x4 or 2xv5e:4x4; kinds: {', '.join(CHIPS)}")
-    chip, shape = CHIPS[found[2]], tuple(map(int, found[3].split('x')))
+    chip, shape = CHIPS[match[2]], tuple(map(int, match[3].split('x')))
     if len(shape) != len(chip.per_host):
-        raise UserError(f"topology '{name}': a slice of {found[2]} has {len(chip.per_host)} dimensions")
+        raise UserError(f"topology '{name}': a slice of {match[2]} has {len(chip.per_host)} dimensions")
     for size, host in zip(shape, chip.per_host):
         if size < 1 or size % host and math.prod(shape) != 1:
-            raise UserError(f"topology '{name}': a host of {found[2]} has {'x'.join(map(str, chip.per_host))} chips")
-    return Topology(name, chip, shape, int(found[1] or 1))
+            raise UserError(f"topology '{name}': a host of {match[2]} has {'x'.join(map(str, chip.per_host))} chips")
+    return Topology(name, chip, shape, int(match[1] or 1))
 
 
 def check(name: str, devices: Sequence[Any]) -> None:
-    """The devices of this job must be those of the name: as many, in as many slices, of a kind by any of its spellings.
+    """Check that the devices of this job are those of the name: count, slices, and kind.
 
     Raises:
-      UserError: they are others.
+      UserError: they differ.
     """
-    want = parse(name)
+    expected = parse(name)
     kinds = sorted({device.device_kind for device in devices})
     slices = len({getattr(device, 'slice_index', None) for device in devices})
-    same_kind = {*kinds} <= {want.chip.device_kind, *want.chip.also}
-    if same_kind and len(devices) == want.num_devices and slices == want.slices:
+    same_kind = {*kinds} <= {expected.chip.device_kind, *expected.chip.also}
+    if same_kind and len(devices) == expected.num_devices and slices == expected.slices:
         return
-    mend = 'give the mesh/ file of these devices'
-    if same_kind and len(devices) * want.slices == want.num_devices * slices:
+    remedy = 'use the mesh/ file of these devices'
+    if same_kind and len(devices) * expected.slices == expected.num_devices * slices:
         other = re.sub(r'^\d+x', '', name) if slices == 1 else f'{slices}x{re.sub(r"^[0-9]+x", "", name)}'
         count = 'one such slice' if slices == 1 else f'{slices} such slices'
-        mend = f'of {count} it is --gin.partitioning.Partitioner.topology="\'{other}\'"'
-    wanted, here = _count(want.num_devices, want.slices), _count(len(devices), slices)
+        remedy = f'of {count} it is --gin.partitioning.Partitioner.topology="\'{other}\'"'
+    expected_count, actual_count = _count(expected.num_devices, expected.slices), _count(len(devices), slices)
     raise UserError(
-        f"Partitioner.topology = '{name}' is {wanted} x {want.chip.device_kind}, and here are "
-        f'{here} x {", ".join(kinds)}; {mend}'
+        f"Partitioner.topology = '{name}' is {expected_count} x {expected.chip.device_kind}, and this job has "
+        f'{actual_count} x {", ".join(kinds)}; {remedy}'
     )
 
 
@@ -111,29 +122,29 @@ def _count(devices: int, slices: int) -> str:
 
 
 def devices(name: str) -> tuple[Any, ...]:
-    """Devices that can be compiled for and nothing else.
+    """Returns devices that programs can be compiled for, but not run on.
 
     Raises:
-      UserError: libtpu is not installed, or knows no slice of this shape.
+      UserError: libtpu is not installed, or has no slice of this shape.
     """
     from jax.experimental import topologies
 
-    wanted = parse(name)
-    options: dict[str, Any] = {'num_slices': wanted.slices} if wanted.slices > 1 else {}
-    if wanted.chip.megacore:
+    topology_ = parse(name)
+    options: dict[str, Any] = {'num_slices': topology_.slices} if topology_.slices > 1 else {}
+    if topology_.chip.megacore:
         options['chip_config_name'] = 'megacore'
-    if math.prod(wanted.shape) == 1:
+    if math.prod(topology_.shape) == 1:
         options['chips_per_host_bounds'] = (1,) * 3
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(f"topology '{name}': libtpu is not installed: pip install 'perl_jax[plan]'")
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # ask no TPU machine's metadata server
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # a compiler may run twice on a machine, unlike a chip
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # compiling does not need exclusive use
     if jax.config.jax_platforms is None:  # pyright: ignore[reportAttributeAccessIssue]  added at run time
         jax.config.update('jax_platforms', 'cpu')
-    plain = re.sub(r'^\d+x', '', name)
+    slice_name = re.sub(r'^\d+x', '', name)
     try:
-        with silenced():  # libtpu writes that it found no TPU
-            found = topologies.get_topology_desc(platform='tpu', topology_name=plain, **options).devices
+        with silenced():  # libtpu reports that it found no TPU
+            devices_ = topologies.get_topology_desc(platform='tpu', topology_name=slice_name, **options).devices
     except Exception as error:
         raise UserError(f"topology '{name}': {' '.join(str(error).split())}") from error
-    return tuple(found)
+    return tuple(devices_)

@@ -1,1 +1,1 @@
-"""Where scores come from."""
+"""Reward sources: learned rewards, ensembles, functions of the text."""

@@ -1,8 +1,8 @@
-"""Several rewards as one: what becomes of M members' scores of one response, and how far the members disagree.
+"""Reward ensembles: aggregates the scores of M members for one response, and measures their disagreement.
 
-Coste et al. 2023 (arXiv 2310.02743): the mean, the worst case, and the mean less a multiple of the variance across
-members (UWO, eq. 3); here also the median. A pairwise loss leaves each member's offset free: all but the mean compare
-members with each other, and make sense where thumbs have pinned the offsets.
+Coste et al. 2023 (arXiv 2310.02743): the mean, the worst case, and the mean minus a multiple of the variance across
+members (UWO, eq. 3); the median is an addition. A pairwise loss does not determine a member's offset. All aggregates
+except the mean compare the members' absolute scores, so they are meaningful only if thumbs have fixed the offsets.
 """
 
 from __future__ import annotations
@@ -19,37 +19,71 @@ Scores = Float[Array, 'B K']
 
 
 def mean(scores: Members) -> Scores:
-    """Of all members."""
+    """The mean of all members.
+
+    Args:
+      scores: float32 [M, B, K], of the M members.
+
+    Returns:
+      float32 [B, K].
+    """
     return scores.mean(0)
 
 
 def minimum(scores: Members) -> Scores:
-    """The worst case."""
+    """The worst case.
+
+    Args:
+      scores: float32 [M, B, K], of the M members.
+
+    Returns:
+      float32 [B, K].
+    """
     return scores.min(0)
 
 
 def median(scores: Members) -> Scores:
-    """The middle member; the mean of the two in the middle where M is even."""
+    """The median of the members; the mean of the two middle ones if M is even.
+
+    Args:
+      scores: float32 [M, B, K], of the M members.
+
+    Returns:
+      float32 [B, K].
+    """
     return jnp.median(scores, axis=0)
 
 
 def lower_bound(scores: Members, penalty: float = 1.0) -> Scores:
-    """The mean less `penalty` times the variance across members."""
+    """The mean minus `penalty` times the variance across members.
+
+    Args:
+      scores: float32 [M, B, K], of the M members.
+      penalty: the weight of the variance, in 1 / units of the score.
+
+    Returns:
+      float32 [B, K].
+    """
     return scores.mean(0) - penalty * scores.var(0)
 
 
 def disagreement(scores: Members) -> Metrics:
-    """How far members are apart; nothing for one member.
+    """Measure the disagreement of the members.
 
-    'reward/disagreement': the standard deviation across members, mean over responses. 'reward/order_disagreement': of
-    two members and two responses to one prompt, how often they are put in a different order; only where K > 1.
+    Args:
+      scores: float32 [M, B, K], of the M members.
+
+    Returns:
+      float32 [] by name, nothing for a single member. 'reward/disagreement': the standard deviation across members,
+      averaged over responses. 'reward/order_disagreement', if K > 1: how often two members order two responses to one
+      prompt differently.
     """
     M, _, K = scores.shape
     if M == 1:
         return {}
     metrics = {'reward/disagreement': scores.std(0).mean()}
     if K > 1:
-        order = jnp.sign(scores[..., :, None] - scores[..., None, :])  # [M, B, K, K]
-        differ = jnp.stack([order[i] != order[j] for i, j in itertools.combinations(range(M), 2)])
-        metrics['reward/order_disagreement'] = differ.mean() * K / (K - 1)  # a response is never against itself
+        order_signs = jnp.sign(scores[..., :, None] - scores[..., None, :])  # [M, B, K, K]
+        order_differs = jnp.stack([order_signs[i] != order_signs[j] for i, j in itertools.combinations(range(M), 2)])
+        metrics['reward/order_disagreement'] = order_differs.mean() * K / (K - 1)  # off-diagonal only
     return metrics

@@ -1,4 +1,4 @@
-"""The score of a response: a scalar head on the state that has read it, of one reward or of several on one base."""
+"""Scores of responses: a scalar head on the last token's hidden state, of one reward or of several on one base."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from perl_jax.types import Metrics, Responses, Variables
 
 
 def score(network: nn.Module, variables: Variables, batch: Responses, **apply: Any) -> Float[Array, 'B K']:
-    """Score responses by a learned reward: the scalar head on the state that has read the last token.
+    """Score responses by a learned reward: the scalar head on the hidden state of the last token.
 
     Args:
       network: a Decoder, a T5, or a module with their methods.
-      variables: of the reward, `bind(base, adapter)` with an adapter that has a head.
+      variables: the reward's variables, `bind(base, adapter)` with an adapter that has a head.
       batch: prompts and responses.
-      **apply: goes to `network.apply` (`rngs` for dropout).
+      **apply: keyword arguments of `network.apply` (`rngs` for dropout).
 
     Returns:
-      float32 [B, K]: a logit, no probability; a difference of two is the log-odds that the first is preferred (the
+      float32 [B, K]: logits, not probabilities; the difference of two is the log-odds that the first is preferred (the
       paper, A.1.2).
     """
     ends = masked.lengths(batch.targets_mask)
@@ -37,25 +37,49 @@ def score(network: nn.Module, variables: Variables, batch: Responses, **apply: A
 def member_scores(
     network: nn.Module, base: PyTree, adapters: Sequence[lora.Adapter], batch: Responses
 ) -> Float[Array, 'M B K']:
-    """The scores of several rewards on one base: one program, whatever the members' ranks, targets or tuning."""
+    """Score responses by several rewards on one base, which may differ in rank, targets or tuning.
+
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      base: the frozen parameters.
+      adapters: of the M members, each with a head.
+      batch: prompts and responses.
+
+    Returns:
+      float32 [M, B, K], logits; see `score`.
+    """
     return jnp.stack([score(network, lora.bind(base, adapter), batch) for adapter in adapters])
 
 
-def frozen(adapter: lora.Adapter, base: PyTree) -> lora.Adapter:
-    """A reward that is not trained any more: of full tuning, its weights in the base's dtype."""
+def cast_to_base_dtype(adapter: lora.Adapter, base: PyTree) -> lora.Adapter:
+    """Cast the weights of a fully tuned reward to the base's dtype.
+
+    Args:
+      adapter: of LoRA or of full tuning.
+      base: the frozen parameters.
+
+    Returns:
+      The adapter with `params` in that dtype; a LoRA adapter unchanged.
+    """
     if adapter.params is None:
         return adapter
     dtype = jax.tree.leaves(base)[0].dtype
     return adapter.replace(params=jax.tree.map(lambda x: x.astype(dtype), adapter.params))
 
 
-def compiled(
+def make_score_fn(
     network: nn.Module, aggregate: Callable[[Float[Array, 'M B K']], Float[Array, 'B K']], partitioner: Partitioner
 ) -> Callable[[PyTree, Sequence[lora.Adapter], Responses], tuple[jax.Array, Metrics]]:
-    """The learned reward as the loop compiles it: (base, members, rollout) -> scores [B, K], disagreement."""
+    """Return the jitted scoring function of a learned reward: (base, adapters, batch) -> scores [B, K], metrics.
 
-    def judge(base: PyTree, members: Sequence[lora.Adapter], batch: Responses) -> tuple[jax.Array, Metrics]:
-        scores = member_scores(network, base, members, batch)
+    Args:
+      network: the network of the rewards.
+      aggregate: combines the members' scores [M, B, K] into [B, K]; see rewards/ensembles.py.
+      partitioner: the devices.
+    """
+
+    def score_fn(base: PyTree, adapters: Sequence[lora.Adapter], batch: Responses) -> tuple[jax.Array, Metrics]:
+        scores = member_scores(network, base, adapters, batch)
         return aggregate(scores), ensembles.disagreement(scores)
 
-    return jax.jit(judge, out_shardings=(partitioner.sharding('batch'), None))
+    return jax.jit(score_fn, out_shardings=(partitioner.sharding('batch'), None))

@@ -1,4 +1,4 @@
-"""Functions of the text that score an answer: (prompt, response, example) -> float."""
+"""Functions that score the text of a response: (prompt, response, example) -> float."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from perl_jax.errors import UserError
 TextFunction = Callable[[str, str, Mapping[str, Any]], float] | str  # or its dotted name, 'my_module.my_function'
 
 
-def function(name: TextFunction) -> Callable[[str, str, Mapping[str, Any]], float]:
-    """A text function, by itself or by its dotted name."""
+def resolve_function(name: TextFunction) -> Callable[[str, str, Mapping[str, Any]], float]:
+    """Return a text function, which may be given by its dotted name."""
     if not isinstance(name, str):
         return name
     try:
-        found, why = pkgutil.resolve_name(name), 'that is none'
+        resolved, reason = pkgutil.resolve_name(name), 'it is not callable'
     except (ImportError, AttributeError, ValueError) as error:
-        found, why = None, error
-    if not callable(found):
-        raise UserError(f"no function '{name}': {why}; write 'module.function', with the module on the path")
-    return cast(Callable[[str, str, Mapping[str, Any]], float], found)
+        resolved, reason = None, error
+    if not callable(resolved):
+        raise UserError(f"no function '{name}': {reason}; write 'module.function', with the module on the path")
+    return cast(Callable[[str, str, Mapping[str, Any]], float], resolved)
 
 
-def functions(names: Mapping[str, TextFunction] | None) -> dict[str, Callable[[str, str, Mapping[str, Any]], float]]:
-    """Several of them, by what they are called; None is none."""
-    return {name: function(f) for name, f in (names or {}).items()}
+def resolve_functions(
+    names: Mapping[str, TextFunction] | None,
+) -> dict[str, Callable[[str, str, Mapping[str, Any]], float]]:
+    """Resolve {metric name: text function or dotted name}; None is empty."""
+    return {name: resolve_function(f) for name, f in (names or {}).items()}

@@ -1,4 +1,4 @@
-"""The RL of a policy as it is compiled: what each program is given and gives up, and where its results lie.
+"""The jitted functions of an RL run: rl/steps.py with donation and output shardings.
 
     learner = make_learner(network=.., objective=.., tuning=.., eos_ids=.., partitioner=..)
     roles, state = Roles.sharing(base), learner.init(key, base)
@@ -34,26 +34,27 @@ from perl_jax.types import Experience, Metrics, PolicyState, Roles, Rollout
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """The jitted functions of a run, but for `fit`; what they take is called as in steps.py.
+    """The functions of a run, all but `with_fill` jitted. Arguments are named as in steps.py.
 
     Attributes:
-      objective: what they learn by.
-      shardings: where each array of a PolicyState lies.
+      objective: what the policy learns by.
+      shardings: the sharding of each array of a PolicyState.
       init: (key, base) -> the PolicyState at step 0.
       sample: (base, adapter, prompts, rng, config) -> Rollout; `config` is a SamplingConfig.
-      fit: (rollout, turns) -> the rollout, saying its fill (unpadding.py) if there are buckets: the host waits.
+      with_fill: (rollout, minibatch indices) -> the rollout with its `fill`, where length_buckets > 1. It waits for the
+        device: the fill is part of the compiled shapes.
       experience: (*, policy, anchor, rollout, scores, beta) -> Experience, metrics.
       values: (base, adapter, experience) -> [B, K, R].
       value_step: (*, base, state, batch, rng) -> state, values, metrics. The state is donated.
       policy_step: (*, base, anchor, state, batch, values, beta, rng) -> state, metrics. The state is donated.
-      follow: (anchor adapter, policy adapter) -> the anchor's next. The anchor is donated.
+      follow: (anchor adapter, policy adapter) -> the next anchor adapter. The anchor is donated.
     """
 
     objective: Objective
     shardings: PolicyState
     init: Callable[..., PolicyState]
     sample: Callable[..., Rollout]
-    fit: Callable[[Rollout, np.ndarray], Rollout]
+    with_fill: Callable[[Rollout, np.ndarray], Rollout]
     experience: Callable[..., tuple[Experience, Metrics]]
     values: Callable[..., jax.Array]
     value_step: Callable[..., Any]
@@ -75,10 +76,11 @@ def make_learner(
     Args:
       network: a Decoder, a T5, or a module with their methods.
       objective: what the policy learns by.
-      tuning: what the policy trains, and the optimizer; the value's is `objective.value`.
+      tuning: the policy's trainable parameters and optimizer; the value's are `objective.value`.
       eos_ids: any of these tokens ends a response.
       partitioner: the devices, and how arrays are split over them.
-      length_buckets: above 1 the learning steps compute real tokens alone, their number rounded up to so many parts.
+      length_buckets: above 1, dense layers skip the padding; the number of real tokens is rounded up to a multiple of
+        1 / length_buckets of the batch.
 
     Returns:
       A Learner. Call its functions within `partitioner.scope()`.
@@ -88,29 +90,29 @@ def make_learner(
     """
     if objective.algorithm.has_value and objective.value is None:
         objective = dataclasses.replace(objective, value=tuning)
-    batch, (base, axes) = partitioner.sharding('batch'), partitioning.abstract(network)
+    batch, (base, axes) = partitioner.sharding('batch'), partitioning.abstract_params(network)
     policy_tx = tuning.tx('OPTIMIZER', objective.updates)
     value_tx = objective.value and objective.value.tx('VALUE_OPTIMIZER', objective.updates)
     init = functools.partial(initial, objective, tuning, network.config.emb_dim)
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), base)
-    # Donation needs pinned output shardings: unpinned, XLA lays the new state elsewhere and aliases nothing.
+    # Donation needs explicit output shardings: left to XLA, the new state gets another layout and aliases nothing.
     shardings = shapes.replace(
         policy=partitioner.state(shapes.policy, axes, policy_tx),
         beta=partitioner.sharding(),
         value=shapes.value and value_tx and partitioner.state(shapes.value, axes, value_tx),
         anchor=shapes.anchor and partitioner.tree(partitioning.adapter_axes(shapes.anchor, axes)),
     )
-    fixed, parts = {'network': network, 'objective': objective}, tuning.num_microbatches
-    experience = functools.partial(steps.experience, **fixed, eos_ids=eos_ids)
-    value_step = functools.partial(steps.value_step, **fixed, tx=value_tx, num_microbatches=parts)
-    policy_step = functools.partial(steps.policy_step, **fixed, tx=policy_tx, num_microbatches=parts)
+    static, microbatches = {'network': network, 'objective': objective}, tuning.num_microbatches
+    experience = functools.partial(steps.experience, **static, eos_ids=eos_ids)
+    value_step = functools.partial(steps.value_step, **static, tx=value_tx, num_microbatches=microbatches)
+    policy_step = functools.partial(steps.policy_step, **static, tx=policy_tx, num_microbatches=microbatches)
     follow = functools.partial(anchors.follow, rate=objective.anchor_ema)
     return Learner(
         objective=objective,
         shardings=shardings,
         init=jax.jit(init, out_shardings=shardings),
         sample=make_sampler(network, eos_ids, batch),
-        fit=_make_fit(length_buckets, parts, partitioner),
+        with_fill=_make_with_fill(length_buckets, microbatches, partitioner),
         experience=jax.jit(experience, out_shardings=(batch, None)),
         values=jax.jit(functools.partial(steps.values, network), out_shardings=batch),
         value_step=jax.jit(value_step, donate_argnames='state', out_shardings=(shardings.value, batch, None)),
@@ -120,7 +122,18 @@ def make_learner(
 
 
 def initial(objective: Objective, tuning: Tuning, width: int, key: jax.Array, base: PyTree) -> PolicyState:
-    """The state at step 0. Pure; `width` is D."""
+    """The state at step 0. Pure.
+
+    Args:
+      objective: has a `value` if its algorithm learns one.
+      tuning: the policy's trainable parameters and optimizer.
+      width: D.
+      key: a key of jax.random.
+      base: the frozen parameters, or their shapes.
+
+    Returns:
+      A PolicyState; its value's outputs are 0.
+    """
     policy = train_state.create(key, base, tuning.only_spec, tuning.optimizer)
     value, anchor = None, None
     if objective.algorithm.has_value:
@@ -133,52 +146,56 @@ def initial(objective: Objective, tuning: Tuning, width: int, key: jax.Array, ba
 
 
 def learn(
-    learner: Learner, roles: Roles, state: PolicyState, experience: Experience, turns: np.ndarray, key: jax.Array
+    learner: Learner, roles: Roles, state: PolicyState, experience: Experience, indices: np.ndarray, key: jax.Array
 ) -> tuple[PolicyState, Metrics]:
-    """Learn from one judged rollout: each update is a step of the value, if there is one, and a step of the policy.
+    """Learn from one rollout: each update is a step of the value, if there is one, and a step of the policy.
 
     Args:
-      learner: of `make_learner`.
+      learner: from `make_learner`.
       roles: the frozen base of each role.
-      state: the policy, the value and beta so far; its buffers are donated.
-      experience: of `learner.experience`, [B, K, R]; judged by the anchor in `roles` and `state`.
-      turns: int [U, b]: whose prompts each of U updates learns from; all of them at once are `np.arange(B)[None]`, and
-        an algorithm with epochs and minibatches takes `rl.steps.turns`.
-      key: a key of jax.random, for dropout; each update folds its step in.
+      state: policy, value and beta; its buffers are donated.
+      experience: from `learner.experience`, [B, K, R], made with the anchor of `roles` and `state`.
+      indices: int [U, b], the prompts of each of U updates: `np.arange(B)[None]` for one update of all, and
+        `rl.steps.minibatch_indices` for an algorithm with epochs and minibatches.
+      key: a key of jax.random, for dropout; each update folds its own step in.
 
     Returns:
       The next state, and the metrics of the last update: float32 [] by name.
     """
     anchor, values, metrics = (roles.anchor, state.anchor), None, {}
-    if state.value is not None and steps.values_first(learner.objective, state.value.adapter.dropout):
+    if state.value is not None and steps.precomputes_values(learner.objective, state.value.adapter.dropout):
         experience = experience.replace(values=learner.values(roles.value, state.value.adapter, experience))
-    for batch in steps.updates(experience, turns):
+    for batch in steps.minibatches(experience, indices):
         if state.value is not None:
-            value, values, more = learner.value_step(base=roles.value, state=state.value, batch=batch, rng=key)
-            state, metrics = state.replace(value=value), metrics | more
-        policy, more = learner.policy_step(
+            value, values, step_metrics = learner.value_step(base=roles.value, state=state.value, batch=batch, rng=key)
+            state, metrics = state.replace(value=value), metrics | step_metrics
+        policy, step_metrics = learner.policy_step(
             base=roles.policy, anchor=anchor, state=state.policy, batch=batch, values=values, beta=state.beta, rng=key
         )
-        state, metrics = state.replace(policy=policy), metrics | more
+        state, metrics = state.replace(policy=policy), metrics | step_metrics
     return state, metrics
 
 
-def _make_fit(
+def _make_with_fill(
     length_buckets: int, num_microbatches: int, partitioner: Partitioner
 ) -> Callable[[Rollout, np.ndarray], Rollout]:
     @functools.partial(jax.jit, out_shardings=partitioner.sharding())
-    def count(rollout: Rollout, turns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def count_buckets(rollout: Rollout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The buckets that the fullest data partition fills, in `experience` and in every minibatch."""
         prompts, responses = rollout.inputs_mask, rollout.targets_mask.reshape(len(rollout.targets), -1)
-        real, shape = (prompts.sum(-1), responses.sum(-1)), (prompts.shape[-1], responses.shape[-1])
-        groups, parts = sharded.partitions('batch'), (real[0][turns.ravel()], real[1][turns.ravel()])
-        whole = unpadding.needed(*real, *shape, groups, 1, length_buckets)  # as it is judged
-        each = unpadding.needed(*parts, *shape, len(turns) * groups, num_microbatches, length_buckets)
-        return jax.tree.map(jnp.maximum, whole, each)
+        widths, groups = (prompts.shape[-1], responses.shape[-1]), sharded.partitions('batch')
+        lengths = prompts.sum(-1), responses.sum(-1)
+        shuffled = lengths[0][indices.ravel()], lengths[1][indices.ravel()]
+        count = functools.partial(unpadding.count_buckets, buckets=length_buckets)
+        rollout_buckets = count(*lengths, *widths, groups=groups, num_microbatches=1)
+        minibatch_buckets = count(*shuffled, *widths, groups=len(indices) * groups, num_microbatches=num_microbatches)
+        return jax.tree.map(jnp.maximum, rollout_buckets, minibatch_buckets)
 
-    def fit(rollout: Rollout, turns: np.ndarray) -> Rollout:
+    def with_fill(rollout: Rollout, indices: np.ndarray) -> Rollout:
         if length_buckets == 1:
             return rollout
-        parts = max(map(int, jax.device_get(count(rollout, turns))))  # one for run and targets: fewer programs
-        return unpadding.filled(rollout, (parts, parts), length_buckets)
+        # One number for packed run and targets, so that fewer shapes are compiled.
+        buckets = max(map(int, jax.device_get(count_buckets(rollout, indices))))
+        return unpadding.with_fill(rollout, (buckets, buckets), length_buckets)
 
-    return fit
+    return with_fill

@@ -1,8 +1,8 @@
-"""What a policy learns by: one value, which the loop, the plan, the benchmarks and the tests hand on as a whole.
+"""The objective of a policy: one value that the loop, the plan, the benchmarks and the tests share.
 
     J = E[(1 - beta) shaped score - beta KL(policy || anchor)] + entropy_bonus H        (the paper, section 3.2)
 
-`algorithm` says how its gradient is estimated, `sampling` what the expectation is taken over.
+`algorithm` estimates its gradient; the expectation is over responses drawn by `sampling`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from perl_jax.errors import UserError, check_number
+from perl_jax import settings
+from perl_jax.errors import UserError
 from perl_jax.optim.tuning import Tuning
 from perl_jax.rl.algorithms import Algorithm
 from perl_jax.rl.algorithms.reinforce import Reinforce
@@ -25,33 +26,32 @@ Shaping = Callable[[jax.Array, Responses, int | Sequence[int]], jax.Array]  # sh
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """An algorithm with all that goes into its loss.
+    """An algorithm and everything else that its loss depends on.
 
     Attributes:
-      algorithm: see algorithms/.
-      kl: how the policy is held to its anchor; its `beta` is where `PolicyState.beta` starts.
-      sampling: how the policy answers, K times each prompt. Its temperature is the policy's in every log-prob.
-      shaping: what is done to scores before they become rewards, in turn; evaluation never does it.
+      algorithm: one of rl/algorithms/.
+      kl: the KL penalty to the anchor; its `beta` is the initial `PolicyState.beta`.
+      sampling: how K responses to each prompt are drawn. Its temperature is the policy's in every log-prob.
+      shaping: functions applied in turn to scores before they become rewards, in training only.
       entropy_bonus: weight of the policy's entropy (nats a token) in its loss.
-      anchor_ema: how far the anchor follows the policy each step (WARP's mu); 0 leaves it at the base.
-      value: how the value baseline is trained, where the algorithm learns one; None is as the policy. The paper gives
-        it the policy's rank.
+      anchor_ema: the rate at which the anchor follows the policy (WARP's mu); 0 keeps it at the base.
+      value: trainable parameters and optimizer of the value baseline, if the algorithm has one; None takes the
+        policy's. The paper gives it the policy's rank.
 
     Raises:
-      UserError: settings that do not go together.
+      UserError: a setting out of range, or settings that contradict each other.
     """
 
     algorithm: Algorithm = Reinforce()
     kl: KLConfig = KLConfig()
     sampling: SamplingConfig = SamplingConfig()
     shaping: Sequence[Shaping] = ()
-    entropy_bonus: float = 0.0
-    anchor_ema: float = 0.0
+    entropy_bonus: settings.Real = 0.0
+    anchor_ema: settings.Share = 0.0
     value: Tuning | None = None
 
     def __post_init__(self) -> None:
-        check_number('ANCHOR_EMA', self.anchor_ema, 0, 1)
-        check_number('ENTROPY_BONUS', self.entropy_bonus)
+        settings.check(self)
         if self.sampling.temperature == 0:
             raise UserError('TEMPERATURE = 0: a policy learns from answers that are drawn; give a number above 0')
         if self.sampling.num_samples < self.algorithm.min_samples:
@@ -62,10 +62,13 @@ class Objective:
 
     @property
     def updates(self) -> int:
-        """How many updates a rollout is learned from in."""
+        """Optimizer updates for each rollout: epochs times minibatches."""
         return self.algorithm.epochs * self.algorithm.minibatches
 
     @property
     def takes_prompts_apart(self) -> bool:
-        """Whether no prompt's gradient hangs on the others of its batch; a shaping may look over all of them."""
-        return not (self.algorithm.whole_batch or self.shaping)
+        """Whether each prompt's gradient is independent of the others in its batch.
+
+        Shaping may depend on all of them, and the entropy bonus is a mean over the batch's tokens.
+        """
+        return not (self.algorithm.whole_batch or self.shaping or self.entropy_bonus)

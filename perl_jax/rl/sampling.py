@@ -1,7 +1,7 @@
-"""The sampler: one prefill of the prompt, then K branches token by token until every one has ended.
+"""The sampler: one prefill of the prompt, then K branches token by token until all have ended.
 
-1. read the prompt once        2. draw each branch's first token from its last hidden state
-3. while any branch goes on:   read the tokens just drawn, draw the next ones
+1. read the prompt once             2. draw each branch's first token from the prompt's last hidden state
+3. while any branch has not ended:  read the tokens just drawn, draw the next ones
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from perl_jax import masked, sharded
-from perl_jax.errors import UserError, check_count, check_number
+from perl_jax import masked, settings, sharded
+from perl_jax.errors import UserError
 from perl_jax.models import lora
 from perl_jax.models.logprobs import logits as token_logits
 from perl_jax.optim import accumulate
@@ -32,34 +33,29 @@ class SamplingConfig:
 
     Attributes:
       num_samples: K, responses to each prompt.
-      max_decode_length: R, tokens of a response at most, its EOS included.
-      temperature: logits are divided by it; 0 is greedy. The paper takes 0.7 (0.9 for its VQA).
-      top_k: only the so many likeliest tokens are drawn; 0 is all.
-      top_p: only the likeliest tokens that make up this probability are drawn; 1 is all.
-      num_microbatches: prompts are sampled in so many parts, one after the other, where the cache of all is too large.
+      max_decode_length: R, the most tokens of a response, its EOS included.
+      temperature: divides the logits; 0 is greedy. The paper takes 0.7 (0.9 for its VQA).
+      top_k: draw from the top_k most likely tokens; 0 is all.
+      top_p: draw from the most likely tokens whose probabilities add up to top_p; 1 is all.
+      num_microbatches: sample the prompts in this many microbatches, where one cache of all would be too large.
 
     Raises:
-      UserError: a setting out of range, by the name of its macro.
+      UserError: a setting of another type, or out of range.
     """
 
-    num_samples: int = 1
-    max_decode_length: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    num_microbatches: int = 1
+    num_samples: settings.Count = 1
+    max_decode_length: settings.Count = 128
+    temperature: Annotated[float, Interval(ge=0, le=100)] = 1.0
+    top_k: settings.Natural = 0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    num_microbatches: settings.Count = 1
 
     def __post_init__(self) -> None:
-        check_count('MAX_DECODE_LENGTH', self.max_decode_length)
-        check_count('NUM_SAMPLES', self.num_samples)
-        check_count('SamplingConfig.num_microbatches', self.num_microbatches)
-        check_count('SamplingConfig.top_k', self.top_k, 0)
-        check_number('TEMPERATURE', self.temperature, 0)
-        check_number('SamplingConfig.top_p', self.top_p, above=0, most=1)
+        settings.check(self)
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens are drawn from less than the policy's whole distribution."""
+        """Whether tokens are drawn from a truncated distribution."""
         return self.top_k > 0 or self.top_p < 1.0
 
 
@@ -73,37 +69,46 @@ def sample(
 ) -> Rollout:
     """Draw K responses of at most R tokens for each of B prompts. Pure: the same `rng` draws the same tokens.
 
-    Each prompt is read once for all of its responses. Jit it, with `config` and `network` static.
+    Each prompt is read once for all of its responses. To jit it, make `config` and `network` static.
 
     Args:
       network: a Decoder, a T5, or a module with their methods.
-      variables: whose responses they are, `bind(base, adapter)`.
+      variables: of the role that responds, `bind(base, adapter)`.
       prompts: [B, P].
       rng: a key of jax.random.
-      eos_ids: any of these tokens ends a response, which keeps it as its last token.
+      eos_ids: any of these tokens ends a response; it is the response's last token.
       config: K, R and the distribution.
 
     Returns:
-      A Rollout, [B, K, R]. Its `logprobs` (float32, nats) are those of the distribution that was drawn from, after
-      temperature, top-k and top-p; of greedy tokens those at temperature 1. A response that ran out of room has no EOS.
+      A Rollout, [B, K, R]. Its `logprobs` (float32, nats) belong to the distribution that tokens were drawn from, after
+      temperature, top-k and top-p; greedy tokens have those at temperature 1. A response of R tokens may lack an EOS.
 
     Raises:
-      UserError: the prompts do not divide into microbatches.
+      UserError: num_microbatches does not divide the prompts.
     """
-    draw, parts = functools.partial(_sample, network, variables, eos_ids, config), config.num_microbatches
-    if parts == 1:
+    draw, count = functools.partial(_sample, network, variables, eos_ids, config), config.num_microbatches
+    if count == 1:
         return draw(prompts, rng)
-    if len(prompts.inputs) % (parts * sharded.partitions('batch')):
-        rows = sharded.partitions('batch')
+    if len(prompts.inputs) % (count * sharded.partitions('batch')):
+        size = sharded.partitions('batch')
         raise UserError(
-            f'SamplingConfig.num_microbatches = {parts}: {len(prompts.inputs)} prompts on {rows} rows of the mesh do '
-            f'not divide into so many parts; give a divisor of {len(prompts.inputs) // rows}'
+            f'SamplingConfig.num_microbatches = {count}: {len(prompts.inputs)} prompts on a data-parallel size of '
+            f'{size} cannot be divided by it; give a divisor of {len(prompts.inputs) // size}'
         )
-    return accumulate.one_by_one(draw, prompts, parts, rng)
+    return accumulate.map_microbatches(draw, prompts, count, rng)
 
 
 def make_sampler(network: nn.Module, eos_ids: int | Sequence[int], out_shardings: Any = None) -> Callable[..., Rollout]:
-    """`sample` of one role, jitted: (base, adapter or None, prompts, rng, config) -> Rollout; each config compiles."""
+    """Jit `sample` for one role. Each new config compiles.
+
+    Args:
+      network: as in `sample`.
+      eos_ids: as in `sample`.
+      out_shardings: of the rollout; None leaves them to XLA.
+
+    Returns:
+      (base, adapter or None, prompts, rng, config) -> Rollout.
+    """
 
     def draw(
         base: PyTree, adapter: lora.Adapter | None, prompts: Prompts, rng: jax.Array, config: SamplingConfig
@@ -114,13 +119,13 @@ def make_sampler(network: nn.Module, eos_ids: int | Sequence[int], out_shardings
 
 
 class _State(struct.PyTreeNode):
-    """What the loop over tokens hands on.
+    """The state of the loop over tokens.
 
     Attributes:
-      t: the place in the responses that is drawn next.
+      t: position in the responses that is drawn next.
       tokens, logprobs, mask: the responses so far, 0 where nothing was drawn; see Rollout.
-      alive: which branches have not ended.
-      cache: the network's keys and values.
+      alive: branches that have not ended.
+      cache: keys and values of prompts and responses.
     """
 
     t: Int[Array, '']
@@ -141,18 +146,18 @@ def _sample(
 ) -> Rollout:
     B, K, R = prompts.inputs.shape[0], config.num_samples, config.max_decode_length
 
-    def draw(hidden: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw(hidden: Float[Array, 'B K D'], t: Int[Array, '']) -> tuple[Int[Array, 'B K'], Float[Array, 'B K']]:
         logits = truncate(token_logits(network, variables, hidden), config)
         logits -= logits.max(axis=-1, keepdims=True)
-        weights = jnp.exp(logits)  # softmax, but for a division
+        weights = jnp.exp(logits)  # softmax without its normalization
         if config.temperature == 0:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
             token = categorical(jax.random.fold_in(rng, t), weights)
-        picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-        return token, picked - jnp.log(weights.sum(-1))
+        token_logit = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        return token, token_logit - jnp.log(weights.sum(-1))
 
-    def write(state: _State, t: jax.Array, hidden: jax.Array) -> _State:
+    def write(state: _State, t: Int[Array, ''], hidden: Float[Array, 'B K D']) -> _State:
         token, logprob = draw(hidden, t)
         return state.replace(
             tokens=state.tokens.at[:, :, t].set(jnp.where(state.alive, token, 0)),
@@ -180,32 +185,47 @@ def _sample(
     return Rollout(prompts.inputs, prompts.inputs_mask, state.tokens, state.mask, state.logprobs)
 
 
-def categorical(rng: jax.Array, weights: jax.Array) -> jax.Array:
-    """A token of each row [..., V] in proportion to its weight, int32 [...]; never one of weight 0.
+def categorical(rng: jax.Array, weights: Float[Array, '*batch V']) -> Int[Array, '*batch']:
+    """Draw a token from each row of weights, in proportion to them and never one of weight 0.
 
-    First a block of about sqrt(V) tokens is drawn, then a token of the block, each from one random number: to invert a
-    cumulative sum takes two numbers a row, where Gumbel's trick (jax.random.categorical) takes V.
+    First a block of about sqrt(V) tokens is drawn, then a token of that block, each by inverting a cumulative sum. That
+    takes two random numbers a row, where Gumbel's trick (jax.random.categorical) takes V.
+
+    Args:
+      rng: a key of jax.random.
+      weights: float [..., V], not negative; they need not add up to 1.
+
+    Returns:
+      int32 [...].
     """
     V = weights.shape[-1]
     root = math.isqrt(V - 1) + 1
-    size = next((n for n in range(root, root // 4, -1) if V % n == 0), root)  # leaves nothing over, if one does
+    size = next((n for n in range(root, root // 4, -1) if V % n == 0), root)  # no padding, if a divisor is near
     blocks = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % size)])
     blocks = blocks.reshape(*weights.shape[:-1], -1, size)
-    first, second = jax.random.split(rng)
-    block = _invert(first, blocks.sum(-1))
-    chosen = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-    return block * size + _invert(second, chosen)
+    block_rng, token_rng = jax.random.split(rng)
+    block = _invert_cdf(block_rng, blocks.sum(-1))
+    block_weights = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    return block * size + _invert_cdf(token_rng, block_weights)
 
 
-def _invert(rng: jax.Array, weights: jax.Array) -> jax.Array:
-    """An index of the last axis in proportion to its weight: the first whose cumulative sum exceeds a random part."""
-    total, there = jnp.cumsum(weights, axis=-1), weights > 0
-    part = jax.random.uniform(rng, weights.shape[:-1]) * jnp.where(there, total, 0).max(-1)
-    return jnp.argmax(there & (total > part[..., None]), axis=-1).astype(jnp.int32)
+def _invert_cdf(rng: jax.Array, weights: Float[Array, '*batch n']) -> Int[Array, '*batch']:
+    """Draw an index of the last axis: the first whose cumulative weight exceeds a random share of the total."""
+    cumulative, possible = jnp.cumsum(weights, axis=-1), weights > 0
+    threshold = jax.random.uniform(rng, weights.shape[:-1]) * jnp.where(possible, cumulative, 0).max(-1)
+    return jnp.argmax(possible & (cumulative > threshold[..., None]), axis=-1).astype(jnp.int32)
 
 
-def truncate(logits: jax.Array, config: SamplingConfig) -> jax.Array:
-    """Logits [..., V] after temperature, with all but the top-k and the top-p nucleus at -inf (ties are kept)."""
+def truncate(logits: Float[Array, '*batch V'], config: SamplingConfig) -> Float[Array, '*batch V']:
+    """Divide logits by the temperature, and set those outside of the top-k and the top-p nucleus to -inf (ties stay).
+
+    Args:
+      logits: float32 [..., V].
+      config: temperature, top_k and top_p; at temperature 0 logits are not divided.
+
+    Returns:
+      float32 [..., V].
+    """
     if config.temperature > 0:
         logits = logits / config.temperature
     if config.top_k > 0:

@@ -1,14 +1,13 @@
-"""The RL of a policy, whatever the algorithm: judging a rollout, and the two steps that learn from it.
+"""The pure functions of an RL step, for every algorithm: rewards of a rollout, a value step and a policy step.
 
 Four roles, each a base and an adapter: policy, anchor, value and reward. They share one base: bind(base, policy),
-bind(base, value), bind(base, reward) and bind(base, None), the anchor. That each step is given its own role's base is
-for the comparators, which keep copies (the paper, section 4.2).
+bind(base, value), bind(base, reward) and bind(base, None), the anchor. Each function takes the base of its own role,
+because the paper's comparators keep a copy of the base for each (section 4.2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,14 @@ from jaxtyping import Array, Float, Int, PyTree
 from perl_jax import masked, sharded
 from perl_jax.models import logprobs, lora, unpadding
 from perl_jax.optim import accumulate, train_state
+from perl_jax.optim.accumulate import Aux
 from perl_jax.rl import advantages, kl, losses
 from perl_jax.rl.algorithms import ValueAlgorithm
 from perl_jax.rl.objective import Objective
 from perl_jax.types import Experience, Metrics, Responses, Rollout, TrainState
 
-Role = tuple[PyTree, lora.Adapter | None]  # what lora.bind joins
-SHUFFLE = 2**31 + 1  # no other draw has it beside the seed: streams.py
+Role = tuple[PyTree, lora.Adapter | None]  # base and adapter, the arguments of lora.bind
+SHUFFLE = 2**31 + 1  # distinguishes this draw from all others of the same seed (data/streams.py)
 
 
 def experience(
@@ -40,16 +40,30 @@ def experience(
     beta: Float[Array, ''],
     eos_ids: int | Sequence[int],
 ) -> tuple[Experience, Metrics]:
-    """Judge a rollout: scores shaped, KL to the anchor, and the reward of every token. Pure.
+    """Turn a rollout and its scores into token rewards: shape the scores, and subtract the KL to the anchor. Pure.
 
-    The policy is softmax(logits / temperature), and so is the anchor. The sampler's own log-probs are the policy's,
-    unless top-k or top-p cut its distribution: then they are computed again.
+    Policy and anchor are softmax(logits / temperature). The sampler's log-probs are the policy's, unless top-k or top-p
+    truncated the distribution; then they are recomputed.
+
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      objective: sampling, KL and shaping.
+      policy: base and adapter that the rollout was sampled from.
+      anchor: base and adapter of the KL's reference; None as adapter is the base itself.
+      rollout: prompts and sampled responses.
+      scores: float32 [B, K], not yet shaped.
+      beta: float32 [], the weight of the KL.
+      eos_ids: any of these tokens ends a response.
+
+    Returns:
+      The Experience, without `values`; and metrics, scalars by name: 'kl/anchor' in nats a response,
+      'entropy/sampled' in nats a token, 'length/mean' in tokens a response.
     """
     sampling, mask = objective.sampling, rollout.targets_mask
     variables, anchor_variables, temperature = lora.bind(*policy), lora.bind(*anchor), sampling.temperature
     if sampling.truncates:
-        whole = logprobs.response_logprobs(network, variables, rollout, temperature)
-        rollout = rollout.replace(logprobs=jnp.where(mask, whole, 0))
+        full_logprobs = logprobs.response_logprobs(network, variables, rollout, temperature)
+        rollout = rollout.replace(logprobs=jnp.where(mask, full_logprobs, 0))
     anchor_hidden = logprobs.response_hidden(network, anchor_variables, rollout)
     anchor_logprobs = logprobs.token_logprobs(network, anchor_variables, anchor_hidden, rollout, temperature)
     anchor_logprobs = jnp.where(mask, anchor_logprobs, 0)
@@ -81,24 +95,50 @@ def experience(
     return Experience(**vars(rollout), rewards=rewards, anchor_logprobs=anchor_logprobs), metrics
 
 
-def values_first(objective: Objective, dropout: float) -> bool:
-    """Whether `values` are computed before a rollout is learned from, rather than taken from the value's own step.
+def precomputes_values(objective: Objective, dropout: float) -> bool:
+    """Whether the baseline is computed before the first update, rather than taken from the value's own step.
 
-    A baseline that several updates share has to stay as it was; and one under dropout would be noise.
+    Several updates of one rollout need the same baseline; and values computed under dropout would be noisy.
+
+    Args:
+      objective: has the algorithm.
+      dropout: the dropout rate of the value's adapter.
+
+    Returns:
+      True if `values` has to be called.
     """
     return objective.algorithm.has_value and (objective.updates > 1 or dropout > 0)
 
 
 def values(network: nn.Module, base: PyTree, adapter: lora.Adapter, batch: Responses) -> Float[Array, 'B K R']:
-    """V(X_t) before each token, without dropout; see `values_first`."""
+    """V(X_t) before each token, without dropout; see `precomputes_values`.
+
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      base: the value's frozen parameters.
+      adapter: the value's adapter, with a head.
+      batch: prompts and responses.
+
+    Returns:
+      float32 [B, K, R], in units of the reward; any value at the padding.
+    """
     variables = lora.bind(base, adapter)
     return unpadding.pad(lora.readout(variables, logprobs.response_hidden(network, variables, batch)), batch)
 
 
-def turns(objective: Objective, size: int, seed: int, step: int) -> np.ndarray:
-    """Which prompts of a rollout of `size` each update learns from, int [epochs * minibatches, size / minibatches].
+def minibatch_indices(objective: Objective, size: int, seed: int, step: int) -> np.ndarray:
+    """The prompts of each minibatch, as indices into a rollout.
 
-    Each epoch goes over all of them, shuffled anew by (seed, step, epoch); a batch that is not split stays in order.
+    Each epoch covers all prompts, shuffled by (seed, step, epoch). With one minibatch they stay in order.
+
+    Args:
+      objective: its algorithm has the numbers of epochs and minibatches.
+      size: B, the prompts of a rollout; a multiple of the number of minibatches.
+      seed: of the run.
+      step: of the loop.
+
+    Returns:
+      int32 [epochs * minibatches, B / minibatches].
     """
     epochs, minibatches = objective.algorithm.epochs, objective.algorithm.minibatches
     order = np.tile(np.arange(size, dtype=np.int32), (epochs, 1))
@@ -107,14 +147,23 @@ def turns(objective: Objective, size: int, seed: int, step: int) -> np.ndarray:
     return order.reshape(epochs * minibatches, size // minibatches)
 
 
-def updates(batch: Experience, turns: np.ndarray) -> Iterator[Experience]:
-    """What a rollout is learned from in turn: these of its prompts, all K responses of each."""
-    for prompts in turns:
-        yield batch if len(prompts) == len(batch.targets) else _part(batch, prompts)
+def minibatches(batch: Experience, indices: Int[np.ndarray, 'U b']) -> Iterator[Experience]:
+    """Yield one minibatch for each row of `indices`: those prompts with all K of their responses.
+
+    Args:
+      batch: B prompts.
+      indices: int [U, b], the prompts of each of U updates. A row of B prompts yields `batch` itself, in its own order.
+
+    Yields:
+      An Experience of b prompts.
+    """
+    for prompts in indices:
+        yield batch if len(prompts) == len(batch.targets) else _take_prompts(batch, prompts)
 
 
 @jax.jit
-def _part(batch: Experience, prompts: Int[Array, ' b']) -> Experience:
+def _take_prompts(batch: Experience, prompts: Int[Array, ' b']) -> Experience:
+    # Rows taken by index could end up anywhere: each device gets an equal number of them, as of the whole batch.
     return jax.tree.map(lambda x: sharded.split(x[prompts], 'batch', *[None] * (x.ndim - 1)), batch)
 
 
@@ -129,22 +178,38 @@ def value_step(
     rng: jax.Array,
     num_microbatches: int = 1,
 ) -> tuple[TrainState, Float[Array, 'B K R'], Metrics]:
-    """One step of the value. Pure; also the values before the rollout was learned from, which are the baseline."""
+    """One optimizer step of the value. Pure.
+
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      objective: its algorithm is a ValueAlgorithm.
+      tx: the value's optimizer.
+      base: the value's frozen parameters.
+      state: the value's.
+      batch: experience. If it has `values`, they are the old values; else those of this step are.
+      rng: a key of jax.random for dropout, the same at every step: the step is folded in.
+      num_microbatches: microbatches whose gradients are accumulated, a divisor of B.
+
+    Returns:
+      The next state; the old values, float32 [B, K, R], which are the policy's baseline; metrics, float32 [] by name.
+    """
     algorithm, mask, rng = objective.algorithm, batch.targets_mask, jax.random.fold_in(rng, state.step)
     assert isinstance(algorithm, ValueAlgorithm), f'{type(algorithm).__name__} learns no value'
 
-    def loss(adapter: lora.Adapter, part: tuple[Experience, jax.Array], rng: jax.Array) -> tuple[jax.Array, Any]:
-        batch, weights = part
+    def loss(adapter: lora.Adapter, arrays: tuple[Experience, jax.Array], rng: jax.Array) -> tuple[jax.Array, Aux]:
+        batch, weights = arrays
         variables = lora.bind(base, adapter, train=True)
         hidden = logprobs.response_hidden(network, variables, batch, rngs={'dropout': rng})
         values = unpadding.pad(lora.readout(variables, hidden), batch)
         old_values = jax.lax.stop_gradient(values) if batch.values is None else batch.values
         returns = algorithm.returns(batch.rewards, old_values, batch.targets_mask)
         total = masked.weighted(algorithm.value_loss(values, old_values, returns), weights)
-        return total, ({}, (old_values, returns))
+        return total, Aux(sums={}, rows=(old_values, returns))
 
-    rows = batch, algorithm.weights(mask)
-    total, grads, _, (old_values, returns) = accumulate.value_and_grad(loss, state.adapter, rows, num_microbatches, rng)
+    arrays = batch, algorithm.weights(mask)
+    total, grads, _, (old_values, returns) = accumulate.value_and_grad(
+        loss, state.adapter, arrays, num_microbatches, rng
+    )
     metrics = {
         'loss/value': total,
         'value/explained': 1 - masked.mean((returns - old_values) ** 2, mask) / _variance(returns, mask),
@@ -167,44 +232,63 @@ def policy_step(
     rng: jax.Array,
     num_microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One step of the policy. Pure; the anchor is only asked where the whole KL is in the loss.
+    """One optimizer step of the policy. Pure. The anchor's network runs only where the full KL is in the loss.
 
-    `values` are those before the rollout was learned from, None where the algorithm learns none.
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      objective: algorithm, KL, temperature and entropy bonus.
+      tx: the policy's optimizer.
+      base: the policy's frozen parameters.
+      anchor: base and adapter of the KL's reference; None as adapter is the base itself.
+      state: the policy's.
+      batch: experience.
+      values: float32 [B, K, R], the baseline: the values before the first update of this rollout. None where the
+        algorithm has none.
+      beta: float32 [], the weight of a KL in the loss; one in the reward has its weight already.
+      rng: a key of jax.random for dropout, the same at every step: the step is folded in.
+      num_microbatches: microbatches whose gradients are accumulated, a divisor of B.
+
+    Returns:
+      The next state; metrics, float32 [] by name: 'kl/update' and 'entropy/exact' in nats a token, 'ratio/clipped' as a
+      fraction of the tokens.
     """
     algorithm, kl_config, temperature = objective.algorithm, objective.kl, objective.sampling.temperature
-    rng, anchor_variables = jax.random.fold_in(rng, state.step), lora.bind(*anchor)
+    rng, anchor_variables, mask = jax.random.fold_in(rng, state.step), lora.bind(*anchor), batch.targets_mask
+    # The weights are those of the whole batch, so that the losses of its microbatches add up to the batch's.
+    arrays = batch, algorithm.advantages(batch.rewards, values, mask), algorithm.weights(mask), masked.share(mask)
 
-    def loss(adapter: lora.Adapter, part: Any, rng: jax.Array) -> tuple[jax.Array, Any]:
-        batch, advantage, weights, share = part
+    def loss(
+        adapter: lora.Adapter, arrays: tuple[Experience, jax.Array, jax.Array, jax.Array], rng: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        batch, advantage, weights, share = arrays
         variables, mask = lora.bind(base, adapter, train=True), batch.targets_mask
         hidden = logprobs.response_hidden(network, variables, batch, rngs={'dropout': rng})
         metrics = {}
         if objective.entropy_bonus:
-            new, entropy = logprobs.token_logprobs_entropy(network, variables, hidden, batch, temperature)
+            new_logprobs, entropy = logprobs.token_logprobs_entropy(network, variables, hidden, batch, temperature)
             metrics['entropy/exact'] = masked.weighted(entropy, share)
         else:
-            new = logprobs.token_logprobs(network, variables, hidden, batch, temperature)
-        new = jnp.where(mask, new, 0)  # as the old ones: no ratio and no gradient at the padding
-        tokens = algorithm.policy_loss(new, batch.logprobs, advantage)
+            new_logprobs = logprobs.token_logprobs(network, variables, hidden, batch, temperature)
+        # 0 as batch.logprobs: the ratio is 1 and the gradient 0 at the padding.
+        new_logprobs = jnp.where(mask, new_logprobs, 0)
+        tokens = algorithm.policy_loss(new_logprobs, batch.logprobs, advantage)
         if kl_config.in_loss and kl_config.estimator == 'full':
             anchor_hidden = logprobs.response_hidden(network, anchor_variables, batch)
             tokens += beta * logprobs.token_kl(
                 network, variables, hidden, anchor_variables, anchor_hidden, batch, temperature=temperature
             )
         elif kl_config.in_loss:
-            tokens += beta * kl.ESTIMATORS[kl_config.estimator](new, batch.anchor_logprobs)
-        metrics['kl/update'] = masked.weighted(batch.logprobs - new, share)
+            tokens += beta * kl.ESTIMATORS[kl_config.estimator](new_logprobs, batch.anchor_logprobs)
+        metrics['kl/update'] = masked.weighted(batch.logprobs - new_logprobs, share)
         if algorithm.clip is not None:
-            outside = jnp.abs(losses.ratio(new - batch.logprobs) - 1) > algorithm.clip
-            metrics['ratio/clipped'] = masked.weighted(outside, share)
+            outside = jnp.abs(losses.ratio(new_logprobs - batch.logprobs) - 1) > algorithm.clip
+            metrics['ratio/clipped'] = masked.weighted(outside.astype(share.dtype), share)
         total = masked.weighted(tokens, weights)
-        if objective.entropy_bonus:  # of each token, whatever the algorithm's own weights are
+        if objective.entropy_bonus:  # a mean over tokens, whatever the algorithm's own weights are
             total -= objective.entropy_bonus * metrics['entropy/exact']
-        return total, (metrics, ())
+        return total, Aux(sums=metrics, rows=())
 
-    mask = batch.targets_mask
-    rows = batch, algorithm.advantages(batch.rewards, values, mask), algorithm.weights(mask), masked.share(mask)
-    total, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, rows, num_microbatches, rng)
+    total, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, arrays, num_microbatches, rng)
     metrics |= {'loss/policy': total, 'grad_norm/policy': optax.global_norm(grads)}
     return train_state.update(state, grads, tx), metrics
 

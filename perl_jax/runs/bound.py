@@ -1,4 +1,4 @@
-"""A finished run on the mesh: its base, and the adapters that are bound to it."""
+"""Load a finished run onto the mesh: its base, and the adapters to bind to it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from perl_jax.runs import finished, rundir
 from perl_jax.runs.base import BaseConfig
 
 
-def bound(model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, lora.Adapter]:
-    """The base of a finished run, and its best adapter for a role, on the mesh."""
-    phase = rundir.about(model_dir)['phase']
+def load_role(
+    model_dir: str, role: str, config: BaseConfig, partitioner: Partitioner
+) -> tuple[bases.Base, lora.Adapter]:
+    """Returns the base of a finished run, and its best adapter for a role, on the mesh.
+
+    Args:
+      model_dir: of the run.
+      role: policy, reward or value.
+      config: the network, and where the base is if it was moved.
+      partitioner: the devices, and how arrays are split over them.
+    """
+    phase = rundir.require(model_dir)['phase']
     run = finished.best(model_dir, phase=phase, flag='--model_dir', role=role)
-    frozen = bases.named(config.network, run.about['base'], partitioner, config.path)
-    return frozen, run.placed(partitioner, frozen.axes, [role])[role]
+    base = bases.load_recorded(config.network, run.about['base'], partitioner, config.path)
+    return base, run.placed(partitioner, base.axes, [role])[role]
 
 
-def members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, list[lora.Adapter]]:
-    """`bound`, for all members of a reward run."""
+def load_members(model_dir: str, config: BaseConfig, partitioner: Partitioner) -> tuple[bases.Base, list[lora.Adapter]]:
+    """Returns the base of a reward run, and the adapters of all its members, on the mesh."""
     run = finished.best(model_dir, phase='reward', flag='--model_dir')
-    frozen = bases.named(config.network, run.about['base'], partitioner, config.path)
-    return frozen, list(run.placed(partitioner, frozen.axes).values())
+    base = bases.load_recorded(config.network, run.about['base'], partitioner, config.path)
+    return base, list(run.placed(partitioner, base.axes).values())

@@ -1,4 +1,4 @@
-"""A finished run: its best checkpoint, what that says of itself, and its adapters once they are asked for."""
+"""A finished run: the metadata of its best checkpoint, and its adapters, which are read on demand."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from perl_jax.runs.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
-    """The best (or latest) checkpoint of a run: what it says of itself, and its adapters once they are asked for.
+class FinishedRun:
+    """The best (or latest) checkpoint of a run.
 
-    shapes: of each role's adapter.
+    Attributes:
+      model_dir: of the run.
+      step: of the checkpoint.
+      about: its metadata.
+      shapes: the shapes of each role's adapter.
     """
 
     model_dir: str
@@ -30,32 +34,39 @@ class Finished:
     shapes: dict[str, lora.Adapter]
 
     def on_host(self, roles: Iterable[str] | None = None) -> dict[str, lora.Adapter]:
-        """The adapters of these roles, or of all, as whole host arrays."""
+        """Returns the adapters of these roles, or of all, as whole host arrays."""
         return self._read({role: self.shapes[role] for role in roles or self.shapes})
 
     def placed(
         self, partitioner: Partitioner, axes: PyTree, roles: Iterable[str] | None = None, dtype: Any = None
     ) -> dict[str, lora.Adapter]:
-        """The same on the mesh, each process reading its own part.
+        """Returns the adapters on the mesh; each process reads its own shards.
 
         Args:
+          partitioner: the devices, and how arrays are split over them.
           axes: logical axes of the run's base.
+          roles: None means all.
           dtype: of a fully tuned adapter's parameters; None is float32, as they were trained.
         """
         roles = roles or self.shapes
         return self._read({role: partitioner.adapter(self.shapes[role], axes, dtype) for role in roles})
 
-    def _read(self, like: dict[str, lora.Adapter]) -> dict[str, lora.Adapter]:
+    def _read(self, targets: dict[str, lora.Adapter]) -> dict[str, lora.Adapter]:
         with contextlib.closing(Checkpoints(self.model_dir, read_only=True)) as checkpoints:
-            return checkpoints.restore_adapters(self.step, like)
+            return checkpoints.restore_adapters(self.step, targets)
 
 
-def best(model_dir: str, *, phase: str | tuple[str, ...], flag: str, role: str | None = None) -> Finished:
+def best(model_dir: str, *, phase: str | tuple[str, ...], flag: str, role: str | None = None) -> FinishedRun:
     """Open the best (or latest) checkpoint of a run.
 
+    Args:
+      model_dir: of the run.
+      phase: the kind of run, or the kinds that are accepted.
+      flag: the flag or setting that names the run, for messages.
+      role: a role that must have exactly one adapter; None accepts any.
+
     Raises:
-      UserError: naming `flag`, if `model_dir` holds no checkpoint of a run of `phase`, or several adapters in the
-        place of `role` (an ensemble).
+      UserError: `model_dir` has no checkpoint of a run of `phase`, or several adapters for `role` (an ensemble).
     """
     if hf.is_checkpoint(model_dir):
         raise UserError(
@@ -77,16 +88,16 @@ def best(model_dir: str, *, phase: str | tuple[str, ...], flag: str, role: str |
             f"{flag}: '{model_dir}' holds {', '.join(shapes)}, where one '{role}' is needed; "
             'make one of an ensemble with perl_jax average'
         )
-    return Finished(model_dir, step, about, shapes)
+    return FinishedRun(model_dir, step, about, shapes)
 
 
 def read_adapter(model_dir: str, role: str, *, phase: str, flag: str) -> tuple[lora.Adapter, dict[str, Any]]:
-    """The adapter of one role as host arrays, and what the checkpoint says of itself; raises as `best`."""
+    """Returns the adapter of one role as host arrays, and the checkpoint's metadata; raises as `best`."""
     run = best(model_dir, phase=phase, flag=flag, role=role)
     return run.on_host([role])[role], run.about
 
 
 def read_adapters(model_dir: str, *, phase: str, flag: str) -> tuple[dict[str, lora.Adapter], dict[str, Any]]:
-    """As `read_adapter`, for all roles."""
+    """Returns the adapters of all roles as host arrays, and the checkpoint's metadata; raises as `best`."""
     run = best(model_dir, phase=phase, flag=flag)
     return run.on_host(), run.about

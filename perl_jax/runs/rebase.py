@@ -1,4 +1,4 @@
-"""The adapters of a run and of the runs before it as one adapter, on weights that others can load.
+"""Combine the adapters of a run and of the runs before it into one adapter for weights that other programs load.
 
     origin -- SFT's adapter --> base of the policy -- the policy's adapter      W + s1 A1 B1 + s2 A2 B2
     origin -- [A1 A2], [s1 B1; s2 B2] -------------------------------------->   the same, exactly
@@ -6,15 +6,13 @@
 
 from __future__ import annotations
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from perl_jax import trees
+from perl_jax import json_files, trees
 from perl_jax.errors import UserError
 from perl_jax.interop import hf, t5x
 from perl_jax.interop.hf_families import TEXT_OF
@@ -30,53 +28,58 @@ _OUTPUT = 'decoder/logits_dense/kernel'  # a classifier has none
 
 
 def for_origin(model_dir: str, adapter: Adapter) -> tuple[Adapter, str]:
-    """The adapter that leads from the weights behind all runs to what this one computes; and those weights.
+    """Returns the adapter from the original weights to what this run computes; and those weights.
 
     Raises:
-      UserError: a run on the way was full tuning, or the weights are no Hugging Face checkpoint.
+      UserError: an earlier run was full tuning, or the original weights are not a Hugging Face checkpoint.
     """
     *runs, weights = lineage.chain(model_dir)
     if not hf.is_checkpoint(weights):
         nearest = next((run for run in runs[1:] if not _is_copy(run)), None)
         raise UserError(f"export: '{weights}' is no Hugging Face checkpoint; {_how_to_make(weights, nearest)}")
-    return _joined(runs, adapter), weights
+    return _concatenated(runs, adapter), weights
 
 
 def onto(
-    model_dir: str, adapter: Adapter, folder: str, network: nn.Module, partitioner: Partitioner, now: str | None
+    model_dir: str, adapter: Adapter, folder: str, network: nn.Module, partitioner: Partitioner, base_path: str | None
 ) -> Adapter:
-    """The adapter that leads from the weights in `folder` to what this run computes.
+    """Returns the adapter from the weights in `folder` to what this run computes.
 
-    The folder holds those of any step of the way: the run's own base, or what lies behind it. A reward's may be in a
-    classifier with one label too, whose head gives way to the reward's.
+    The folder may hold the run's own base or any base before it. For a reward it may also be a classifier with one
+    label, whose head is replaced by the reward's.
 
     Args:
-      now: where the run's base lies, if it was moved.
+      model_dir: of the run.
+      adapter: of the run.
+      folder: a Hugging Face folder.
+      network: of the run.
+      partitioner: the devices, and how arrays are split over them.
+      base_path: where the run's base is, if it was moved.
 
     Raises:
-      UserError: it holds other weights than all of these, or is of another network.
+      UserError: it holds other weights than all of these, or those of another network.
     """
     *runs, _ = lineage.chain(model_dir)
     is_classifier = adapter.head is not None and hf.is_classifier(folder)
-    theirs = _weights(folder, network, partitioner, is_classifier)
+    folder_params = _load_folder(folder, network, partitioner, is_classifier)
     for i, run in enumerate(runs):
-        ours = bases.named(network, _base(run), partitioner, now if i == 0 else None).params
-        if _alike(folder, ours, theirs, but=(_OUTPUT,) if is_classifier else ()):
-            return _joined(runs[: i + 1], adapter)
-    here = f"export: --base: '{folder}' does not hold the weights that '{model_dir}' was trained on, "
-    here += f"'{_base(model_dir)['path']}'"
+        run_params = bases.load_recorded(network, _base_record(run), partitioner, base_path if i == 0 else None).params
+        if _are_same_weights(folder, run_params, folder_params, ignored_leaves=(_OUTPUT,) if is_classifier else ()):
+            return _concatenated(runs[: i + 1], adapter)
+    message = f"export: --base: '{folder}' does not hold the weights that '{model_dir}' was trained on, "
+    message += f"'{_base_record(model_dir)['path']}'"
     if is_classifier:
-        raise UserError(f'{here}; a reward that was exported with --format=hf has its adapter in it already')
-    raise UserError(f'{here}; export those with --format=hf')
+        raise UserError(f'{message}; a reward that was exported with --format=hf has its adapter in it already')
+    raise UserError(f'{message}; export those with --format=hf')
 
 
-def _weights(folder: str, network: nn.Module, partitioner: Partitioner, is_classifier: bool) -> PyTree:
-    """The parameters in a folder that --base names, for which its errors are."""
+def _load_folder(folder: str, network: nn.Module, partitioner: Partitioner, is_classifier: bool) -> PyTree:
+    """Returns the parameters in a folder that --base names; errors are reported as errors of --base."""
     try:
-        theirs, ours = describe(hf.network(folder)), describe(network)
-        if key := difference(theirs, ours):
-            differs = f'{key} is {theirs[key]!r} there and {ours[key]!r} here'
-            raise UserError(f"'{folder}' is of another network than the run: {differs}")
+        folder_network, run_network = describe(hf.network(folder)), describe(network)
+        if key := difference(folder_network, run_network):
+            difference_text = f'{key} is {folder_network[key]!r} there and {run_network[key]!r} here'
+            raise UserError(f"'{folder}' is of another network than the run: {difference_text}")
         if is_classifier:
             hf.score(folder, network.config.emb_dim)  # one label
         return bases.load(BaseConfig(network, folder), partitioner, 0, classifier=is_classifier).params
@@ -84,13 +87,13 @@ def _weights(folder: str, network: nn.Module, partitioner: Partitioner, is_class
         raise UserError(f'export: --base: {error}') from error
 
 
-def check_parts(folder: str) -> None:
-    """Refuse weights of several parts: PEFT makes the whole model of them, whose layers have other names than a text's.
+def check_is_text_model(folder: str) -> None:
+    """Refuse weights of several parts: PEFT loads the whole model, whose layers have other names than a text model.
 
     Raises:
-      UserError: naming the way to a folder of the text part.
+      UserError: with the commands that make a folder of the text part.
     """
-    kind = json.loads((hf.resolve(folder, weights=False) / 'config.json').read_text()).get('model_type')
+    kind = json_files.read(hf.resolve(folder, weights=False) / 'config.json').get('model_type')
     if kind in TEXT_OF:
         raise UserError(
             f"export: '{folder}' is of several parts (model_type {kind}), in which PEFT would put the adapter nowhere; "
@@ -100,70 +103,75 @@ def check_parts(folder: str) -> None:
         )
 
 
-def cut(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
-    """The nearest adapter of a rank, and how far it is off, as a share."""
-    made, error = averaging.truncate(adapter, rank)
-    return made, float(error)
+def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """Returns the nearest adapter of a rank, and its relative error."""
+    truncated, error = averaging.truncate(adapter, rank)
+    return truncated, float(error)
 
 
-def _joined(runs: list[str], adapter: Adapter) -> Adapter:
-    """All runs' adapters, the last run's first, whose head and dropout it has."""
+def _concatenated(runs: list[str], adapter: Adapter) -> Adapter:
+    """Returns all runs' adapters combined, with the head and dropout of `adapter`, the last run's."""
     adapters = [adapter]
     for run in runs[1:]:
         if _is_copy(run):
             continue
-        phase = rundir.about(run)['phase']
-        before, _ = finished.read_adapter(run, 'policy', phase=phase, flag='export')
-        if before.lora is None:
+        phase = rundir.require(run)['phase']
+        earlier, _ = finished.read_adapter(run, 'policy', phase=phase, flag='export')
+        if earlier.lora is None:
             raise UserError(
                 f"export: '{run}' was full tuning, which no adapter holds; export it with --format=hf --output=FOLDER, "
                 'and then this run with --format=peft --base=FOLDER'
             )
-        adapters.append(before)
-    if len(adapters) == 1 or adapter.lora is None:  # the exporter says what full tuning is to be exported as
+        adapters.append(earlier)
+    if len(adapters) == 1 or adapter.lora is None:  # the exporter reports how to export full tuning
         return adapter
-    made = averaging.concatenate([each.replace(head=None) for each in adapters], [1.0] * len(adapters))
-    return made.replace(head=adapter.head, dropout=adapter.dropout)
+    combined = averaging.concatenate([item.replace(head=None) for item in adapters], [1.0] * len(adapters))
+    return combined.replace(head=adapter.head, dropout=adapter.dropout)
 
 
-def _base(run: str) -> dict[str, str]:
-    return rundir.about(run)['base']
+def _base_record(run: str) -> dict[str, str]:
+    return rundir.require(run)['base']
 
 
 def _is_copy(run: str) -> bool:
-    """Whether a MODEL_DIR was made by importing weights, and so is just these."""
-    about = rundir.about(run)
+    """Returns whether a MODEL_DIR was made by importing weights, and so is equal to them."""
+    about = rundir.require(run)
     return about.get('imported') == about['base']['path'] and about['tuning'] == 'full'
 
 
-def _how_to_make(weights: str, nearest: str | None) -> str:
-    ask = 'then pass --base=FOLDER'
+def _how_to_make(weights: str, nearest_run: str | None) -> str:
+    last_step = 'then pass --base=FOLDER'
     format = 'gguf' if weights.endswith('.gguf') else 't5x' if t5x.find(weights) is not None else None
     if format is not None:
         return (
             f'make one: `perl_jax import --format={format} --input={weights} --model_dir=DIR --gin_file=MODEL.gin`, '
-            f'`perl_jax export --model_dir=DIR --format=hf --output=FOLDER`, {ask}'
+            f'`perl_jax export --model_dir=DIR --format=hf --output=FOLDER`, {last_step}'
         )
-    if nearest is not None:
-        return f'export what this run started from: --model_dir={nearest} --format=hf --output=FOLDER, {ask}'
+    if nearest_run is not None:
+        return f'export what this run started from: --model_dir={nearest_run} --format=hf --output=FOLDER, {last_step}'
     return 'export the whole model with --format=hf'
 
 
-def _alike(folder: str, ours: PyTree, theirs: PyTree, but: tuple[str, ...] = ()) -> bool:
-    """Whether weights are the same but for how they were rounded, in the folder and when they were merged.
+def _are_same_weights(
+    folder: str, run_params: PyTree, folder_params: PyTree, ignored_leaves: tuple[str, ...] = ()
+) -> bool:
+    """Returns whether weights are equal up to rounding, in the folder's dtype and in the dtype of the merge.
 
     Args:
-      but: leaves that do not count.
+      folder: of the weights, whose config.json names the dtype.
+      run_params: a run's base.
+      folder_params: the weights in the folder.
+      ignored_leaves: leaves that are not compared.
     """
-    said = json.loads((hf.resolve(folder, weights=False) / 'config.json').read_text())
-    kind = said.get('dtype') or said.get('torch_dtype') or 'float32'
-    dtypes = [kind if kind in ('bfloat16', 'float16') else 'float32', jax.tree.leaves(ours)[0].dtype]
+    config = json_files.read(hf.resolve(folder, weights=False) / 'config.json')
+    dtype_name = config.get('dtype') or config.get('torch_dtype') or 'float32'
+    dtypes = [dtype_name if dtype_name in ('bfloat16', 'float16') else 'float32', jax.tree.leaves(run_params)[0].dtype]
     eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
-    def close(ours: jax.Array, theirs: jax.Array) -> bool:
-        x, y = (np.asarray(jax.device_get(z), np.float32) for z in (ours, theirs))
-        room = 2 * eps * np.abs(x) + 1e-6 * np.abs(x).max()
-        return bool((np.abs(x - y) <= room).all())
+    def are_close(run_params: jax.Array, folder_params: jax.Array) -> bool:
+        x, y = (np.asarray(jax.device_get(z), np.float32) for z in (run_params, folder_params))
+        tolerance = 2 * eps * np.abs(x) + 1e-6 * np.abs(x).max()
+        return bool((np.abs(x - y) <= tolerance).all())
 
-    ours, theirs = (trees.flatten(tree) for tree in (ours, theirs))
-    return all(close(ours[leaf], theirs[leaf]) for leaf in ours if leaf not in but)
+    run_params, folder_params = (trees.flatten(tree) for tree in (run_params, folder_params))
+    return all(are_close(run_params[leaf], folder_params[leaf]) for leaf in run_params if leaf not in ignored_leaves)

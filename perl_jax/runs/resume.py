@@ -1,14 +1,17 @@
-"""Going on with a run under other settings: each is taken, and said, or refused by name.
+"""Resuming a run with changed settings: each change is accepted and reported, or refused by name.
 
-What a run is given anew at each start takes effect (TAKEN). What its checkpoint holds would stay as it was (FIXED), and
-other data would make batches that the steps before have not seen (DATA: ACCEPT_OTHER_DATA = True takes them). A setting
-is called as in config.gin, SCOPE/CONFIGURABLE.PARAMETER. Of the user's own functions and classes all is taken.
+Settings that are read anew at each start take effect (TAKEN). Settings that the checkpoint fixes are refused (FIXED).
+So are changes of the data (DATA), since batches would differ from what the earlier steps have seen;
+ACCEPT_OTHER_DATA = True accepts them. Settings are named as in config.gin, SCOPE/CONFIGURABLE.PARAMETER. Those of a
+user's own functions and classes are all accepted. An optimizer's settings are accepted if they do not change the
+shapes of its state, which are compared when it is restored (checkpoints.py).
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from perl_jax.errors import UserError
@@ -45,16 +48,19 @@ SAMPLED = {  # in a policy run, whose batches are its own answers
     '*SamplingConfig.num_samples': 'how many answers a prompt gets',
     '*SamplingConfig.max_decode_length': 'where answers are cut',
 }
-# How a network is computed, not what.
-HOW = ('*DecoderConfig.dtype', '*T5Config.dtype', '*Config.flash', '*Config.remat')
+# With LENGTH_BUCKETS prompts are sorted by length only if none of these is set (Objective.takes_prompts_apart).
+TOGETHER = ('Objective.entropy_bonus', 'Objective.shaping')
+# How a network is computed: the results are the same up to rounding.
+COMPUTATION = ('*DecoderConfig.dtype', '*T5Config.dtype', '*Config.flash', '*Config.remat')
+OPTIMIZERS = ('*adafactor.*', '*adam.*', '*adamw.*', '*sgd.*', '*chain.*', '*clip_by_global_norm.*', '*_schedule.*')
 TAKEN = (
-    'BaseConfig.path',  # where the same weights lie now: their fingerprint is compared
-    '*DatasetConfig.vocabulary',  # likewise its tokens, by whatever name: vocabulary.py
-    *HOW, 'Decoder.*', 'T5.*',
+    'BaseConfig.path',  # the weights may have moved: their fingerprint is compared
+    '*DatasetConfig.vocabulary',  # likewise, its tokens are compared (vocabulary.py)
+    *COMPUTATION, 'Decoder.*', 'T5.*',
     'train/DatasetConfig.tokens_dir', 'train/DatasetConfig.max_dropped',
     'eval/DatasetConfig.*', 'prompts/DatasetConfig.*', 'DatasetConfig.*',
     '*LoraSpec.dropout', 'RunConfig.*', 'Partitioner.*', 'standard_logical_axis_rules.*',
-    '*adafactor.*', '*adam.*', '*adamw.*', '*sgd.*', '*chain.*', '*clip_by_global_norm.*', '*_schedule.*', '*linear.*',
+    *OPTIMIZERS, '*linear.*',
     '*KLConfig.*', '*PPO.*', '*GRPO.*', '*SamplingConfig.*', '*LearnedReward.*', '*TextReward.*',
     '*whiten.*', '*clip.*', '*length.*', '*missing_eos.*', '*lower_bound.*', '*TokenizersVocabulary.*',
     'Objective.*', '*Tuning.*', '*Answers.*', 'BaseConfig.shared',
@@ -62,80 +68,120 @@ TAKEN = (
 )  # fmt: skip
 _ACCEPT = 'RunConfig.accept_other_data'
 
-Settings = Mapping[str, Any]  # what config.gin says: each setting, and each macro, by its name
+Settings = Mapping[str, Any]  # the contents of config.gin: settings and macros by name
 
 
 class Macro(str):
-    """What stands in a value in the place of a macro's: its name."""
+    """The name of a macro, where a value refers to it."""
 
 
-def check(before: Settings, after: Settings) -> list[str]:
+class _NotSet:
+    def __repr__(self) -> str:
+        return 'not set'
+
+
+NOT_SET = _NotSet()  # a setting that a configuration does not have, and that has no default
+
+
+def check(
+    old_settings: Settings, new_settings: Settings, default: Callable[[str], Any] = lambda name: NOT_SET
+) -> dict[str, str]:
     """Compare the configuration of a run's last start with that of the next.
 
+    Args:
+      old_settings: of the last start.
+      new_settings: of the next.
+      default: the name of a setting -> its value where a configuration does not have it, or NOT_SET.
+
     Returns:
-      A line for each setting that is another one and is taken.
+      The settings that changed and are accepted: {name: line about it}.
 
     Raises:
-      UserError: one that is not, by the name that its user gives it.
+      UserError: a change that is refused, by the name that the user gives the setting.
     """
-    lines = []
-    for name in sorted(before.keys() | after.keys()):
+    changes = {}
+    for name in sorted(old_settings.keys() | new_settings.keys()):
         if '.' not in name or name in ('RunConfig.model_dir', _ACCEPT):
             continue
-        was, now = (resolve(settings, settings.get(name)) for settings in (before, after))
-        if was == now or not (name in before and name in after or _may_be_left_out(name, before, after)):
+        if not (_is_used(name, old_settings) and _is_used(name, new_settings)):
+            continue  # its class or function was added or removed by another setting, which is compared
+        old_value, new_value = (value_of(settings, name, default) for settings in (old_settings, new_settings))
+        if old_value == new_value:
             continue
-        said = f'{written(before, after, name)} = {now!r}, and was {was!r} so far'
-        if why := refused(name, before, after):
-            raise UserError(f'{said}: {why}; put it back, or name another MODEL_DIR')
-        if (why := _of_data(name, after)) and not resolve(after, after.get(_ACCEPT, False)):
+        change = f'{user_name(old_settings, new_settings, name)} = {new_value!r}, and was {old_value!r} so far'
+        if reason := refusal(name, old_settings, new_settings):
+            raise UserError(f'{change}: {reason}; put it back, or name another MODEL_DIR')
+        accepted = resolve(new_settings, new_settings.get(_ACCEPT, False))
+        if (reason := _data_reason(name, old_settings, new_settings)) and not accepted:
             raise UserError(
-                f'{said}: batches would be other ones than the steps before have seen ({why}); put it back, name '
-                'another MODEL_DIR, or take it on purpose with --gin.ACCEPT_OTHER_DATA=True'
+                f'{change}: batches would differ from those of the earlier steps ({reason}); put it back, name another '
+                'MODEL_DIR, or take it on purpose with --gin.ACCEPT_OTHER_DATA=True'
             )
-        lines.append(said)
-    return sorted(set(lines))
+        changes[name] = change
+    return changes
 
 
-def _may_be_left_out(name: str, before: Settings, after: Settings) -> bool:
-    """Whether a setting that stands in one of two texts is one that gin writes only where it is not the default.
+def may_change_state(name: str) -> bool:
+    """Returns whether a setting may change an optimizer's state: an optimizer's, or one of a user's own function."""
+    return bool(_matching_pattern(name, OPTIMIZERS)) or not _matching_pattern(name, [*FIXED, *DATA, *SAMPLED, *TAKEN])
 
-    That is so of functions. Anything else is left out by a version that did not know it, or with all of what it is of,
-    because of another setting.
+
+def _is_used(name: str, settings: Settings) -> bool:
+    """Returns whether a configuration uses the configurable of a setting.
+
+    It has other settings of it, or refers to it: of functions that are not called yet, gin writes only what is bound.
     """
-    value = before.get(name, after.get(name))
-    others = [any(key.startswith(f'{name.rpartition(".")[0]}.') for key in settings) for settings in (before, after)]
-    return isinstance(value, str) and value.startswith('@') and all(others)
+    configurable = name.rpartition('.')[0]
+    scope, slash, selector = configurable.rpartition('/')
+    reference = re.compile(rf'@{re.escape(scope + slash)}([\w.]+\.)?{re.escape(selector)}(?![\w./(])')
+    return any(
+        key.startswith(f'{configurable}.') or ('@' in (text := repr(value)) and reference.search(text))
+        for key, value in settings.items()
+    )
 
 
-def refused(name: str, before: Settings, after: Settings) -> str | None:
-    """Why a setting cannot change while a run goes on; None if it can."""
-    is_on = lambda settings, key: bool(resolve(settings, settings.get(key)))  # noqa: E731
-    if name == 'KLConfig.beta' and is_on(after, 'KLConfig.target'):
-        if is_on(before, 'KLConfig.target'):
+def value_of(settings: Settings, name: str, default: Callable[[str], Any]) -> Any:
+    """Returns the value of a setting: its own, that of the enclosing scope (as gin has it), or the default."""
+    if name in settings:
+        return resolve(settings, settings[name])
+    scope, slash, parameter = name.rpartition('/')
+    outer_scope = scope.rpartition('/')[0]
+    return value_of(settings, f'{outer_scope}/{parameter}'.lstrip('/'), default) if slash else default(name)
+
+
+def refusal(name: str, old_settings: Settings, new_settings: Settings) -> str | None:
+    """Returns why a setting cannot change when a run resumes; None if it can."""
+    is_set = lambda settings, key: bool(resolve(settings, settings.get(key)))  # noqa: E731
+    if name == 'KLConfig.beta' and is_set(new_settings, 'KLConfig.target'):
+        if is_set(old_settings, 'KLConfig.target'):
             return 'with KL_TARGET it has been steered since, and goes on from where it is'
         return 'KL_TARGET begins to steer it from where it is'
     anchor = 'Objective.anchor_ema'
-    if name == anchor and is_on(before, anchor) != is_on(after, anchor):
+    if name == anchor and is_set(old_settings, anchor) != is_set(new_settings, anchor):
         return 'an anchor of its own is saved or is not'
-    key = None if _first(name, HOW) else _first(name, FIXED)
+    key = None if _matching_pattern(name, COMPUTATION) else _matching_pattern(name, FIXED)
     return None if key is None else FIXED[key]
 
 
-def _of_data(name: str, settings: Settings) -> str | None:
-    if name.startswith(('eval/', 'prompts/')):  # all others are of training, whatever scope they are given
+def _data_reason(name: str, old_settings: Settings, new_settings: Settings) -> str | None:
+    settings = new_settings
+    is_set = [bool(resolve(either, either.get(name))) for either in (old_settings, new_settings)]
+    buckets = resolve(settings, settings.get('train/DatasetConfig.length_buckets', 1))
+    if name in TOGETHER and buckets != 1 and is_set[0] != is_set[1]:
+        return 'which prompts share a batch, with LENGTH_BUCKETS above 1'
+    if name.startswith(('eval/', 'prompts/')):  # all other scopes are of training data
         return None
     table = DATA | (SAMPLED if any(key.startswith('train_policy.') for key in settings) else {})
-    key = _first(name, table)
+    key = _matching_pattern(name, table)
     return None if key is None else table[key]
 
 
-def _first(name: str, patterns: Any) -> str | None:
+def _matching_pattern(name: str, patterns: Any) -> str | None:
     return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 def resolve(settings: Settings, value: Any) -> Any:
-    """A value with what its macros stand for."""
+    """Returns a value with its macros replaced by their values."""
     if isinstance(value, Macro):
         return resolve(settings, settings.get(value))
     if isinstance(value, list | tuple):
@@ -145,8 +191,10 @@ def resolve(settings: Settings, value: Any) -> Any:
     return value
 
 
-def written(before: Settings, after: Settings, name: str) -> str:
-    """The name that a user gives a setting: that of the macro that has changed, where it has one."""
-    while isinstance(value := after.get(name), Macro) and value in after and before.get(name) == value:
+def user_name(old_settings: Settings, new_settings: Settings, name: str) -> str:
+    """Returns the name that a user gives a setting: that of the macro that changed, if it is bound to one."""
+    while (
+        isinstance(value := new_settings.get(name), Macro) and value in new_settings and old_settings.get(name) == value
+    ):
         name = value
     return name

@@ -1,42 +1,45 @@
-"""The ids of a tokenizer's tokens by text, out of its files."""
+"""Ids of a tokenizer's tokens by text, read from its files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from perl_jax import json_files
 from perl_jax.tokenizers import tokenizer_files
 
 _MODELS = ('tokenizer.model', 'spiece.model')
 
 
 def read(files: Mapping[str, bytes]) -> tuple[dict[str, int], dict[str, int]]:
-    """All tokens, and those that are no ordinary text (all where none is marked), of tokenizer.json or a sentencepiece.
+    """Read the ids of all tokens, and of those that are not ordinary text.
 
     Args:
-      files: contents by name, as they lie in a model's folder.
+      files: contents by name, from a model's folder: a tokenizer.json or a sentencepiece model, and metadata files.
+
+    Returns:
+      All tokens; and special tokens, or all again if none is declared special.
     """
-    config = json.loads(files.get(tokenizer_files.CONFIG) or '{}')
-    said = config.get('added_tokens_decoder') or {}
-    added = {token['content']: (int(i), bool(token.get('special'))) for i, token in said.items()}
+    config = json_files.parse(files.get(tokenizer_files.CONFIG) or '{}', tokenizer_files.CONFIG)
+    decoder_entries = config.get('added_tokens_decoder') or {}
+    added = {token['content']: (int(i), bool(token.get('special'))) for i, token in decoder_entries.items()}
     if 'tokenizer.json' in files:
-        whole = json.loads(files['tokenizer.json'])
-        vocab = whole['model']['vocab']
-        every = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
-        added |= {t['content']: (t['id'], bool(t.get('special'))) for t in whole.get('added_tokens', [])}
+        tokenizer_json = json_files.parse(files['tokenizer.json'], 'tokenizer.json')
+        vocab = tokenizer_json['model']['vocab']
+        ids = dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+        added |= {t['content']: (t['id'], bool(t.get('special'))) for t in tokenizer_json.get('added_tokens', [])}
         special = {}
     elif model := next((files[name] for name in _MODELS if name in files), None):
-        every, special = _of_sentencepiece(model)
+        ids, special = _of_sentencepiece(model)
     else:
-        every, special = {}, {}
-    every |= {token: i for token, (i, _) in added.items()}
+        ids, special = {}, {}
+    ids |= {token: i for token, (i, _) in added.items()}
     special |= {token: i for token, (i, is_special) in added.items() if is_special}
-    return every, special or every
+    return ids, special or ids
 
 
 def model_proto(model: bytes) -> Any:
-    """The message (ModelProto) of a sentencepiece model's file."""
+    """Returns the message (ModelProto) in the file of a sentencepiece model."""
     from sentencepiece import sentencepiece_model_pb2 as messages
 
     # protobuf makes its classes at run time

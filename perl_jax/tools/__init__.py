@@ -1,1 +1,1 @@
-"""What is done with finished runs, and before a run."""
+"""Commands around training: planning, inspecting tasks, reports, sweeps, averaging, export and import."""

@@ -1,7 +1,7 @@
-"""One run made of several by averaging their weights: WARM (Rame et al. 2024, arXiv 2401.12187) for adapters.
+"""Averages the weights of several runs into one: WARM (Rame et al. 2024, arXiv 2401.12187) for adapters.
 
-Done right: what the adapters do to the weights is averaged, A B and not A and B (averaging.py). The rewards should be
-fine-tuned from one base and one head (HEAD_SEED), as WARM's are, or their average may mean nothing.
+The weight updates A B are averaged, not the factors A and B (averaging.py). As in WARM, rewards should be fine-tuned
+from one base and one initial head (HEAD_SEED), otherwise their average may be meaningless.
 """
 
 from __future__ import annotations
@@ -12,49 +12,59 @@ from collections.abc import Sequence
 from etils import epath
 
 from perl_jax.data import vocabulary
-from perl_jax.errors import UserError, check_count
+from perl_jax.errors import UserError
 from perl_jax.models import averaging
 from perl_jax.runs import finished, rundir
 from perl_jax.train import loop
 
 
 def run(model_dirs: Sequence[str], model_dir: str, rank: int | None = None) -> None:
-    """Average the best checkpoints of runs of one phase, all members of ensembles among them, into a new `model_dir`.
+    """Average the best checkpoints of several runs of one phase into a new MODEL_DIR.
 
-    The average is exact, its rank the sum of the members'; `rank` cuts it to the nearest of that rank, and says by how
-    much that changes it. The value of policies is left out.
+    All members of an ensemble run are included; the value adapters of policies are not.
+
+    Args:
+      model_dirs: the MODEL_DIRs of the runs.
+      model_dir: the new MODEL_DIR.
+      rank: truncates the average to this rank and logs the approximation error. None keeps the exact average, whose
+        rank is the sum of the members' ranks.
 
     Raises:
-      UserError: runs of different phases, bases, vocabularies or tunings, or a `model_dir` that is there.
+      UserError: the runs differ in phase, base, vocabulary or tuning, or `model_dir` already exists.
     """
-    first, members = model_dirs[0], []
-    about = rundir.read(first)
+    first_dir, adapters = model_dirs[0], []
+    about = rundir.read(first_dir)
     if about is None:
-        raise UserError(f"average: '{first}' is not the MODEL_DIR of a run: it has no run.json")
-    words = {key: about[key] for key in vocabulary.NAMED if key in about}
+        raise UserError(f"average: '{first_dir}' is not the MODEL_DIR of a run: it has no run.json")
+    vocabulary_names = {key: about[key] for key in vocabulary.RUN_FIELDS if key in about}
     phase, role = about['phase'], 'reward' if about['phase'] == 'reward' else 'policy'
     for folder in model_dirs:
-        other = rundir.read(folder) or {}
-        if any(None not in (name, other.get(key)) and name != other[key] for key, name in words.items()):
-            raise UserError(f"average: '{folder}' reads with another vocabulary than '{first}'; average runs of one")
+        member_about = rundir.read(folder) or {}
+        if any(
+            None not in (name, member_about.get(key)) and name != member_about[key]
+            for key, name in vocabulary_names.items()
+        ):
+            raise UserError(
+                f"average: '{folder}' has another vocabulary than '{first_dir}'; average runs of one vocabulary"
+            )
     for folder in model_dirs:
-        adapters, of = finished.read_adapters(folder, phase=phase, flag='average')
-        if of['base']['fingerprint'] != about['base']['fingerprint']:
-            raise UserError(f"average: '{folder}' is on another base than '{first}'; average runs of one base")
-        members += [adapter for name, adapter in adapters.items() if name.startswith(role)]
-    if len({member.lora is None for member in members}) > 1:
-        raise UserError('average: some of these runs are LoRA and some full tuning; average one kind')
-    made = averaging.concatenate(members, [1 / len(members)] * len(members))
+        role_adapters, member_about = finished.read_adapters(folder, phase=phase, flag='average')
+        if member_about['base']['fingerprint'] != about['base']['fingerprint']:
+            raise UserError(f"average: '{folder}' is on another base than '{first_dir}'; average runs of one base")
+        adapters += [adapter for name, adapter in role_adapters.items() if name.startswith(role)]
+    if len({adapter.lora is None for adapter in adapters}) > 1:
+        raise UserError('average: some of these runs use LoRA and some full tuning; average runs of one kind')
+    averaged = averaging.concatenate(adapters, [1 / len(adapters)] * len(adapters))
     if rank is not None:
-        check_count('average: --rank', rank)
-        if made.lora is None:
-            raise UserError('average: --rank is for LoRA; full tuning is averaged as it is')
-        made, error = averaging.truncate(made, rank)
+        if averaged.lora is None:
+            raise UserError('average: --rank applies to LoRA only; remove it for full tuning')
+        averaged, error = averaging.truncate(averaged, rank)
         logging.getLogger('perl_jax').info(f'average: rank {rank} is {float(error):.1%} off the exact average')
-    config_text = epath.Path(first, 'config.gin').read_text()
-    with rundir.whole(model_dir) as folder:
-        loop.made(
-            folder, phase, role, made, base=about['base'], base_parameters=about['base_parameters'], vocabulary=words,
-            source=rundir.AVERAGE + ', '.join(model_dirs), config_text=config_text,
+    config_text = epath.Path(first_dir, 'config.gin').read_text()
+    with rundir.complete_folder(model_dir) as folder:
+        loop.write_finished_run(
+            folder, phase, role, averaged, base=about['base'], base_parameters=about['base_parameters'],
+            vocabulary=vocabulary_names, source=rundir.AVERAGE + ', '.join(model_dirs), config_text=config_text,
+            members=model_dirs,
         )  # fmt: skip
     print(model_dir)

@@ -1,4 +1,4 @@
-"""What goes with a model's weights in a Hugging Face folder: tokenizer, chat template, special ids, lengths."""
+"""The files and settings beside a model's weights in a Hugging Face folder: tokenizer, chat template, ids, lengths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from perl_jax import json_files
 from perl_jax.interop import gguf, hf, hf_config, paths
 from perl_jax.tokenizers import token_ids, tokenizer_files
 from perl_jax.tokenizers.tokenizer_files import CONFIG, GENERATION, TEMPLATE
@@ -18,46 +19,56 @@ _TOKENIZER = (
 )  # fmt: skip
 _LENGTHS = ('max_position_embeddings', 'n_positions')
 _IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
-_OF_TOKENIZER = ('bos_token_id', 'eos_token_id', 'pad_token_id')
-_FILLERS = ('pad', 'unused', 'reserved', 'fill')  # in the names of tokens that no text has
-_RARE = ('<0x00>', 'Ā')  # the byte 0, as tokenizers write it: no text has it, and few have what it is written as
+_TOKENIZER_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+_FILLERS = ('pad', 'unused', 'reserved', 'fill')  # parts of the names of special tokens that never occur in texts
+_RARE = ('<0x00>', 'Ā')  # the byte 0 in byte-fallback and byte-level tokenizers: practically never in a text
 
 
 @dataclasses.dataclass(frozen=True)
 class Companions:
-    """Small files by name, and keys of config.json; `tokens` are the tokenizer's special ones by kind."""
+    """The files of a Hugging Face folder except the weights.
+
+    Attributes:
+      files: contents by file name.
+      config: entries of config.json.
+      tokens: the tokenizer's special tokens by kind (bos, eos, pad, unk).
+    """
 
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokens: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: pathlib.Path) -> None:
-        """Write the files, and put the keys into a config.json that is there."""
+        """Write the files into a folder and add the entries to its config.json, if there is one."""
         for name, content in self.files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         if (path := folder / 'config.json').is_file():
-            path.write_text(json.dumps(json.loads(path.read_text()) | self.config, indent=2) + '\n')
+            path.write_text(json.dumps(json_files.read(path) | self.config, indent=2) + '\n')
 
 
 def collect(weights: str, tokenizer: str | None, ends: Sequence[int] = ()) -> Companions:
-    """Gather what a model was published with.
+    """Collect the files and settings that a model was published with.
 
     Args:
-      weights: where its weights came from at first (lineage.origin).
-      tokenizer: the name of the vocabulary that a run read with (a path); None is what the weights bring.
-      ends: the ids that end an answer, for which `generate` is to stop too; none are those of the files.
+      weights: the path of the original weights (lineage.origin).
+      tokenizer: the path of the run's vocabulary; None is the tokenizer of the weights.
+      ends: the ids of all EOS tokens, at which `generate` stops; empty keeps those of the files.
     """
     config = _config(weights)
     path = weights if tokenizer is None else tokenizer
-    found = _files(path)
-    files, tokens = found.files, found.tokens
-    if not _is_own(weights, path):  # what these ids are in the weights' vocabulary is something else here
-        config = {key: value for key, value in config.items() if key not in _OF_TOKENIZER}
-    ids, _ = token_ids.read(files)
-    named = {f'{kind}_token_id': ids[tokens[kind]] for kind in ('bos', 'pad') if tokens.get(kind) in ids}
-    config = named | config | {key: value for key, value in found.config.items() if key not in _LENGTHS}
-    generation = json.loads(files.get(GENERATION) or '{}')
+    tokenizer_companions = _tokenizer_companions(path)
+    files, tokens = tokenizer_companions.files, tokenizer_companions.tokens
+    if not _belongs_to_weights(weights, path):  # ids of the weights' vocabulary are wrong for another tokenizer
+        config = {key: value for key, value in config.items() if key not in _TOKENIZER_IDS}
+    token_to_id, _ = token_ids.read(files)
+    special_ids = {
+        f'{kind}_token_id': token_to_id[tokens[kind]] for kind in ('bos', 'pad') if tokens.get(kind) in token_to_id
+    }
+    config = (
+        special_ids | config | {key: value for key, value in tokenizer_companions.config.items() if key not in _LENGTHS}
+    )
+    generation = json_files.parse(files.get(GENERATION) or '{}', GENERATION, tokenizer_files.FIELDS[GENERATION])
     if ends:
         config['eos_token_id'] = generation['eos_token_id'] = list(ends) if len(ends) > 1 else ends[0]
     generation = {key: config[key] for key in _IDS if config.get(key) is not None} | generation
@@ -66,30 +77,55 @@ def collect(weights: str, tokenizer: str | None, ends: Sequence[int] = ()) -> Co
     return Companions(files, config, tokens)
 
 
-def for_rewards(given: Companions, ends: Sequence[int]) -> Companions:
-    """The same with a token for padding that ends no text: a classifier reads its score before the padding."""
-    files = {name: content for name, content in given.files.items() if name != GENERATION}
-    every, special = token_ids.read(files)
-    stops = {*ends, *_listed(given.config.get('eos_token_id'))}
-    if not every:
-        pad = given.config.get('pad_token_id')
-        pad = pad if pad is not None and pad not in stops else next(i for i in range(len(stops) + 1) if i not in stops)
-        return dataclasses.replace(given, files=files, config=given.config | {'pad_token_id': pad})
-    stops |= {every[given.tokens['eos']]} if given.tokens.get('eos') in every else set()
-    fillers = [token for token in special if any(word in token.lower() for word in _FILLERS) and token.startswith('<')]
-    named = [given.tokens.get(kind) for kind in ('unk', 'bos')]
-    wanted = [given.tokens.get('pad'), *fillers, *named, *(reversed(special) if special != every else ())]
-    wanted += [*_RARE, *reversed(every)]
-    pad = next(token for token in wanted if token in every and every[token] not in stops)
-    said = json.loads(files.get(CONFIG) or '{}') | {'pad_token': pad}
-    files[CONFIG] = _json(said)
+def for_rewards(policy_companions: Companions, ends: Sequence[int]) -> Companions:
+    """Choose a padding token that is no EOS token.
+
+    transformers' classifiers read the score at the last token that is not padding. If the padding token were an EOS
+    token, they would skip the EOS of a response too and read the score one token early.
+    """
+    files = {name: content for name, content in policy_companions.files.items() if name != GENERATION}
+    token_to_id, special_tokens = token_ids.read(files)
+    stop_ids = {*ends, *_as_list(policy_companions.config.get('eos_token_id'))}
+    if not token_to_id:
+        pad = policy_companions.config.get('pad_token_id')
+        pad = (
+            pad
+            if pad is not None and pad not in stop_ids
+            else next(token_id for token_id in range(len(stop_ids) + 1) if token_id not in stop_ids)
+        )
+        return dataclasses.replace(
+            policy_companions, files=files, config=policy_companions.config | {'pad_token_id': pad}
+        )
+    stop_ids |= (
+        {token_to_id[policy_companions.tokens['eos']]} if policy_companions.tokens.get('eos') in token_to_id else set()
+    )
+    fillers = [
+        token
+        for token in special_tokens
+        if any(filler in token.lower() for filler in _FILLERS) and token.startswith('<')
+    ]
+    named_tokens = [policy_companions.tokens.get(kind) for kind in ('unk', 'bos')]
+    candidates = [
+        policy_companions.tokens.get('pad'),
+        *fillers,
+        *named_tokens,
+        *(reversed(special_tokens) if special_tokens != token_to_id else ()),
+    ]
+    candidates += [*_RARE, *reversed(token_to_id)]
+    pad = next(token for token in candidates if token in token_to_id and token_to_id[token] not in stop_ids)
+    tokenizer_config = json_files.parse(files.get(CONFIG) or '{}', CONFIG) | {'pad_token': pad}
+    files[CONFIG] = _json(tokenizer_config)
     if tokenizer_files.SPECIAL in files:
-        files[tokenizer_files.SPECIAL] = _json(json.loads(files[tokenizer_files.SPECIAL]) | {'pad_token': pad})
-    return Companions(files, given.config | {'pad_token_id': every[pad]}, given.tokens | {'pad': pad})
+        files[tokenizer_files.SPECIAL] = _json(
+            json_files.parse(files[tokenizer_files.SPECIAL], tokenizer_files.SPECIAL) | {'pad_token': pad}
+        )
+    return Companions(
+        files, policy_companions.config | {'pad_token_id': token_to_id[pad]}, policy_companions.tokens | {'pad': pad}
+    )
 
 
 def _config(weights: str) -> dict[str, Any]:
-    """Lengths and ids that the weights were published with."""
+    """Read the maximum length and the special ids that the weights were published with."""
     if weights.endswith('.gguf'):
         fields = gguf.metadata(weights)
         length = fields.get(f'{fields.get("general.architecture")}.context_length')
@@ -97,85 +133,87 @@ def _config(weights: str) -> dict[str, Any]:
     if not hf.is_checkpoint(weights):
         return {}
     folder = hf.resolve(weights, weights=False)
-    whole = json.loads((folder / 'config.json').read_text())
-    said = whole | hf_config.read(folder)
-    return {key: said[key] for key in (*_IDS, *_LENGTHS) if said.get(key) is not None}
+    config = json_files.read(folder / 'config.json', tokenizer_files.FIELDS['config.json']) | hf_config.read(folder)
+    return {key: config[key] for key in (*_IDS, *_LENGTHS) if config.get(key) is not None}
 
 
-def _is_own(weights: str, path: str) -> bool:
-    """Whether a tokenizer's path is in the folder of the weights, or means the same."""
-    here = pathlib.Path(path).expanduser().absolute()
-    return path == weights or pathlib.Path(weights).expanduser().absolute() in (here, here.parent)
+def _belongs_to_weights(weights: str, path: str) -> bool:
+    """Tell whether a tokenizer's path is the path of the weights or in their folder."""
+    tokenizer_path = pathlib.Path(path).expanduser().absolute()
+    return path == weights or pathlib.Path(weights).expanduser().absolute() in (tokenizer_path, tokenizer_path.parent)
 
 
-def _files(path: str) -> Companions:
-    """The tokenizer at a path, as transformers reads it; nothing where there is none."""
+def _tokenizer_companions(path: str) -> Companions:
+    """Read the tokenizer's files at a path in the form that transformers reads; empty if there are none."""
     if path == 'byt5':
         return Companions({CONFIG: _json({'tokenizer_class': 'ByT5Tokenizer'})}, {'pad_token_id': 0})
     if path.endswith('.gguf'):
-        return _of_gguf(path)
+        return _gguf_companions(path)
     if path.endswith('.model'):
-        return _of_sentencepiece(paths.resolve(path))
+        return _sentencepiece_companions(paths.resolve(path))
     if path.endswith('.json'):
-        return _of_folder(paths.resolve(path).parent)
+        return _folder_companions(paths.resolve(path).parent)
     if hf.is_checkpoint(path) or pathlib.Path(path).expanduser().is_dir():
-        return _of_folder(hf.resolve(path, weights=False))
+        return _folder_companions(hf.resolve(path, weights=False))
     return Companions()
 
 
-def _of_folder(folder: pathlib.Path) -> Companions:
+def _folder_companions(folder: pathlib.Path) -> Companions:
     names = [*_TOKENIZER, GENERATION]
     names += [f'{file.parent.name}/{file.name}' for file in folder.glob('additional_chat_templates/*.jinja')]
     files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-    return Companions(files, {}, dict(tokenizer_files.beside(folder / 'tokenizer.json').tokens))
+    return Companions(files, {}, dict(tokenizer_files.read_metadata(folder / 'tokenizer.json').tokens))
 
 
-def _of_gguf(path: str) -> Companions:
+def _gguf_companions(path: str) -> Companions:
     from tokenizers import processors
 
     from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
 
     file = paths.resolve(path)
-    fields, said = gguf.metadata(file), tokenizer_files.beside(file)
+    fields, special_files = gguf.metadata(file), tokenizer_files.read_metadata(file)
     vocabulary = TokenizersVocabulary(path)
-    tokenizer, tokens = vocabulary.tokenizer, dict(said.tokens)
-    text = json.loads(tokenizer.to_str())
+    tokenizer, tokens = vocabulary.tokenizer, dict(special_files.tokens)
+    tokenizer_json = json.loads(tokenizer.to_str())
     if (bos := vocabulary.bos_id) is not None:
         name = tokenizer.id_to_token(bos)
         opening = processors.TemplateProcessing(single=f'{name} $A', special_tokens=[(name, bos)])
-        text['post_processor'] = json.loads(opening.__getstate__())
+        tokenizer_json['post_processor'] = json.loads(opening.__getstate__())
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
     config |= {f'{kind}_token': token for kind, token in tokens.items()} | {'add_bos_token': bos is not None}
     if (length := fields.get(f'{fields.get("general.architecture")}.context_length')) is not None:
         config['model_max_length'] = length
-    files = {'tokenizer.json': json.dumps(text, ensure_ascii=False).encode(), CONFIG: _json(config)}
-    if 'default' in said.templates:
-        files[TEMPLATE] = said.templates['default'].encode()
+    files = {'tokenizer.json': json.dumps(tokenizer_json, ensure_ascii=False).encode(), CONFIG: _json(config)}
+    if 'default' in special_files.templates:
+        files[TEMPLATE] = special_files.templates['default'].encode()
     ids = {f'{kind}_token_id': tokenizer.token_to_id(tokens[kind]) for kind in ('bos', 'pad') if kind in tokens}
     return Companions(files, ids | {'eos_token_id': vocabulary.eos_id}, tokens)
 
 
-def _of_sentencepiece(file: pathlib.Path) -> Companions:
-    """A model alone gets what transformers needs to read it: T5's kind is a unigram model, Llama's BPE."""
+def _sentencepiece_companions(file: pathlib.Path) -> Companions:
+    """Add the tokenizer_config.json that transformers needs for a bare sentencepiece model.
+
+    A unigram model is read by T5Tokenizer, a BPE model by LlamaTokenizer.
+    """
     import sentencepiece
 
-    beside = _of_folder(file.parent)
-    if CONFIG in beside.files:
-        return beside
+    folder_companions = _folder_companions(file.parent)
+    if CONFIG in folder_companions.files:
+        return folder_companions
     model = sentencepiece.SentencePieceProcessor(model_file=str(file))
     ids = {kind: getattr(model, f'{kind}_id')() for kind in ('bos', 'eos', 'pad', 'unk')}
-    ids = {kind: i for kind, i in ids.items() if i >= 0}
+    ids = {kind: token_id for kind, token_id in ids.items() if token_id >= 0}
     spec = token_ids.model_proto(file.read_bytes()).trainer_spec
     is_t5 = spec.model_type == spec.UNIGRAM
-    tokens = {kind: model.id_to_piece(i) for kind, i in ids.items()}
+    tokens = {kind: model.id_to_piece(token_id) for kind, token_id in ids.items()}
     config = {'tokenizer_class': 'T5Tokenizer' if is_t5 else 'LlamaTokenizer'}
     config |= {f'{kind}_token': token for kind, token in tokens.items()}
     files = {'spiece.model' if is_t5 else 'tokenizer.model': file.read_bytes(), CONFIG: _json(config)}
-    keys = {f'{kind}_token_id': i for kind, i in ids.items() if kind != 'unk'}
-    return Companions(files | beside.files, keys, tokens)
+    keys = {f'{kind}_token_id': token_id for kind, token_id in ids.items() if kind != 'unk'}
+    return Companions(files | folder_companions.files, keys, tokens)
 
 
-def _listed(value: Any) -> list[int]:
+def _as_list(value: Any) -> list[int]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 

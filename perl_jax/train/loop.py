@@ -1,10 +1,11 @@
-"""What the three loops share: starting a run or going on with it, its log, its checkpoints."""
+"""What the three loops share: starting or resuming a run, its log, its checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 
+from perl_jax import settings
 from perl_jax.data.vocabulary import RunVocabulary
-from perl_jax.errors import Preempted, UserError, check_count
+from perl_jax.errors import Preempted, UserError
 from perl_jax.models import lora
 from perl_jax.parallel.distributed import preemption
 from perl_jax.runs import base as bases
-from perl_jax.runs import rundir
+from perl_jax.runs import lineage, resume, rundir
 from perl_jax.runs.base import Base
 from perl_jax.runs.checkpoints import Checkpoints
 from perl_jax.types import TrainState
@@ -26,53 +28,69 @@ from perl_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Where a run goes and how long.
+    """Folder, length and seed of a run.
 
-    model_dir: its folder (rundir.py).   total_steps: in all, those before a restart included.
-    eval_period: evaluate and save a checkpoint every so many steps, and at the last.   log_period: log every so many.
-    random_seed: of the adapters, the data's order and the sampler.   config_text: gives the text of config.gin,
-      told what VOCABULARY is in it, or None for the task's own.   check_resume: (text of the last start, of this one)
-      -> a line for each setting that is another one now and is taken; raises where it may not be (resume.py).
-    accept_other_data: go on with a run though its batches become other ones.
+    Attributes:
+      model_dir: the run's folder (runs/rundir.py).
+      total_steps: the number of steps in all, those before a restart included.
+      eval_period: steps between evaluations with a checkpoint; the last step has one too.
+      log_period: steps between lines of metrics.
+      random_seed: seed of adapters, data order and sampling.
+      config_text: VOCABULARY, or None for the task's own -> the text of config.gin.
+      check_resume: (config.gin of the last start, of this one) -> {name: line} of the settings that changed and are
+        taken; raises UserError for one that may not change (runs/resume.py).
+      accept_other_data: resume although settings of the data have changed, so that later batches differ.
     """
 
     model_dir: str
-    total_steps: int
-    eval_period: int = 1000
-    log_period: int = 10
-    random_seed: int = 0
+    total_steps: settings.Count
+    eval_period: settings.Count = 1000
+    log_period: settings.Count = 10
+    random_seed: settings.Natural = 0
     config_text: Callable[[str | None], str] = lambda vocabulary: ''
-    check_resume: Callable[[str, str], Sequence[str]] = lambda before, after: ()
+    check_resume: Callable[[str, str], Mapping[str, str]] = lambda before, after: {}
     accept_other_data: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model_dir, str) or not self.model_dir or self.model_dir.startswith('~'):
+        settings.check(self)
+        if not self.model_dir or self.model_dir.startswith('~'):
             raise UserError(f'MODEL_DIR = {self.model_dir!r}: give the path of a folder, without ~')
-        check_count('TRAIN_STEPS', self.total_steps)
-        check_count('EVAL_PERIOD', self.eval_period)
-        check_count('RunConfig.log_period', self.log_period)
-        check_count('RANDOM_SEED', self.random_seed, 0)
 
 
-class Run:
-    """A run under way. `states` is as it was last saved, or as it was handed to `start`."""
+class Session:
+    """A run in progress.
+
+    Attributes:
+      states: the restored states, or those given to `start`, by name.
+      changes: the settings changed since the last start, {name: line}.
+      steps: yields the steps that are left.
+      log: (step, metrics, examples): records the metrics of a step.
+      evaluated: (step, metrics, samples): records an evaluation.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         folder: rundir.RunDir | None,
         checkpoints: Checkpoints,
+        *,
         states: dict[str, Any],
         name: dict,
-        preempted: Callable[[int], bool],
+        stop_signal: Callable[[int], int],
+        changes: Mapping[str, str],
     ) -> None:
-        self.states = states
+        self.states, self.changes = states, changes
         self._config, self._folder, self._checkpoints, self._name = config, folder, checkpoints, name
-        self._preempted = preempted
-        if folder is None:  # a finished run: nothing to do, nothing to write
+        self._stop_signal = stop_signal
+        if folder is None:  # a finished run: no steps, nothing to write
             self.steps = lambda: iter(())
         else:
             self.log, self.steps, self.evaluated = folder.log, folder.steps, folder.evaluated
+
+    def report(self, line: str) -> None:
+        """Log a setting that has changed since the last start."""
+        if self._folder is not None:
+            _report(self._name['phase'], self._folder.first, line)
 
     def checkpoint(
         self,
@@ -80,17 +98,22 @@ class Run:
         states: dict[str, Any],
         measure: Callable[[], tuple[dict[str, float], list[dict[str, Any]]]],
     ) -> None:
-        """After `step` steps: where it is due, evaluate and save; where the job is being preempted, save and stop.
+        """Evaluate and save if `step` is due; save and stop if the job is being preempted.
 
-        Nothing is saved of a step whose metrics or adapters are not finite.
+        Args:
+          step: completed steps.
+          states: the states to save, by name.
+          measure: evaluates: () -> metrics, samples. It runs only if an evaluation is due.
 
         Raises:
-          Preempted: the state is saved.
+          Preempted: after SIGTERM, when the state is saved.
+          KeyboardInterrupt: after Ctrl-C, when the state is saved.
+          UserError: metrics or adapters are not finite; nothing is saved then.
         """
         assert self._folder is not None  # a finished run has no step
-        leave = self._preempted(step)
+        stop_signal = self._stop_signal(step)
         due = step % self._config.eval_period == 0 or step == self._config.total_steps
-        if not (due or leave):
+        if not (due or stop_signal):
             return
         metrics, window, learned = None, self._folder.settle(flush=due), _learned(states)
         self._folder.finite(step, {f'norm/{role}': optax.global_norm(adapter) for role, adapter in learned.items()})
@@ -99,8 +122,9 @@ class Run:
             self._folder.evaluated(step, metrics, samples)
         adapters = {role: {'scale': x.scale, 'dropout': x.dropout} for role, x in learned.items()}
         self._checkpoints.save(step, states, self._name | {'adapters': adapters, 'window': window}, metrics)
-        if leave and step < self._config.total_steps:
-            raise Preempted(f'saved at step {step} of {self._config.total_steps}')
+        if stop_signal and step < self._config.total_steps:
+            stop = KeyboardInterrupt if stop_signal == signal.SIGINT else Preempted
+            raise stop(f'saved at step {step} of {self._config.total_steps}')
 
 
 @contextlib.contextmanager
@@ -113,14 +137,22 @@ def start(
     *,
     vocabulary: RunVocabulary | None = None,
     best: str | None = None,
-) -> Iterator[Run]:
-    """Open MODEL_DIR for a run, or to go on with one.
+    learns_from: Sequence[str] = (),
+) -> Iterator[Session]:
+    """Open MODEL_DIR to start a run, or to resume one.
 
     Args:
-      tuning: 'lora' or 'full', or both where an ensemble has both.
-      states: each role's TrainState at step 0, and what else is to be saved; a checkpoint in MODEL_DIR takes its place.
-      vocabulary: what its data sets are read with.
-      best: the metric of the evaluation whose best checkpoint is kept beside the latest.
+      phase: 'sft', 'reward' or 'policy'.
+      config: of the run.
+      tuning: 'lora' or 'full', or both for an ensemble of both.
+      base: the frozen base, named in run.json and in checkpoints.
+      states: the TrainState of each role at step 0, and other values to save; a checkpoint in MODEL_DIR replaces them.
+      vocabulary: of the data sets.
+      best: the evaluation metric whose best checkpoint is kept beside the latest.
+      learns_from: the MODEL_DIRs of a policy's rewards and of its base; run.json records which rewards these are.
+
+    Yields:
+      The Session.
 
     Raises:
       UserError: MODEL_DIR belongs to another run, another base or another process.
@@ -131,18 +163,20 @@ def start(
         'trainable_parameters': lora.count(_learned(states)),
         'base_parameters': lora.count(base.params),
         'base': base.name,
-        **(vocabulary.about if vocabulary else {}),
+        **(vocabulary.run_fields if vocabulary else {}),
         'devices': bases.describe_devices(),
+        **({'rewards': lineage.rewards([config.model_dir, *learns_from])} if learns_from else {}),
     }
     text = config.config_text(vocabulary and vocabulary.setting)
-    changed = _changed(config, text)
+    changes = _changes(config, text)
     rundir.check(config.model_dir, about)
     with rundir.locked(config.model_dir):
         checkpoints = Checkpoints(config.model_dir, best)
         first = checkpoints.latest() or 0
         if first:
             _check_scale(config.model_dir, checkpoints.about(first)['adapters'], states)
-            states = checkpoints.restore(first, states)
+            suspects = [_with_name(*change) for change in changes.items() if resume.may_change_state(change[0])]
+            states = checkpoints.restore(first, states, suspects)
         name = {'phase': phase, 'base': base.name}
         if first >= config.total_steps:
             checkpoints.close()
@@ -150,51 +184,81 @@ def start(
                 f"{phase}: '{config.model_dir}' is finished ({first} of {config.total_steps} steps); "
                 'for more raise TRAIN_STEPS'
             )
-            yield Run(config, None, checkpoints, states, name, lambda step: False)
+            yield Session(
+                config, None, checkpoints, states=states, name=name, stop_signal=lambda step: 0, changes={}
+            )
             return
         window = checkpoints.about(first).get('window', []) if first else []
         if jax.process_index() == 0:
             logging.getLogger('perl_jax').info(
                 f'{phase}: base {base.path}, vocabulary {vocabulary}, steps {first} to {config.total_steps}'
             )
-            for line in changed:
-                logging.getLogger('perl_jax').warning(f'{phase}: from step {first} on {line}')
-        folder = rundir.RunDir(config.model_dir, about, first, config.total_steps, config.log_period, text, window)
+        for line in sorted(set(changes.values())):
+            _report(phase, first, line)
+        folder = rundir.RunDir(
+            config.model_dir, about, first=first, total=config.total_steps, log_period=config.log_period, config=text,
+            window=window,
+        )  # fmt: skip
         finished = False
-        try:
-            with preemption() as preempted:
-                yield Run(config, folder, checkpoints, states, name, preempted)
-            finished = True
-        finally:
-            checkpoints.close()
-            folder.close(finished)
+        with preemption() as stop_signal:  # around the end, too, where checkpoints are still being written
+            try:
+                try:
+                    yield Session(
+                        config, folder, checkpoints, states=states, name=name, stop_signal=stop_signal, changes=changes
+                    )
+                finally:
+                    checkpoints.close()  # waits for what is being saved, which may fail
+                finished = True
+            finally:
+                folder.close(finished)
 
 
-def _changed(config: RunConfig, text: str) -> Sequence[str]:
-    """Which settings the rest of a run will have otherwise; raises where that may not be."""
-    before = epath.Path(config.model_dir, 'config.gin')
-    if not before.exists() or not epath.Path(config.model_dir, 'checkpoints').is_dir():
-        return ()
+def _report(phase: str, first: int, line: str) -> None:
+    if jax.process_index() == 0:
+        logging.getLogger('perl_jax').warning(f'{phase}: from step {first} on {line}')
+
+
+def _changes(config: RunConfig, text: str) -> Mapping[str, str]:
+    """The settings changed since the last start, {name: line}; raises UserError for one that may not change."""
+    last_config = epath.Path(config.model_dir, 'config.gin')
+    if not last_config.exists() or not epath.Path(config.model_dir, 'checkpoints').is_dir():
+        return {}
     with contextlib.closing(Checkpoints(config.model_dir, read_only=True)) as checkpoints:
         first = checkpoints.latest() or 0
-    return config.check_resume(before.read_text(), text) if 0 < first < config.total_steps else ()
+    return config.check_resume(last_config.read_text(), text) if 0 < first < config.total_steps else {}
 
 
-def made(
+def _with_name(name: str, line: str) -> str:
+    """The line about a change with the setting's own name, where it names a macro."""
+    return line if line.startswith(name) else f'{line} ({name})'
+
+
+def write_finished_run(
     folder: str,
     phase: str,
     role: str,
     adapter: lora.Adapter,
     *,
-    base: dict[str, str],
+    base: dict[str, Any],
     base_parameters: int,
     vocabulary: Mapping[str, str | None],
     source: str,
     config_text: str,
+    members: Sequence[str] = (),
 ) -> None:
-    """Fill `folder` as a finished run of one role leaves it, of an adapter that no run has trained.
+    """Write a MODEL_DIR for an imported or averaged adapter, as a finished run of one role would leave it.
 
-    `base` is `Base.name`, `vocabulary` is RunVocabulary.about; `source` says where the adapter comes from.
+    Args:
+      folder: the MODEL_DIR.
+      phase: 'reward' or 'policy'.
+      role: the adapter's name in the checkpoint.
+      adapter: what to save.
+      base: `Base.name`.
+      base_parameters: how many parameters the base has.
+      vocabulary: `RunVocabulary.run_fields`.
+      source: where the adapter comes from, for run.json.
+      config_text: of config.gin.
+      members: the MODEL_DIRs that were averaged; run.json records which rewards they are, or learned from.
     """
     state = TrainState(step=jnp.int32(0), adapter=jax.tree.map(jnp.asarray, adapter), opt_state=())
     adapters = {role: {'scale': adapter.scale, 'dropout': adapter.dropout}}
@@ -210,16 +274,17 @@ def made(
         'vocabulary': None,
         **vocabulary,
         'devices': bases.describe_devices(),
+        **({'rewards': lineage.rewards(members)} if members else {}),
     }
-    rundir.imported(folder, about, source, config_text)
+    rundir.write_imported(folder, about, source, config_text)
 
 
-def _check_scale(model_dir: str, adapters: dict[str, dict[str, float]], states: dict[str, Any]) -> None:
+def _check_scale(model_dir: str, adapters: dict[str, dict[str, Any]], states: dict[str, Any]) -> None:
     for role, adapter in _learned(states).items():
-        if (before := lora.as_scale(adapters[role]['scale'])) != adapter.scale:
-            was, now = (f'{x:g}' if isinstance(x, float | int) else 'of each layer' for x in (before, adapter.scale))
+        if (saved := lora.as_scale(adapters[role]['scale'])) != adapter.scale:
+            old, new = (f'{x:g}' if isinstance(x, float | int) else 'of each layer' for x in (saved, adapter.scale))
             raise UserError(
-                f"MODEL_DIR '{model_dir}' is a run with LoRA's alpha / rank = {was}, now {now}; "
+                f"MODEL_DIR '{model_dir}' is a run with LoRA's alpha / rank = {old}, now {new}; "
                 'set LoraSpec.alpha as it was, or name another folder'
             )
 

@@ -1,8 +1,8 @@
-"""The policy, by the paper's RL loop on one frozen base.
+"""The policy, trained by the paper's RL loop on one frozen base.
 
-Each step:  1. a batch of prompts              2. the policy answers each K times
-            3. the frozen reward judges        4. the anchor, the base itself: KL, and the reward of every token
-            5. a step of the value baseline, and one of the policy (algorithms/)
+Each step:  1. a batch of prompts              2. K responses to each, sampled from the policy
+            3. scores by the frozen reward     4. KL to the anchor (the base itself), and the rewards of all tokens
+            5. a step of the value baseline, and one of the policy (rl/algorithms/)
 """
 
 from __future__ import annotations
@@ -40,116 +40,139 @@ def train(
     run: RunConfig,
     base: BaseConfig,
     dataset: DatasetConfig,
+    *,
     answers: Answers,
     objective: Objective,
     tuning: Tuning,
     reward: Sequence[LearnedReward | TextReward],
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
-    """Train a policy, or go on with it, in `run.model_dir`.
+    """Train a policy in `run.model_dir`, or resume.
 
     Args:
-      run: where it goes, and how long.
-      base: where the policy starts, and the anchor it is held to: an SFT run, or weights. It brings the vocabulary too.
-      dataset: prompts (inputs). A step takes `batch_size` of them, K answers each (paper: 128 in all).
-      answers: the prompts that an evaluation answers, and what judges the answers; without any none is kept.
-      objective: what the policy learns by.
-      tuning: what of the policy is trained, and how.
-      reward: where scores come from; several are added up by their weights.
-      partitioner: the devices, and how arrays are split over them.
+      run: folder, length and seed of the run.
+      base: an SFT run, or weights: the policy's initial weights, and the anchor. It determines the vocabulary.
+      dataset: prompts (inputs). A step takes `batch_size` of them with K responses each (paper: 128 responses in all).
+      answers: prompts that each evaluation answers, and metrics of the answers.
+      objective: algorithm, KL, sampling, shaping.
+      tuning: the policy's trainable parameters and optimizer.
+      reward: sources of scores; several are summed by their weights.
+      partitioner: the devices and the sharding.
 
     Raises:
-      UserError: settings, data, weights, rewards or a MODEL_DIR that do not go together.
+      UserError: invalid or contradictory settings, data, weights, rewards or MODEL_DIR.
     """
-    network, key, judges = base.network, jax.random.key(run.random_seed), text_functions.functions(answers.metric_fns)
+    network, key = base.network, jax.random.key(run.random_seed)
+    metric_fns = text_functions.resolve_functions(answers.metric_fns)
     _check(base, dataset, objective, tuning, reward)
     with partitioner.scope():
-        minibatch = dataset.batch_size // objective.algorithm.minibatches
-        partitioner.check_batch('BATCH_SIZE / minibatches', minibatch, tuning.num_microbatches)
+        _check_folders(base, reward)
+        partitioner.check_batch(
+            'BATCH_SIZE / minibatches', dataset.batch_size // objective.algorithm.minibatches, tuning.num_microbatches
+        )
 
-        # The data, read with the base's own tokenizer, which has to be the rewards' too: they score its tokens.
-        words, (dataset, prompts) = vocabulary.choose((dataset, answers.dataset), base.path, run.model_dir)
-        vocabulary.check_rewards([source.model_dir for source in reward if isinstance(source, LearnedReward)], words)
+        # The data, read with the base's own tokenizer; learned rewards score its tokens, so they must have it too.
+        run_vocabulary, (dataset, prompts) = vocabulary.choose((dataset, answers.dataset), base.path, run.model_dir)
+        vocabulary.check_rewards(_reward_folders(reward), run_vocabulary)
         stream = datasets.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
-        stream = dataclasses.replace(stream, dealt=objective.takes_prompts_apart)  # by length: bucketing.py
+        stream = dataclasses.replace(stream, sort_by_length=objective.takes_prompts_apart)  # data/bucketing.py
         heldout = datasets.load(prompts, 'prompts') if prompts else None
-        lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size)
+        lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size, [*stream.datasets, heldout])
 
-        # One frozen base under four roles. What learns is compiled for it, and the state made where it will lie.
-        frozen = bases.load(base, partitioner, run.random_seed)
+        # One frozen base for four roles; the training state is created with its final sharding.
+        frozen_base = bases.load(base, partitioner, run.random_seed)
         learner = make_learner(
             network=network, objective=objective, tuning=tuning, eos_ids=stream.eos_ids, partitioner=partitioner,
             length_buckets=dataset.length_buckets,
         )  # fmt: skip
-        state = learner.init(key, frozen.params)
-        params, frozen = frozen.params, frozen.released()
+        state = learner.init(key, frozen_base.params)
+        params, frozen_base = frozen_base.params, frozen_base.without_arrays()
         roles = Roles.sharing(params) if base.shared else Roles.copies(params, _copy)
 
-        # The reward stays as it is.
-        judge = dataclasses.replace(frozen, params=roles.reward)
-        score_fn = sources.scorer(reward, network, judge, partitioner, stream.vocabulary)
+        # The scores: the reward's adapters are frozen too.
+        reward_base = dataclasses.replace(frozen_base, params=roles.reward)
+        score_fn = sources.scorer(reward, network, reward_base, partitioner, stream.vocabulary)
 
         def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
             assert heldout is not None
-            sampling = answers.one_each(objective.sampling)
+            sampling = answers.sampling_config(objective.sampling)
 
             def respond(prompts: Any, examples: Any, i: int) -> tuple[Rollout, dict[str, Any]]:
                 rollout = learner.sample(roles.policy, adapter, prompts, jax.random.fold_in(key, i), sampling)
                 return rollout, {'score': score_fn(rollout, examples)[0]}
 
-            return answering.answer_all(heldout, dataset.batch_size, partitioner, respond, judges)
+            return answering.answer_all(heldout, dataset.batch_size, partitioner, respond, metric_fns)
 
-        with loop.start('policy', run, tuning.only_spec.tuning, frozen, _saved(state), vocabulary=words) as log:
-            state = _with_beta(PolicyState(**log.states), objective.kl, learner.shardings.beta)
-            before = functools.cache(lambda: answer(None))  # the anchor's answers, to stand beside the policy's
+        with loop.start(
+            'policy', run, tuning.only_spec.tuning, frozen_base, _saved(state), vocabulary=run_vocabulary,
+            learns_from=[*_reward_folders(reward), frozen_base.path],
+        ) as session:
+            state = _with_beta(session, objective.kl, learner.shardings.beta)
+            anchor_rows = functools.cache(lambda: answer(None))  # the anchor's answers, to compare the policy's with
             if heldout is not None and int(state.policy.step) == 0:
-                log.evaluated(0, answering.means(before()))
+                session.evaluated(0, answering.means(anchor_rows()))
 
             def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
                 if heldout is None:
                     return {}, []
                 rows = answer(adapter)
-                pairs = zip(rows, before(), strict=True)
-                return answering.means(rows), [row | answering.beside(old) for row, old in pairs]
+                pairs = zip(rows, anchor_rows(), strict=True)
+                return answering.means(rows), [row | answering.anchor_columns(old) for row, old in pairs]
 
-            for step in log.steps():
+            for step in session.steps():
                 (prompts, examples), rng = stream(step), jax.random.fold_in(jax.random.fold_in(key, 2), step)  # 1
-                turns = steps.turns(objective, dataset.batch_size, run.random_seed, step)
+                indices = steps.minibatch_indices(objective, dataset.batch_size, run.random_seed, step)
                 policy, anchor = (roles.policy, state.policy.adapter), (roles.anchor, state.anchor)
                 rollout = learner.sample(*policy, partitioner.batch(prompts), rng, objective.sampling)  # 2
-                rollout = learner.fit(rollout, turns)
-                scores, judged = score_fn(rollout, examples)  # 3
+                rollout = learner.with_fill(rollout, indices)
+                scores, reward_metrics = score_fn(rollout, examples)  # 3
                 experience, metrics = learner.experience(  # 4
                     policy=policy, anchor=anchor, rollout=rollout, scores=scores, beta=state.beta
                 )
-                state, more = learn(learner, roles, state, experience, turns, key)  # 5
-                metrics |= judged | more | _schedules(objective, tuning, step)
+                state, learn_metrics = learn(learner, roles, state, experience, indices, key)  # 5
+                metrics |= reward_metrics | learn_metrics | _schedules(objective, tuning, step)
                 if objective.anchor_ema:
                     state = state.replace(anchor=learner.follow(state.anchor, state.policy.adapter))
                 if objective.kl.target is not None:
                     metrics['kl/beta'] = state.beta
                     state = state.replace(beta=objective.kl.adapt(state.beta, metrics['kl/anchor'], scores.size))
-                log.log(step + 1, metrics, scores.size)
-                log.checkpoint(step + 1, _saved(state), functools.partial(measure, state.policy.adapter))
+                session.log(step + 1, metrics, scores.size)
+                session.checkpoint(step + 1, _saved(state), functools.partial(measure, state.policy.adapter))
+
+
+def _reward_folders(reward: Sequence[LearnedReward | TextReward]) -> list[str]:
+    return [folder for source in reward if isinstance(source, LearnedReward) for folder in source.folders]
 
 
 def _copy(params: Any) -> Any:
     return jax.tree.map(jnp.copy, params)
 
 
-def _with_beta(state: PolicyState, kl: KLConfig, where: Any) -> PolicyState:
-    """A restored state with the run's own BETA, unless it is steered: then it is what it came to be."""
-    return state if kl.target is not None else state.replace(beta=jax.device_put(jnp.float32(kl.beta), where))
+def _with_beta(session: loop.Session, kl: KLConfig, sharding: Any) -> PolicyState:
+    """The restored state with the BETA of this start, unless KL_TARGET adapts it: then the restored one stays.
+
+    Reports the beta that is used where KL_TARGET has changed.
+    """
+    state = PolicyState(**session.states)
+    if any(name.endswith('KLConfig.target') for name in session.changes):
+        session.report(
+            f'beta = {kl.beta:.4g} (BETA), and was {float(state.beta):.4g} so far (adapted to KL_TARGET)'
+            if kl.target is None
+            else f'beta is adapted to KL_TARGET = {kl.target:g}, beginning with its last value, {float(state.beta):.4g}'
+        )
+    return state if kl.target is not None else state.replace(beta=jax.device_put(jnp.float32(kl.beta), sharding))
 
 
 def _saved(state: PolicyState) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    return {name: part for name, part in vars(state).items() if part is not None}
+    """The parts of the state that a checkpoint stores."""
+    return {name: value for name, value in vars(state).items() if value is not None}
 
 
 def _schedules(objective: Objective, tuning: Tuning, step: int) -> dict[str, Any]:
     shares = {'schedule/policy': tuning.schedule(step)}
-    return shares | ({'schedule/value': objective.value.schedule(step)} if objective.value else {})
+    if objective.value and objective.algorithm.has_value:  # recipes give all algorithms a tuning of the value
+        shares['schedule/value'] = objective.value.schedule(step)
+    return shares
 
 
 def _check(
@@ -159,20 +182,27 @@ def _check(
     tuning: Tuning,
     reward: Sequence[LearnedReward | TextReward],
 ) -> None:
-    bases.check(base)
-    tuning.tx('OPTIMIZER', objective.updates)  # refused before anything is read
+    tuning.tx('OPTIMIZER', objective.updates)  # raises here, before data and weights are read
     if objective.value is not None:
         objective.value.tx('VALUE_OPTIMIZER', objective.updates)
     if not reward:
         raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
-    if any(isinstance(source, LearnedReward) and not source.model_dir for source in reward):
+    if any(isinstance(source, LearnedReward) and not source.folders for source in reward):
         raise UserError(
             'REWARD_MODEL_DIR is not given; add --gin.REWARD_MODEL_DIR=VALUE, or a REWARD without a LearnedReward'
         )
     if dataset.batch_size % objective.algorithm.minibatches:
-        into = f'{type(objective.algorithm).__name__}.minibatches = {objective.algorithm.minibatches}'
-        raise UserError(f'BATCH_SIZE = {dataset.batch_size} does not divide into {into}')
+        setting = f'{type(objective.algorithm).__name__}.minibatches = {objective.algorithm.minibatches}'
+        raise UserError(f'BATCH_SIZE = {dataset.batch_size} does not divide into {setting}')
     if not base.shared and tuning.only_spec.tuning == 'full':
-        raise UserError('SHARED_BASE = False is for LoRA: with full tuning every role has its own copy already')
+        raise UserError('SHARED_BASE = False is for LoRA: with full tuning every role has its own parameters already')
     task_metrics.announce(dataset, 'policy')
-    bucketing.announce(dataset.length_buckets, 'policy')
+    bucketing.log_shape_limit(dataset.length_buckets, 'policy')
+
+
+def _check_folders(base: BaseConfig, reward: Sequence[LearnedReward | TextReward]) -> None:
+    """Raise if there are no weights or no reward runs where they should be, before data and weights are read."""
+    bases.check(base)
+    for source in reward:
+        if isinstance(source, LearnedReward):
+            source.runs()

@@ -1,10 +1,10 @@
-"""The reward model: an adapter and a scalar head that learn from pairs, from thumbs, or from both at once.
+"""The reward model: an adapter and a scalar head, trained on pairs, on thumbs, or on both at once.
 
 Each step:  1. a batch of every task   2. the reward at each response's last token
-            3. -log sigmoid(r_chosen - r_rejected) for pairs, times their weight if they have one, cross-entropy for
-               thumbs, and the optimizer
+            3. -log sigmoid(r_chosen - r_rejected) for pairs, times their weights if they have any; cross-entropy for
+               thumbs; and the optimizer
 
-Several adapters may be trained side by side on the one base, an ensemble.
+An ensemble trains several adapters on one base in one program.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from jaxtyping import PyTree
 from perl_jax import sharded
 from perl_jax.data import bucketing, datasets, lexicon, vocabulary
 from perl_jax.data.datasets import DatasetConfig
-from perl_jax.data.streams import alike
+from perl_jax.data.streams import common_shape
 from perl_jax.errors import UserError
 from perl_jax.evals import reward_metrics, task_metrics
 from perl_jax.models import lora
 from perl_jax.optim import accumulate, train_state
+from perl_jax.optim.accumulate import Aux
 from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import ensembles
@@ -50,28 +51,40 @@ def reward_step(
     *,
     num_microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One step on the sum of the batches' mean losses: `Thumbs` are classified, other `Responses` are pairs. Pure.
+    """One optimizer step on the sum of the batches' mean losses. Pure.
 
-    `WeightedPairs` count in the loss by their weights, and in the accuracy alike.
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      tx: the optimizer.
+      base: the frozen parameters.
+      state: of an adapter with a head.
+      batches: one of each task. `Thumbs` are classified, other `Responses` are pairs, [B, 2, R] with the chosen
+        response first. `WeightedPairs` are weighted in the loss, not in the accuracy.
+      rng: a key of jax.random for dropout, the same at every step: the step is folded in.
+      num_microbatches: microbatches whose gradients are accumulated, a divisor of every B.
+
+    Returns:
+      The next state; metrics, scalars by name: 'loss/reward' in nats, 'accuracy/pairwise' and 'accuracy/pointwise' as
+      fractions.
     """
-
     thumbs = sum(batch.labels.size for batch in batches if isinstance(batch, Thumbs))
     pairs = sum(len(batch.inputs) for batch in batches if not isinstance(batch, Thumbs))
 
-    def loss(adapter: lora.Adapter, parts: Sequence[Responses], rng: jax.Array) -> tuple[jax.Array, Any]:
+    def loss(adapter: lora.Adapter, microbatches: Sequence[Responses], rng: jax.Array) -> tuple[jax.Array, Aux]:
         total, variables = jnp.zeros(()), lora.bind(base, adapter, train=True)
         hits: dict[str, Any] = collections.defaultdict(int)
-        for part, batch in zip(parts, batches):
-            rewards = score(network, variables, part, rngs={'dropout': rng})
-            if isinstance(batch, Thumbs) and isinstance(part, Thumbs):
-                total += losses.pointwise(rewards, part.labels).sum() / batch.labels.size
-                hits['accuracy/pointwise'] += ((rewards > 0) == (part.labels > 0.5)).sum() / thumbs
+        for microbatch, batch in zip(microbatches, batches):
+            rewards = score(network, variables, microbatch, rngs={'dropout': rng})
+            if isinstance(batch, Thumbs) and isinstance(microbatch, Thumbs):
+                total += losses.pointwise(rewards, microbatch.labels).sum() / batch.labels.size
+                hits['accuracy/pointwise'] += ((rewards > 0) == (microbatch.labels > 0.5)).sum() / thumbs
             else:
-                each = losses.pairwise(rewards)
-                each = each * part.weights if isinstance(part, WeightedPairs) else each
-                total += each.sum() / len(batch.inputs)
+                pair_losses = losses.pairwise(rewards)
+                if isinstance(microbatch, WeightedPairs):
+                    pair_losses *= microbatch.weights
+                total += pair_losses.sum() / len(batch.inputs)
                 hits['accuracy/pairwise'] += (rewards[:, 0] > rewards[:, 1]).sum() / pairs
-        return total, (dict(hits), ())
+        return total, Aux(sums=dict(hits), rows=())
 
     rng = jax.random.fold_in(rng, state.step)
     value, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, batches, num_microbatches, rng)
@@ -90,34 +103,68 @@ def ensemble_step(
     *,
     num_microbatches: int = 1,
 ) -> tuple[dict[str, TrainState], Metrics]:
-    """`reward_step` of each member, on its own batches: one program, one base. The metrics are the members' means."""
-    after, metrics = {}, []
+    """`reward_step` of each member on its own batches, in one program.
+
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      tx: the optimizer of all members.
+      base: the frozen parameters, which they share.
+      states: of each member, by role.
+      batches: those of each member's step, by role.
+      rngs: a key for each member's dropout, by role.
+      num_microbatches: as in `reward_step`.
+
+    Returns:
+      The next states, by role; metrics, means over the members but for 'tokens', their sum.
+    """
+    new_states, metrics = {}, []
     for role, state in states.items():
-        after[role], each = reward_step(
+        new_states[role], member_metrics = reward_step(
             network, tx, base, state, batches[role], rngs[role], num_microbatches=num_microbatches
         )
-        metrics.append(each)
-    tokens = sum(each.pop('tokens') for each in metrics)
-    return after, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) | {'tokens': tokens}
+        metrics.append(member_metrics)
+    tokens = sum(member_metrics.pop('tokens') for member_metrics in metrics)
+    return new_states, jax.tree.map(lambda *x: sum(x) / len(x), *metrics) | {'tokens': tokens}
 
 
 def initial(
     tuning: Tuning, width: int, head_seed: int | None, keys: Mapping[str, jax.Array], base: PyTree
 ) -> dict[str, TrainState]:
-    """Each role of `keys` at step 0, by its own spec; `width` is D."""
+    """The state of each role at step 0.
+
+    Args:
+      tuning: a spec for each role, and the optimizer of all.
+      width: D.
+      head_seed: seed of the heads; None takes each role's own key.
+      keys: a key of jax.random for each role.
+      base: the frozen parameters, or their shapes.
+
+    Returns:
+      {role: TrainState}, each with a head of standard deviation 1 / sqrt(D + 1).
+    """
     head, states = None if head_seed is None else jax.random.key(head_seed), {}
     for (role, key), spec in zip(keys.items(), tuning.specs, strict=True):
         states[role] = train_state.create(key, base, spec, tuning.optimizer, (width, (width + 1) ** -0.5), head)
     return states
 
 
-def compiled(
+def compile_step(
     network: nn.Module,
     tx: optax.GradientTransformation,
     num_microbatches: int,
     shardings: Mapping[str, TrainState],
 ) -> Callable[..., tuple[dict[str, TrainState], Metrics]]:
-    """`ensemble_step` as a run compiles it: the states are donated, and the next lie where they lay."""
+    """Jit `ensemble_step` with donated states whose shardings stay the same.
+
+    Args:
+      network: as in `ensemble_step`.
+      tx: the optimizer of all members.
+      num_microbatches: as in `reward_step`.
+      shardings: the sharding of each array of the states, by role.
+
+    Returns:
+      (base, states, batches, rngs) -> states, metrics.
+    """
     step = functools.partial(ensemble_step, network, tx, num_microbatches=num_microbatches)
     return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
 
@@ -126,48 +173,49 @@ def train(
     run: RunConfig,
     base: BaseConfig,
     dataset: DatasetConfig,
+    *,
     eval_dataset: DatasetConfig | None,
     tuning: Tuning,
     best_metric: str | None = None,
     head_seed: int | None = None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
-    """Train a reward, or go on with it, in `run.model_dir`; the best checkpoint is kept beside the latest.
+    """Train a reward model in `run.model_dir`, or resume. The latest and the best checkpoint are kept.
 
     Args:
-      run: where it goes, and how long.
-      base: the policy should start from the same one. It brings the vocabulary: vocabulary.py.
-      dataset: tasks with pairs or thumbs (their features tell), one or several that are learned together, each with
-        `batch_size` examples a step.
-      eval_dataset: held-out ones; None measures nothing, and the latest checkpoint is the best.
-      tuning: what is trained, and how. Its `spec` may be a list, an ensemble of rewards that share the base and the
-        program, each with its own seed, order of the data and dropout. It is measured by the mean of its members.
-      best_metric: the evaluation metric that chooses the best checkpoint; None is 'pairwise_accuracy' where there are
+      run: folder, length and seed of the run.
+      base: weights; the policy should start from the same. It determines the vocabulary (data/vocabulary.py).
+      dataset: one or several tasks of pairs or thumbs (recognised by their features), each with `batch_size` examples a
+        step.
+      eval_dataset: held-out examples; with None nothing is measured, and the latest checkpoint counts as the best.
+      tuning: trainable parameters and optimizer. A list as its `spec` is an ensemble: rewards on one base in one
+        program, each with its own seed, data order and dropout, evaluated by the mean of their scores.
+      best_metric: the evaluation metric that selects the best checkpoint; None is 'pairwise_accuracy' where there are
         pairs (as in the paper), else 'auc'.
-      head_seed: where heads start; None takes each member's own seed. Rewards that are to be averaged as in WARM have
-        to start from one head, here and in other runs: give them the same number.
-      partitioner: the devices, and how arrays are split over them.
+      head_seed: seed of the heads; None takes each member's own. Rewards to be averaged as in WARM must start from the
+        same head, so give their runs the same number.
+      partitioner: the devices and the sharding.
 
     Raises:
-      UserError: settings, data, weights or a MODEL_DIR that do not go together.
+      UserError: invalid or contradictory settings, data, weights or MODEL_DIR.
     """
     network, specs = base.network, tuning.specs
     roles = ['reward'] if len(specs) == 1 else [f'reward_{i}' for i in range(len(specs))]
-    seeds = [run.random_seed + 1000 * i for i in range(len(specs))]  # so that neighbouring seeds share no member
+    seeds = [run.random_seed + 1000 * i for i in range(len(specs))]  # runs of neighbouring seeds share no member
     keys = {role: jax.random.key(seed) for role, seed in zip(roles, seeds)}
     kinds = [datasets.reward_kind(config.task_name) for config in dataset.each()]
     if eval_dataset is None and best_metric is not None:
         raise UserError(f"BEST_METRIC = '{best_metric}' is measured on EVAL_DATASET, which is None; leave one out")
     best_metric = best_metric or ('pairwise_accuracy' if 'pairs' in kinds else 'auc')
     with partitioner.scope():
+        tx = tuning.tx('OPTIMIZER')
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'reward')
-        tx = tuning.tx('OPTIMIZER')
-        bucketing.announce(dataset.length_buckets, 'reward')
+        bucketing.log_shape_limit(dataset.length_buckets, 'reward')
 
-        # The data, read with the base's own tokenizer; each member of an ensemble has its own order of them.
-        words, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
+        # The data, read with the base's own tokenizer; each member of an ensemble has its own order.
+        run_vocabulary, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
         rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), tuning.num_microbatches)
         streams = {
             role: [datasets.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]
@@ -177,18 +225,19 @@ def train(
         heldout = [datasets.load(config, datasets.reward_kind(config.task_name)) for config in configs]
         if heldout:
             reward_metrics.check_metric('BEST_METRIC', best_metric, heldout)
-        lexicon.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size)
+        loaded = [*(dataset for stream in streams[roles[0]] for dataset in stream.datasets), *heldout]
+        lexicon.check_vocabulary(streams[roles[0]][0].vocabulary, network.config.vocab_size, loaded)
 
-        # The frozen base, and the state that is trained; each array is made where it will lie.
-        frozen = bases.load(base, partitioner, run.random_seed)
+        # The frozen base and the training state; each array is created with its final sharding.
+        frozen_base = bases.load(base, partitioner, run.random_seed)
         create = functools.partial(initial, tuning, network.config.emb_dim, head_seed)
-        shapes = jax.eval_shape(create, keys, frozen.params)
-        shardings = {role: partitioner.state(state, frozen.axes, tx) for role, state in shapes.items()}
-        states = jax.jit(create, out_shardings=shardings)(keys, frozen.params)
-        full = all(spec.tuning == 'full' for spec in specs)  # whose weights are in the states
-        params, frozen = None if full else frozen.params, frozen.released()
+        shapes = jax.eval_shape(create, keys, frozen_base.params)
+        shardings = {role: partitioner.state(state, frozen_base.axes, tx) for role, state in shapes.items()}
+        states = jax.jit(create, out_shardings=shardings)(keys, frozen_base.params)
+        full = all(spec.tuning == 'full' for spec in specs)  # their states hold the weights
+        params, frozen_base = None if full else frozen_base.params, frozen_base.without_arrays()
 
-        step_fn = compiled(network, tx, tuning.num_microbatches, shardings)
+        step_fn = compile_step(network, tx, tuning.num_microbatches, shardings)
         score_fn = jax.jit(functools.partial(member_scores, network))
 
         def measure(adapters: Sequence[lora.Adapter]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -198,16 +247,16 @@ def train(
 
         tunings = ' and '.join(sorted({spec.tuning for spec in specs}))
         best = best_metric if heldout else None
-        with loop.start('reward', run, tunings, frozen, states, vocabulary=words, best=best) as log:
-            states = log.states
-            for step in log.steps():
-                shape = alike([stream for each in streams.values() for stream in each], step)  # 1
+        with loop.start('reward', run, tunings, frozen_base, states, vocabulary=run_vocabulary, best=best) as session:
+            states = session.states
+            for step in session.steps():
+                shape = common_shape([stream for each in streams.values() for stream in each], step)  # 1
                 batches = {
                     role: [partitioner.batch(stream(step, shape)[0]) for stream in each]
                     for role, each in streams.items()
                 }
                 states, metrics = step_fn(params, states, batches, keys)  # 2, 3
                 metrics = metrics | {'schedule': tuning.schedule(step)}
-                log.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
+                session.log(step + 1, metrics, dataset.batch_size * len(kinds) * len(roles))
                 adapters = [state.adapter for state in states.values()]
-                log.checkpoint(step + 1, states, functools.partial(measure, adapters))
+                session.checkpoint(step + 1, states, functools.partial(measure, adapters))

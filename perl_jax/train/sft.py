@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the demonstrations that give the anchor policy.
+"""Supervised fine-tuning on demonstrations, which gives the anchor policy.
 
 Each step:  1. a batch of prompts and demonstrations   2. log-probs of the demonstrations   3. -log p, and the optimizer
 """
@@ -22,6 +22,7 @@ from perl_jax.evals.answering import Answers
 from perl_jax.models import lora
 from perl_jax.models.logprobs import response_logprobs
 from perl_jax.optim import accumulate, train_state
+from perl_jax.optim.accumulate import Aux
 from perl_jax.optim.tuning import Tuning
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.rewards import text_functions
@@ -44,30 +45,54 @@ def sft_step(
     num_microbatches: int = 1,
     tokens: Float[Array, ' B'] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step of SFT: the mean over the target tokens of -log p.
+    """One optimizer step of SFT on the mean of -log p over target tokens. Pure.
 
-    Pure; `rng` is for dropout and the same at every step of a run. With `tokens` (Stream.tokens_as_drawn) each row is
-    divided by its own number of them in place of the batch's; the loss that is logged is the batch's mean all the same.
+    Args:
+      network: a Decoder, a T5, or a module with their methods.
+      tx: the optimizer.
+      base: the frozen parameters.
+      state: of the adapter that is trained.
+      batch: prompts and demonstrations, K = 1.
+      rng: a key of jax.random for dropout, the same at every step: the step is folded in.
+      num_microbatches: microbatches whose gradients are accumulated, a divisor of B.
+      tokens: float32 [B] (Stream.tokens_as_drawn): each row is divided by its own number of tokens instead of the
+        batch's. The logged loss is the batch's mean in both cases.
+
+    Returns:
+      The next state; metrics, scalars by name: 'loss/nll' in nats a token.
     """
     share = masked.share(batch.targets_mask)
     weights = share if tokens is None else batch.targets_mask / tokens[:, None, None]
+    arrays = batch, share, weights
 
-    def loss(adapter: lora.Adapter, part: Any, rng: jax.Array) -> tuple[jax.Array, Any]:
-        batch, share, weights = part
+    def loss(
+        adapter: lora.Adapter, arrays: tuple[Responses, jax.Array, jax.Array], rng: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        batch, share, weights = arrays
         variables = lora.bind(base, adapter, train=True)
         logprobs = response_logprobs(network, variables, batch, rngs={'dropout': rng})
-        return -masked.weighted(logprobs, weights), ({'loss/nll': -masked.weighted(logprobs, share)}, ())
+        return -masked.weighted(logprobs, weights), Aux({'loss/nll': -masked.weighted(logprobs, share)}, rows=())
 
-    rng, part = jax.random.fold_in(rng, state.step), (batch, share, weights)
-    _, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, part, num_microbatches, rng)
+    rng = jax.random.fold_in(rng, state.step)
+    _, grads, metrics, _ = accumulate.value_and_grad(loss, state.adapter, arrays, num_microbatches, rng)
     metrics |= {'grad_norm': optax.global_norm(grads), 'tokens': batch.targets_mask.sum()}
     return train_state.update(state, grads, tx), metrics
 
 
-def compiled(
+def compile_step(
     network: nn.Module, tx: optax.GradientTransformation, num_microbatches: int, shardings: TrainState
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`sft_step` as a run compiles it: the state is donated, and the next lies where it lay."""
+    """Jit `sft_step` with a donated state whose sharding stays the same.
+
+    Args:
+      network: as in `sft_step`.
+      tx: the optimizer.
+      num_microbatches: as in `sft_step`.
+      shardings: the sharding of each array of the state.
+
+    Returns:
+      (base, state, batch, rng, tokens=None) -> state, metrics.
+    """
     step = functools.partial(sft_step, network, tx, num_microbatches=num_microbatches)
     return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
 
@@ -76,53 +101,58 @@ def train(
     run: RunConfig,
     base: BaseConfig,
     dataset: DatasetConfig,
+    *,
     eval_dataset: DatasetConfig | None,
     answers: Answers,
     tuning: Tuning,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> None:
-    """Run SFT, or go on with it, in `run.model_dir`.
+    """Run SFT in `run.model_dir`, or resume.
 
     Args:
-      run: where it goes, and how long.
-      base: where it starts. All tasks are read with its tokenizer, unless they are given another: vocabulary.py.
+      run: folder, length and seed of the run.
+      base: initial weights. Their tokenizer reads all tasks, unless VOCABULARY names another (data/vocabulary.py).
       dataset: prompts and demonstrations (inputs, targets).
-      eval_dataset: held-out ones; None measures no loss on any.
-      answers: prompts that an evaluation answers, and what judges the answers.
-      tuning: what is trained, and how.
-      partitioner: the devices, and how arrays are split over them.
+      eval_dataset: held-out examples; with None no held-out loss is measured.
+      answers: prompts that each evaluation answers, and metrics of the answers.
+      tuning: trainable parameters and optimizer.
+      partitioner: the devices and the sharding.
 
     Raises:
-      UserError: settings, data, weights or a MODEL_DIR that do not go together.
+      UserError: invalid or contradictory settings, data, weights or MODEL_DIR.
     """
     network, key = base.network, jax.random.key(run.random_seed)
-    judges, sampling = text_functions.functions(answers.metric_fns), answers.one_each(SamplingConfig())
+    metric_fns, sampling = (
+        text_functions.resolve_functions(answers.metric_fns),
+        answers.sampling_config(SamplingConfig()),
+    )
     with partitioner.scope():
+        tx = tuning.tx('OPTIMIZER')
         bases.check(base)
         partitioner.check_batch('BATCH_SIZE', dataset.batch_size, tuning.num_microbatches)
         task_metrics.announce(dataset, 'sft')
-        tx = tuning.tx('OPTIMIZER')
-        bucketing.announce(dataset.length_buckets, 'sft')
+        bucketing.log_shape_limit(dataset.length_buckets, 'sft')
 
-        # The data, read with the base's own tokenizer: before any weight is, since they are refused sooner.
+        # The data, read with the base's own tokenizer, before the weights: errors in them are found sooner.
         configs = dataset, eval_dataset, answers.dataset
-        words, (dataset, eval_dataset, prompts_dataset) = vocabulary.choose(configs, base.path, run.model_dir)
+        run_vocabulary, (dataset, eval_dataset, prompts_dataset) = vocabulary.choose(configs, base.path, run.model_dir)
         split = sharded.partitions('batch'), tuning.num_microbatches
         stream = datasets.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
         heldout = datasets.load(eval_dataset, 'sft') if eval_dataset else None
-        lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size)
         prompts = datasets.load(prompts_dataset, 'prompts') if prompts_dataset else None
+        loaded = *stream.datasets, heldout, prompts
+        lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size, loaded)
 
-        # The frozen base, and the state that is trained; each array is made where it will lie.
-        frozen = bases.load(base, partitioner, run.random_seed)
+        # The frozen base and the training state; each array is created with its final sharding.
+        frozen_base = bases.load(base, partitioner, run.random_seed)
         create = functools.partial(train_state.create, spec=tuning.only_spec, tx=tx)
-        shardings = partitioner.state(jax.eval_shape(create, key, frozen.params), frozen.axes, tx)
-        state = jax.jit(create, out_shardings=shardings)(key, frozen.params)
-        params = frozen.params
-        if tuning.only_spec.tuning == 'full':  # whose weights are in the state: the base need not lie there too
-            params, frozen = None, frozen.released()
+        shardings = partitioner.state(jax.eval_shape(create, key, frozen_base.params), frozen_base.axes, tx)
+        state = jax.jit(create, out_shardings=shardings)(key, frozen_base.params)
+        params = frozen_base.params
+        if tuning.only_spec.tuning == 'full':  # the state holds the weights: free the base
+            params, frozen_base = None, frozen_base.without_arrays()
 
-        step_fn = compiled(network, tx, tuning.num_microbatches, shardings)
+        step_fn = compile_step(network, tx, tuning.num_microbatches, shardings)
         sample_fn = make_sampler(network, stream.eos_ids)
 
         @jax.jit
@@ -138,14 +168,16 @@ def train(
             if prompts is not None:
                 respond = lambda batch, _, i: (  # noqa: E731
                     sample_fn(params, adapter, batch, jax.random.fold_in(key, i), sampling), {})  # fmt: skip
-                rows = answering.answer_all(prompts, dataset.batch_size, partitioner, respond, judges)
+                rows = answering.answer_all(prompts, dataset.batch_size, partitioner, respond, metric_fns)
                 metrics |= answering.means(rows)
             return metrics, rows
 
-        with loop.start('sft', run, tuning.only_spec.tuning, frozen, {'policy': state}, vocabulary=words) as log:
-            state = log.states['policy']
-            for step in log.steps():
+        with loop.start(
+            'sft', run, tuning.only_spec.tuning, frozen_base, {'policy': state}, vocabulary=run_vocabulary
+        ) as session:
+            state = session.states['policy']
+            for step in session.steps():
                 batch, tokens = partitioner.batch((stream(step)[0], stream.tokens_as_drawn(step)))  # 1
                 state, metrics = step_fn(params, state, batch, key, tokens=tokens)  # 2, 3
-                log.log(step + 1, metrics | {'schedule': tuning.schedule(step)}, dataset.batch_size)
-                log.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))
+                session.log(step + 1, metrics | {'schedule': tuning.schedule(step)}, dataset.batch_size)
+                session.checkpoint(step + 1, {'policy': state}, functools.partial(measure, state.adapter))

@@ -59,7 +59,7 @@ meshes = pytest.mark.parametrize('mesh', MESHES)
 
 def declared(kind, state, partitioner):
     """The shardings of a state, as the loops declare them."""
-    _, axes = partitioning.abstract(NETWORK)
+    _, axes = partitioning.abstract_params(NETWORK)
     if kind == 'policy':
         policy, value = (partitioner.state(x, axes, TX) for x in (state.policy, state.value))
         return types.PolicyState(policy, partitioner.sharding(), value)
@@ -67,7 +67,7 @@ def declared(kind, state, partitioner):
 
 
 def place_base(partitioner):
-    return jax.device_put(tiny.base(), partitioner.tree(partitioning.abstract(NETWORK)[1]))
+    return jax.device_put(tiny.base(), partitioner.tree(partitioning.abstract_params(NETWORK)[1]))
 
 
 def five_steps(step, base, state, batch):
@@ -166,7 +166,7 @@ def test_a_batch_without_padding_equals_and_no_token_moves(mesh):
         base = place_base(partitioner)
         shardings = declared('policy', start('policy', LORA), partitioner)
         before = jax.device_put(start('policy', LORA), shardings)
-        for each in (batch, tiny.without_padding(batch, partitioner.data_parallelism)):
+        for each in (batch, tiny.without_padding(batch, partitioner.data_parallel_size)):
             step = jax.jit(tiny.stepper('policy', TX), out_shardings=(shardings, None))
             programs.append(step.lower(base, before, partitioner.batch(each), KEY).compile())
         assert each.fill is not None
@@ -188,7 +188,7 @@ def roll(base, adapter, prompts, scores):
     drawn = sample(NETWORK, lora.bind(base, adapter), prompts, KEY, EOS, sampling)
     return drawn, experience(
         NETWORK, Objective(sampling=sampling), policy=(base, adapter), anchor=(base, None), rollout=drawn,
-        scores=scores, beta=0.1, eos_ids=EOS,
+        scores=scores, beta=jnp.float32(0.1), eos_ids=EOS,
     )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def rollout_on_one(K):
 
 def placed_rollout_inputs(partitioner, K):
     base, (adapter, prompts, scores) = place_base(partitioner), rollout_inputs(K)
-    axes = partitioning.adapter_axes(adapter, partitioning.abstract(NETWORK)[1])
+    axes = partitioning.adapter_axes(adapter, partitioning.abstract_params(NETWORK)[1])
     adapter = jax.device_put(adapter, partitioner.tree(axes))
     return base, adapter, partitioner.batch(prompts), partitioner.batch(scores)
 
@@ -242,11 +242,11 @@ def test_rollouts_and_the_samplers_cache_lie_split(mesh):
         read = lambda *x: NETWORK.apply(lora.bind(base, adapter), *x, K, 5, method='prefill')[1]  # noqa: E731
         cache = jax.jit(read)(prompts.inputs, prompts.inputs_mask)
     for x in jax.tree.leaves((drawn, judged)):
-        assert x.sharding.shard_shape(x.shape) == (B // on.data_parallelism, *x.shape[1:])
+        assert x.sharding.shard_shape(x.shape) == (B // on.data_parallel_size, *x.shape[1:])
     N, model = NETWORK.config.num_kv_heads, on.mesh.shape['model']
     for x in (*cache.prompt, *cache.responses):
         L, rows, *rest, _, S, E = x.shape
-        want = (L, rows // on.data_parallelism, *rest, N // model if N % model == 0 else N, S, E)
+        want = (L, rows // on.data_parallel_size, *rest, N // model if N % model == 0 else N, S, E)
         assert x.sharding.shard_shape(x.shape) == want
 
 
@@ -292,7 +292,7 @@ def _saved(state):
 @pytest.mark.parametrize('spec', [LORA, FULL], ids=['lora', 'full'])
 def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path, spec):
     run, after = Checkpoints(str(tmp_path)), on_eight('policy', spec, '2x4').after
-    about = {'adapters': {'value': {'scale': after.value.adapter.scale, 'dropout': 0.0}}}
+    about = {'phase': 'policy', 'base': {}, 'adapters': {'value': {'scale': after.value.adapter.scale, 'dropout': 0.0}}}
     run.save(5, _saved(after), about)
     run.close()
     shardings = declared('policy', start('policy', spec), MESHES['4x2'])
@@ -307,7 +307,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path, spec):
 
 def test_a_batch_must_divide_over_the_data_axis():
     MESHES['4x2'].check_batch('BATCH_SIZE', 12)
-    with pytest.raises(UserError, match='BATCH_SIZE = 12 does not divide over the 8 rows of the mesh'):
+    with pytest.raises(UserError, match='BATCH_SIZE = 12 is not divisible by the data-parallel size 8'):
         MESHES['8x1'].check_batch('BATCH_SIZE', 12)
     with pytest.raises(UserError, match='num_partitions = 3 does not divide the 8 devices'):
         _ = dataclasses.replace(MESHES['8x1'], num_partitions=3).mesh
@@ -349,7 +349,7 @@ def test_the_fused_kernel_on_a_mesh(mesh):
     with on.scope():
         placed = [jax.device_put(x, on.sharding('batch', 'length', 'kv_heads')) for x in (query, key, value)]
         (_, got), found = run(*placed)
-    assert got.sharding.shard_shape(got.shape)[0] == B // on.data_parallelism
+    assert got.sharding.shard_shape(got.shape)[0] == B // on.data_parallel_size
     np.testing.assert_allclose(got, want, atol=1e-5)
     tiny.assert_close(found, gradients, atol=1e-4, rtol=1e-4)
 
@@ -363,7 +363,7 @@ def test_a_few_prompts_are_answered_on_any_mesh(tmp_path, capsys):
     frozen = load_base(base, Partitioner(), 0)
     adapter, words = LORA.init(KEY, frozen.params), {'vocabulary': 'task:toy_prompts'}
     given = {'base': frozen.name, 'base_parameters': 1, 'vocabulary': words, 'source': 'a test', 'config_text': ''}
-    loop.made(str(tmp_path), 'policy', 'policy', adapter, **given)
+    loop.write_finished_run(str(tmp_path), 'policy', 'policy', adapter, **given)
     prompts = DatasetConfig('toy_prompts', {'inputs': 64}, 8)
     sampling = dataclasses.replace(SAMPLING, num_microbatches=2)
     infer.sample_policy(str(tmp_path), base, prompts, sampling=sampling, num=3, partitioner=MESHES['all'])

@@ -84,7 +84,7 @@ def saved(tmp_path_factory):
 
 def loaded(folder):
     network = hf.network(str(folder))
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     return network, jax.tree.map(jnp.asarray, leaves.to_host(hf.leaves(str(folder), network, shapes), 'float32'))
 
 
@@ -210,7 +210,7 @@ def test_adapters_go_to_peft_and_back(saved, family, tmp_path):
     np.testing.assert_allclose(ours(network, lora.bind(base, adapter)), want, atol=1e-4)
 
     model.save_pretrained(tmp_path / 'theirs')  # what peft itself writes
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     back = our_peft.load(tmp_path / 'theirs', network, shapes)
     assert (back.scale, back.dropout) == (adapter.scale, adapter.dropout)
     jax.tree.map(np.testing.assert_array_equal, back.lora, adapter.lora)
@@ -235,7 +235,7 @@ def test_rewards_go_to_peft_with_their_head(saved, family, tmp_path):
     hidden = network.apply(variables, b.inputs, b.inputs_mask, b.targets)
     assert np.abs(want).max() > 0.5
     np.testing.assert_allclose(lora.readout(variables, hidden[:, 0, -1]), want, atol=1e-4)
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     back = our_peft.load(tmp_path, network, shapes)
     np.testing.assert_array_equal(back.head['kernel'], adapter.head['kernel'])
 
@@ -256,7 +256,7 @@ def test_classifiers_that_transformers_made_come_in_as_rewards(family, prefix, t
         safetensors_numpy.save_file(tensors, file, {'format': 'pt'})
     network = hf.network(str(tmp_path))
     assert hf.is_classifier(str(tmp_path))
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     base = leaves.to_host(hf.leaves(str(tmp_path), network, shapes, classifier=True), 'float32')
     b = batch()
     hidden = network.apply({'params': jax.tree.map(jnp.asarray, base)}, b.inputs, b.inputs_mask, b.targets)
@@ -271,7 +271,7 @@ def test_bfloat16_survives_the_way_there_and_back(saved, tmp_path):
     network, base = loaded(folder)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     hf.save(tmp_path, network, low, 'bfloat16')
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     again = leaves.to_host(hf.leaves(str(tmp_path), network, shapes), 'bfloat16')
     assert {entry.dtype for entry in safetensors.entries(tmp_path).values()} == {'BF16'}
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(low))

@@ -1,5 +1,8 @@
 """T5 by way of Hugging Face's checkpoints and PEFT's adapters; test_t5.py holds the network itself to transformers."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,9 +55,21 @@ def saved(tmp_path_factory):
     return get
 
 
+@pytest.mark.parametrize('start', [0, None, 5])
+def test_another_start_of_generation_is_refused(saved, tmp_path, start):
+    """transformers generates from generation_config.json's token, whatever config.json says."""
+    shutil.copytree(saved('t5')[0], tmp_path / 'model')
+    (tmp_path / 'model' / 'generation_config.json').write_text(json.dumps({'decoder_start_token_id': start}))
+    if start is not None and start:
+        with pytest.raises(UserError, match='generation_config.json: decoder_start_token_id = 5'):
+            loaded(tmp_path / 'model')
+    else:
+        loaded(tmp_path / 'model')
+
+
 def loaded(folder):
     network = hf.network(str(folder))
-    shapes, _ = partitioning.abstract(network)
+    shapes, _ = partitioning.abstract_params(network)
     return network, jax.tree.map(jnp.asarray, leaves.to_host(hf.leaves(str(folder), network, shapes), 'float32'))
 
 
@@ -107,7 +122,7 @@ def test_adapters_go_to_peft_and_back(saved, family, tmp_path):
     assert np.abs(want - before).max() > 0.1
     np.testing.assert_allclose(ours(network, lora.bind(base, adapter)), want, atol=1e-4)
     model.save_pretrained(tmp_path / 'theirs')
-    back = our_peft.load(tmp_path / 'theirs', network, partitioning.abstract(network)[0])
+    back = our_peft.load(tmp_path / 'theirs', network, partitioning.abstract_params(network)[0])
     jax.tree.map(np.testing.assert_array_equal, back.lora, adapter.lora)
 
 

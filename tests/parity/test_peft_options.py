@@ -46,7 +46,7 @@ def ours(folder, adapter_folder):
     network, partitioner = hf.network(str(folder)), Partitioner()
     with partitioner.scope():
         base = bases.load(BaseConfig(network, str(folder)), partitioner, 0)
-    adapter = our_peft.load(adapter_folder, network, partitioning.abstract(network)[0], base.params)
+    adapter = our_peft.load(adapter_folder, network, partitioning.abstract_params(network)[0], base.params)
     tokens = TOKENS[:, None, :]
     hidden = network.apply(lora.bind(base.params, adapter), tokens[:, 0, :1], tokens[:, 0, :1] > 0, tokens[:, :, 1:])
     logits = network.apply(lora.bind(base.params, adapter), hidden, method='logits')[:, 0]
@@ -156,5 +156,5 @@ def test_an_adapter_of_weights_for_a_classifier_keeps_its_head(folder, tmp_path)
                              task_type='SEQ_CLS')  # fmt: skip
     peft.get_peft_model(model, config).save_pretrained(tmp_path)
     network = hf.network(str(folder))
-    adapter = our_peft.load(tmp_path, network, partitioning.abstract(network)[0])
+    adapter = our_peft.load(tmp_path, network, partitioning.abstract_params(network)[0])
     assert adapter.head['kernel'].shape == (32,) and jax.tree.leaves(adapter.lora)[0].shape[-1] == 3

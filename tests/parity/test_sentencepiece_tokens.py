@@ -121,7 +121,7 @@ def test_eos_may_be_another_piece_which_no_typed_text_becomes(tmp_path):
 
 def test_a_model_without_eos_ends_with_what_stands_beside_or_is_refused(tmp_path):
     path = write_model(tmp_path / 'tokenizer.model', SIZE, **LLAMA | {'eos_id': -1})
-    with pytest.raises(UserError, match='tokenizer.model: the tokenizer names no token that ends a sequence'):
+    with pytest.raises(UserError, match='tokenizer.model: the tokenizer specifies no token that ends a sequence'):
         vocabulary(path).eos_id  # noqa: B018
     (tmp_path / 'other').mkdir()
     ours, theirs = folder(tmp_path / 'other', eos_id=-1)
@@ -147,7 +147,7 @@ def test_what_is_said_beside_is_understood_or_named(tmp_path, name, said, messag
 
 def test_a_format_whose_tokens_the_model_has_not_is_refused(tmp_path):
     ours, _ = folder(tmp_path, {'chat_template': INST})
-    with pytest.raises(UserError, match="tokenizer.model: a chat format puts in '<|im_start|>'".replace('|', r'\|')):
+    with pytest.raises(UserError, match="tokenizer.model: a chat format adds '<|im_start|>'".replace('|', r'\|')):
         ours.encode(chat.chatml('hello'))
 
 

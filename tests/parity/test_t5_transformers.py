@@ -97,7 +97,7 @@ def batch():
 
 def test_every_parameter_is_compared():
     for c, _, _ in FAMILIES.values():
-        shapes, _ = partitioning.abstract(T5(c))
+        shapes, _ = partitioning.abstract_params(T5(c))
         count = lambda leaves: sum(x.size for x in leaves)  # noqa: E731
         assert count(theirs(c, tiny.base(T5(c))).values()) == count(jax.tree.leaves(shapes))
 

@@ -1,1 +1,1 @@
-"""Judging answers: rubrics, who judges by them, and what the verdicts add up to."""
+"""Judging answers: rubrics, judges, reading of their replies, win rates."""

@@ -1,4 +1,4 @@
-"""When a judge's figures are not what they seem: replies that were not read, a reward that the policy learned from."""
+"""Warnings about a judge's figures: too many unreadable replies, or a policy that was trained on the judging reward."""
 
 from __future__ import annotations
 
@@ -6,69 +6,86 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from perl_jax.runs import rundir
+from perl_jax.runs import lineage, rundir
 
-UNREAD = 0.05  # of all replies; more is said
-REWARD = 'train_policy.train.reward'  # what `of_run` calls a policy's sources of reward
+UNREAD = 0.05  # the share of unreadable replies above which a warning is given
+REWARD = 'train_policy.train.reward'  # `run_function`'s name of a policy's reward sources, a list for each start
 
 
-def unread(said: Sequence[str], verdicts: Sequence[int | str | None], become: str) -> list[str]:
-    """A line where more than UNREAD of the replies could not be read.
+def unread_replies(replies: Sequence[str], verdicts: Sequence[int | str | None], consequence: str) -> list[str]:
+    """Return a warning if more than the share UNREAD of the replies could not be read, else nothing.
 
     Args:
-      said: all replies.
-      verdicts: what was read of each.
-      become: what happens to those that could not be.
+      replies: all replies.
+      verdicts: the verdict read from each; None is unreadable.
+      consequence: how the unreadable ones are counted, for the message.
     """
-    missed = [text for text, verdict in zip(said, verdicts, strict=True) if verdict is None]
-    if len(missed) <= UNREAD * len(said):
+    unread = [text for text, verdict in zip(replies, verdicts, strict=True) if verdict is None]
+    if len(unread) <= UNREAD * len(replies):
         return []
     return [
-        f'CAUTION: {len(missed)} of {len(said)} replies of the judge ({len(missed) / len(said):.0%}) could not be read '
-        f'and {become}: the figures say little; the first is {missed[0][:80]!r}. Take a judge that follows '
-        'instructions, or raise --judge_tokens if its replies are cut'
+        f'CAUTION: {len(unread)} of {len(replies)} replies of the judge ({len(unread) / len(replies):.0%}) '
+        f'could not be read and {consequence}: the figures are unreliable; the first is {unread[0][:80]!r}. Use '
+        'a judge that follows instructions, or raise --judge_tokens if its replies are truncated'
     ]
 
 
 def same_reward(
-    of_run: Callable[[str, str], Callable[..., Any]], model_dirs: Iterable[str], judges: Sequence[str]
+    run_function: Callable[[str, str], Callable[..., Any]], model_dirs: Iterable[str], judge_dirs: Sequence[str]
 ) -> list[str]:
-    """A line for each run that learned from one of the rewards that now judge it, by itself or within an ensemble.
+    """Return a warning for each run that was trained on one of the rewards that judge it, alone or in an ensemble.
 
     Args:
-      of_run: see judge.py.
+      run_function: see judge.py.
       model_dirs: the runs whose answers are judged.
-      judges: MODEL_DIRs of the rewards.
+      judge_dirs: MODEL_DIRs of the judging rewards.
     """
-    judges, lines = [member for folder in judges for member in _members(folder)], []
+    judge_dirs, cautions = [member for folder in judge_dirs for member in _members(folder)], []
     for model_dir in model_dirs:
-        learned = _learned_from(of_run, model_dir)
-        if both := [judge for judge in judges if any(_same(judge, reward) for reward in learned)]:
-            lines.append(
-                f"CAUTION: '{model_dir}' was trained on the reward '{both[0]}' that judges it: its win rate says how "
-                'well it pleases this reward, not how good its answers are. Judge by another: a reward of other data '
-                'and another seed, a model to ask, or `eval` with METRIC_FNS'
+        reward_dirs = _training_rewards(run_function, model_dir)
+        about = rundir.read(model_dir) or {}
+        identities = {*(about.get('rewards') or ()), *lineage.rewards(reward_dirs)}
+        if shared := [
+            judge_dir
+            for judge_dir in judge_dirs
+            if identities.intersection(lineage.rewards([judge_dir]))
+            or any(_is_same_folder(judge_dir, reward_dir) for reward_dir in reward_dirs)
+        ]:
+            cautions.append(
+                f"CAUTION: '{model_dir}' was trained on the reward '{shared[0]}' that judges it: its win rate "
+                'measures how well it exploits this reward, not how good its answers are. Use another judge: a reward '
+                'trained on other data with another seed, a language model, or `eval` with METRIC_FNS'
             )
-    return lines
+        elif 'rewards' not in about and (missing := [x for x in reward_dirs if rundir.read(x) is None]):
+            cautions.append(
+                f"CAUTION: '{model_dir}' was trained on the reward '{missing[0]}', which is no longer there, so that "
+                'it cannot be told whether this reward judges it. Make sure that it does not'
+            )
+    return cautions
 
 
-def _learned_from(of_run: Callable[[str, str], Callable[..., Any]], model_dir: str) -> list[str]:
-    """The rewards of a policy, and of those that it started from."""
-    found, folder = [], model_dir
+def _training_rewards(run_function: Callable[[str, str], Callable[..., Any]], model_dir: str) -> list[str]:
+    """List the rewards that a policy was trained on, and those of the policies that it started from."""
+    reward_dirs, folder = [], model_dir
     while '://' not in folder and (about := rundir.read(folder)) is not None:
-        if about['phase'] == 'policy' and (average := _averaged(about)):
-            found += [reward for member in average for reward in _learned_from(of_run, member)]
+        if about['phase'] == 'policy' and (averaged_dirs := _averaged(about)):
+            reward_dirs += [
+                reward_dir for member_dir in averaged_dirs for reward_dir in _training_rewards(run_function, member_dir)
+            ]
         elif about['phase'] == 'policy' and 'imported' not in about:
-            for source in of_run(folder, REWARD)() or []:
-                folders = getattr(source, 'model_dir', None) or []
-                found += [folders] if isinstance(folders, str) else folders
+            for reward_source in [source for start in run_function(folder, REWARD)() for source in start or []]:
+                source_dirs = getattr(reward_source, 'model_dir', None) or []
+                reward_dirs += [source_dirs] if isinstance(source_dirs, str) else source_dirs
         folder = about['base']['path']
-    return [member for folder in found for member in _members(folder)]
+    return [member_dir for folder in reward_dirs for member_dir in _members(folder)]
 
 
 def _members(folder: str) -> list[str]:
-    """A reward, and those that it is the average of."""
-    return [folder, *(member for each in _averaged(rundir.read(folder) or {}) for member in _members(each))]
+    """List a reward and, if it is a weight average, the rewards that were averaged."""
+    return [
+        folder,
+        *(member_dir for averaged_dir in _averaged(rundir.read(folder) or {}) for member_dir in _members(averaged_dir)),
+    ]
 
 
 def _averaged(about: dict[str, Any]) -> list[str]:
@@ -76,11 +93,10 @@ def _averaged(about: dict[str, Any]) -> list[str]:
     return source.removeprefix(rundir.AVERAGE).split(', ') if source.startswith(rundir.AVERAGE) else []
 
 
-def _same(here: str, there: str) -> bool:
-    """Whether two paths are one run: the same folder, a copy of it, or a relative path of another working folder."""
-    if os.path.realpath(here) == os.path.realpath(there):
+def _is_same_folder(path: str, other_path: str) -> bool:
+    """Tell whether two paths are one folder, also if the other one is relative to another working folder."""
+    if os.path.realpath(path) == os.path.realpath(other_path):
         return True
-    one, other = (rundir.read(folder) for folder in (here, there))
-    if one is not None and other is not None:
-        return one == other and 'started' in one
-    return not os.path.isabs(there) and os.path.realpath(here).endswith(os.sep + os.path.normpath(there))
+    is_there = rundir.read(other_path) is not None
+    is_relative = not is_there and not os.path.isabs(other_path)
+    return is_relative and os.path.realpath(path).endswith(os.sep + os.path.normpath(other_path))

@@ -1,143 +1,213 @@
-"""A judge behind HTTP: whatever speaks OpenAI's chat completions (OpenAI, vLLM, llama.cpp, Ollama ..).
+"""A judge behind HTTP: any server of OpenAI's chat completions API (OpenAI, vLLM, llama.cpp, Ollama ..).
 
-Answers are kept in a SQLite file by a hash of their request, so a killed run goes on and a second one asks nothing.
+Replies are cached in a SQLite file under a hash of their request, so a killed run resumes and a repeated one sends
+nothing. The server is not trusted: no redirect is followed, replies have a maximum size and duration, and the key is
+masked in all that it sends back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.client
 import json
 import random
 import sqlite3
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-from perl_jax.errors import UserError, check_count
+from perl_jax import settings
+from perl_jax.errors import UserError
+from perl_jax.evals.judging.replies import CUT
 
 RETRIED = (408, 429, 500, 502, 503, 504)
+MAX_REPLY = 2**22  # bytes, decompressed
+MAX_WAIT = 600.0  # seconds that a server may ask to wait
 
+# SQLite's codes of a full, failing, read-only, missing or locked place.
+_PLACE_ERRORS = (
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY,
+)  # fmt: skip
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """url: the base, as in http://localhost:8000/v1. cache: the SQLite file. key: a bearer token, stored nowhere.
+    """A chat completions server and how it is called.
 
-    timeout and backoff are in seconds; retry n = 0, 1 .. waits backoff * 2^n, at random up to a half more or less, or
-    as long as Retry-After says. At most `concurrency` requests are under way. max_tokens is the room of an answer.
+    Attributes:
+      url: the base URL, as in http://localhost:8000/v1.
+      model: the server's name of its model.
+      cache: the SQLite file of replies.
+      key: a bearer token. It is sent to `url` alone, and never stored or printed.
+      timeout: seconds for a connection, and for a whole reply.
+      retries: how often a failed request is repeated.
+      backoff: seconds; retry n = 0, 1 .. waits backoff * 2^n, varied at random by up to a half, or as long as the
+        Retry-After header specifies.
+      concurrency: the maximum number of simultaneous requests.
+      max_tokens: the maximum length of a reply.
     """
 
     url: str
     model: str
     cache: str
     key: str | None = None
-    timeout: float = 60.0
-    retries: int = 5
-    backoff: float = 1.0
-    concurrency: int = 8
-    max_tokens: int = 16
+    timeout: settings.Positive = 60.0
+    retries: settings.Natural = 5
+    backoff: settings.NonNegative = 1.0
+    concurrency: settings.Count = 8
+    max_tokens: settings.Count = 16
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ('concurrency', self.concurrency, 1), ('tokens', self.max_tokens, 1), ('retries', self.retries, 0),
-        ):  # fmt: skip
-            check_count(f'--judge_{name}', value, least)
-        if not self.timeout > 0:
-            raise UserError(f'--judge_timeout = {self.timeout}: give a number of seconds above 0')
+        settings.check(self)
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ('http', 'https') or not parts.hostname or parts.username or parts.password:
+            raise UserError('--judge: give a URL like http://localhost:8000/v1, with a key in --judge_key')
+        if self.key is not None and not (self.key.isascii() and self.key.isprintable() and ' ' not in self.key):
+            raise UserError(
+                '--judge_key: the value of the variable has a space, a line break or another character that a key '
+                'cannot have; set it again'
+            )
 
-    def ask(self, prompts: Sequence[str]) -> list[str]:
-        """The greedy answer to each prompt, in order; equal prompts are asked once.
+    def complete(self, prompts: Sequence[str]) -> list[str]:
+        """Return the greedy reply to each prompt, in order; equal prompts are sent once.
+
+        A reply that the server cut at `max_tokens` ends with replies.CUT, in the cache too.
 
         Raises:
-          UserError: it cannot be reached, refuses the key, has no such model, or speaks something else.
+          UserError: the server cannot be reached, rejects the key, lacks the model, or uses another API.
         """
         from tqdm import tqdm
 
-        bodies = {prompt: self._body(prompt) for prompt in prompts}
+        bodies = {prompt: self._request_body(prompt) for prompt in prompts}
         keys = {prompt: hashlib.sha256(f'{self.url}\n{body}'.encode()).hexdigest() for prompt, body in bodies.items()}
-        db = sqlite3.connect(self.cache)
+        try:
+            database = sqlite3.connect(self.cache)
+        except sqlite3.DatabaseError as error:
+            raise self._unusable_cache(error) from error
         pool = futures.ThreadPoolExecutor(self.concurrency)
         try:
-            db.execute('CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)')
-            stored = dict(db.execute('SELECT request, answer FROM answers'))
+            database.execute('CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)')
+            stored = dict(database.execute('SELECT request, answer FROM answers'))
             answers = {prompt: stored[key] for prompt, key in keys.items() if key in stored}
-            asked = {pool.submit(self._post, body): prompt for prompt, body in bodies.items() if prompt not in answers}
-            for done in tqdm(futures.as_completed(asked), total=len(asked), desc='judge', disable=not asked):
-                prompt = asked[done]
-                answers[prompt] = done.result()
-                with db:
-                    db.execute('INSERT OR REPLACE INTO answers VALUES (?, ?)', (keys[prompt], answers[prompt]))
+            pending = {
+                pool.submit(self._post_with_retries, body): prompt
+                for prompt, body in bodies.items()
+                if prompt not in answers
+            }
+            for future in tqdm(futures.as_completed(pending), total=len(pending), desc='judge', disable=not pending):
+                prompt = pending[future]
+                answers[prompt] = future.result()
+                with database:
+                    database.execute('INSERT OR REPLACE INTO answers VALUES (?, ?)', (keys[prompt], answers[prompt]))
         except sqlite3.DatabaseError as error:
-            raise UserError(f"'{self.cache}' cannot hold the judge's answers ({error}); delete it") from error
+            raise self._unusable_cache(error) from error
         finally:
-            pool.shutdown(cancel_futures=True)  # one that fails for good would only be followed by others
-            db.close()
+            pool.shutdown(cancel_futures=True)  # after a permanent failure the others would fail too
+            database.close()
         return [answers[prompt] for prompt in prompts]
 
-    def _body(self, prompt: str) -> str:
+    def _unusable_cache(self, error: sqlite3.DatabaseError) -> UserError:
+        if getattr(error, 'sqlite_errorcode', 0) & 0xFF in _PLACE_ERRORS:  # what it has cost is in it
+            return UserError(f"'{self.cache}': {error}; its replies are kept, mend the place or wait, then repeat this")
+        return UserError(f"'{self.cache}' is not a usable cache of the judge's replies ({error}); delete it")
+
+    def _request_body(self, prompt: str) -> str:
         messages = [{'role': 'user', 'content': prompt}]
-        return json.dumps(
-            {'model': self.model, 'messages': messages, 'temperature': 0, 'max_tokens': self.max_tokens}
-        )
+        return json.dumps({'model': self.model, 'messages': messages, 'temperature': 0, 'max_tokens': self.max_tokens})
 
-    def _post(self, body: str) -> str:
-        """One answer, after as many tries as it takes."""
+    def _post_with_retries(self, body: str) -> str:
+        """Send a request, with retries, and return the reply."""
+        import urllib3
+
         for attempt in range(self.retries + 1):
-            wait = self.backoff * 2**attempt * random.uniform(0.5, 1.5)
+            delay = self.backoff * 2**attempt * random.uniform(0.5, 1.5)
             try:
-                return self._once(body)
-            except urllib.error.HTTPError as error:
-                why = f'HTTP {error.code}'
-                with error:
-                    if error.code not in RETRIED:
-                        raise UserError(self._refusal(error)) from error
-                after = error.headers.get('Retry-After', '')
-                wait = float(after) if after.isdigit() else wait
-            except (OSError, http.client.HTTPException) as error:  # no connection, a time-out, or half an answer
-                why = str(getattr(error, 'reason', error)) or type(error).__name__
+                status, headers, text = self._post(body)
+            except (OSError, urllib3.exceptions.HTTPError) as error:  # no connection, a timeout, a truncated response
+                reason = self._masked(str(error)) or type(error).__name__
+            else:
+                if status == 200:
+                    return self._content(text)
+                if status not in RETRIED:
+                    raise UserError(self._refusal(status, headers, text))
+                reason, retry_after = f'HTTP {status}', headers.get('Retry-After', '')
+                delay = float(retry_after) if retry_after.isdecimal() else delay
+                if delay > MAX_WAIT:
+                    raise UserError(
+                        f"--judge: '{self.url}' asks to wait {delay:.0f} s ({reason}); run the same command again "
+                        'then: replies so far are cached'
+                    )
             if attempt < self.retries:
-                time.sleep(wait)
+                time.sleep(delay)
         raise UserError(
-            f"--judge: no answer from '{self.url}' after {self.retries + 1} tries ({why}); look after the server, "
-            'then run the same command again: what was answered is kept'
+            f"--judge: no answer from '{self.url}' after {self.retries + 1} tries ({reason}); check the server, "
+            'then run the same command again: replies so far are cached'
         )
 
-    def _once(self, body: str) -> str:
-        headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {self.key}'} if self.key else {})
-        request = urllib.request.Request(f'{self.url.rstrip("/")}/chat/completions', body.encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            text = response.read()
+    def _post(self, body: str) -> tuple[int, Mapping[str, str], str]:
+        """Send a request; return status, headers and text of the response, which may be an error."""
+        import requests
+
+        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:  # instead of a ~/.netrc
+            if self.key:
+                request.headers['Authorization'] = f'Bearer {self.key}'
+            return request
+
+        deadline, content = time.monotonic() + self.timeout, b''
+        with requests.post(
+            f'{self.url.rstrip("/")}/chat/completions', body.encode(), headers={'Content-Type': 'application/json'},
+            auth=authorize, timeout=self.timeout, stream=True, allow_redirects=False,
+        ) as response:  # fmt: skip
+            while chunk := response.raw.read1(2**16, decode_content=True):  # of one packet; iter_content fills a chunk
+                content += chunk
+                if len(content) > MAX_REPLY:
+                    raise UserError(f"--judge: '{self.url}' sends a reply of more than {MAX_REPLY:,} bytes")
+                if time.monotonic() > deadline:  # requests' own timeout is that of each read
+                    raise requests.Timeout(f'no whole reply in {self.timeout:g} s')
+            return response.status_code, response.headers, content.decode(errors='replace')
+
+    def _content(self, text: str) -> str:
+        """The reply's text, of what the server sent."""
         try:
-            return _content(json.loads(text))
-        except (ValueError, LookupError, TypeError) as error:
+            content = _text_of(json.loads(text))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
-                f"--judge: '{self.url}' answers, but not as OpenAI's chat completions do; is it the base, "
-                'such as http://localhost:8000/v1?'
+                f"--judge: '{self.url}' answers, but not in the format of OpenAI's chat completions; "
+                'give the base URL, such as http://localhost:8000/v1'
             ) from error
+        return self._masked(content.encode(errors='replace').decode())  # a lone surrogate cannot be stored
 
-    def _refusal(self, error: urllib.error.HTTPError) -> str:
-        if error.code in (401, 403):
+    def _refusal(self, status: int, headers: Mapping[str, str], text: str) -> str:
+        if 300 <= status < 400:
+            target = self._masked(' '.join(headers.get('Location', 'nowhere').split())[:200])
             return (
-                f"--judge: '{self.url}' refuses the key (HTTP {error.code}); put one into an environment variable and "
-                'give its name with --judge_key'
+                f"--judge: '{self.url}' redirects to {target!r} (HTTP {status}), which is not followed, because the "
+                'key would go there too; give that URL as --judge if you trust it'
             )
-        if error.code == 404:
+        if status in (401, 403):
             return (
-                f"--judge: '{self.url}' knows no chat/completions or no model '{self.model}' (HTTP 404); "
-                'mend --judge or --judge_model'
+                f"--judge: '{self.url}' rejects the key (HTTP {status}); put a valid one into an environment "
+                'variable and pass its name as --judge_key'
             )
-        said = ' '.join(error.read(300).decode(errors='replace').split())
-        return f"--judge: '{self.url}' refuses the request (HTTP {error.code}): {said}"
+        if status == 404:
+            return (
+                f"--judge: '{self.url}' has no chat/completions or no model '{self.model}' (HTTP 404); "
+                'correct --judge or --judge_model'
+            )
+        error_text = self._masked(' '.join(text.split()))[:300]
+        printable = ''.join(c if c.isprintable() else '?' for c in error_text)
+        return f"--judge: '{self.url}' rejects the request (HTTP {status}): {printable}"
+
+    def _masked(self, text: str) -> str:
+        return text.replace(self.key, '***') if self.key else text
 
 
-def _content(reply: Any) -> str:
-    content = reply['choices'][0]['message']['content'] or ''  # none, where reasoning took up all the room
-    if isinstance(content, list):  # some servers give a list of parts, reasoning among them
-        content = ''.join(part['text'] for part in content if part['type'] == 'text')
+def _text_of(reply: Any) -> str:
+    choice = reply['choices'][0]
+    content = choice['message']['content'] or ''  # None if reasoning used up max_tokens
+    if isinstance(content, list):  # some servers return a list of content parts, including reasoning
+        content = ''.join(content_part['text'] for content_part in content if content_part['type'] == 'text')
     if not isinstance(content, str):
         raise TypeError(content)
-    return content
+    return content + CUT if choice.get('finish_reason') == 'length' else content

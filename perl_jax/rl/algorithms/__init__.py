@@ -12,17 +12,23 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
-Tokens = Float[Array, 'B K R']
-Mask = Bool[Array, 'B K R']
+from perl_jax.types import AnyArray
+
+Tokens = Float[AnyArray, 'B K R']
+Mask = Bool[AnyArray, 'B K R']
 
 
+@runtime_checkable
 class Algorithm(Protocol):
-    """What an algorithm has to have; any frozen dataclass with these will do (examples/own_algorithm.py).
+    """The interface of an algorithm.
 
-    All arrays are float32 [B, K, R], a number for each token of each response; what stands at the padding may be
-    anything. One that learns a value is a ValueAlgorithm. The properties may be plain attributes.
+    A frozen dataclass with these attributes and methods is enough (examples/own_algorithm.py); the properties may be
+    plain attributes. An algorithm that learns a value is a ValueAlgorithm.
+
+    All arrays are float32 [B, K, R], a number for each token of each response. Values at the padding are arbitrary in
+    the arguments, and ignored in the results.
     """
 
     @property
@@ -32,27 +38,27 @@ class Algorithm(Protocol):
 
     @property
     def min_samples(self) -> int:
-        """The least K."""
+        """The smallest K: responses to a prompt."""
         ...
 
     @property
     def clip(self) -> float | None:
-        """Of the ratio pi / pi_old; None if the ratio is not used."""
+        """eps, the bound of |pi / pi_old - 1|; None if the ratio is not used."""
         ...
 
     @property
     def epochs(self) -> int:
-        """How often a rollout is learned from."""
+        """Passes over each rollout."""
         ...
 
     @property
     def minibatches(self) -> int:
-        """In how many parts of its prompts each time."""
+        """Minibatches per epoch; each takes whole prompts."""
         ...
 
     @property
     def whole_batch(self) -> bool:
-        """Whether what is learned from one prompt's responses depends on the other prompts of its batch."""
+        """Whether a prompt's gradient depends on the other prompts of the batch."""
         ...
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
@@ -60,7 +66,7 @@ class Algorithm(Protocol):
 
         Args:
           rewards: of each token, the KL's part in it where the KL lies in the reward.
-          values: before the rollout was learned from; None where none is learned.
+          values: before the first update on the rollout; None where no value is learned.
           mask: bool, true at the tokens.
 
         Returns:
@@ -82,7 +88,7 @@ class Algorithm(Protocol):
         ...
 
     def weights(self, mask: Mask) -> Tokens:
-        """Say what each token counts in the loss, a weighted sum: the policy's, the value's, a KL in the loss.
+        """Compute the weight of each token in the policy, value and KL losses, which are weighted sums.
 
         Args:
           mask: bool, true at the tokens.
@@ -95,14 +101,14 @@ class Algorithm(Protocol):
 
 @runtime_checkable
 class ValueAlgorithm(Algorithm, Protocol):
-    """What is also asked of an algorithm that learns a value, as REINFORCE and PPO do."""
+    """The interface of an algorithm that learns a value, such as REINFORCE and PPO."""
 
     def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:
-        """Compute what the value is to learn.
+        """Compute the regression targets of the value.
 
         Args:
           rewards: of each token.
-          values: before the rollout was learned from.
+          values: before the first update on the rollout.
           mask: bool, true at the tokens.
 
         Returns:
@@ -115,7 +121,7 @@ class ValueAlgorithm(Algorithm, Protocol):
 
         Args:
           values: V(X_t), which the gradient flows through.
-          old_values: those before the rollout was learned from.
+          old_values: those before the first update on the rollout.
           returns: Z_t.
 
         Returns:

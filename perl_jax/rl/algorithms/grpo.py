@@ -2,8 +2,17 @@
 
     A = (G_k - mean_j G_j) / std_j G_j,   L = -1/K sum_k 1/|o_k| sum_t min(w A, clip(w, 1 - eps, 1 + eps) A)
 
-w = pi / pi_old at each token; the deviation is a sample's (over K - 1). In its paper the KL is k3 in the loss, as
-algorithms/grpo.gin sets it.
+w = pi / pi_old at each token. As in the paper, a rollout gets one update by default (section 4.2).
+
+Departures from the paper:
+
+1. The deviation is a sample's, over K - 1 (the paper does not say which), and 1e-4 is added to it.
+2. The paper's KL, k3 in the loss, is not part of this class: algorithms/grpo.gin sets it. Without that file it is the
+   default, k1 in the reward, and then G contains it.
+3. The score in G has the weight 1 - beta, as for every algorithm here; the division by the deviation cancels it, but
+   for the 1e-4.
+4. Anchor and reward stay the same during a run: one iteration of the paper's algorithm 1. ANCHOR_EMA moves the anchor.
+5. The ratio w is capped at e^20, to be finite (losses.ratio).
 """
 
 from __future__ import annotations
@@ -12,8 +21,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from perl_jax import masked
-from perl_jax.errors import check_count, check_number
+from perl_jax import masked, settings
 from perl_jax.rl import advantages as adv
 from perl_jax.rl import losses
 from perl_jax.rl.algorithms import Mask, Tokens
@@ -27,25 +35,23 @@ class GRPO:
 
     Attributes:
       clip: eps, how far the ratio pi / pi_old may go from 1.
-      epochs: how often a rollout is learned from.
-      minibatches: in how many parts each time.
+      epochs: passes over each rollout.
+      minibatches: updates per epoch; each takes whole prompts.
 
     Raises:
       UserError: a setting out of range.
     """
 
-    clip: float = 0.2
-    epochs: int = 1
-    minibatches: int = 1
+    clip: settings.Positive = 0.2
+    epochs: settings.Count = 1
+    minibatches: settings.Count = 1
 
     has_value = False
     min_samples = 2
     whole_batch = False
 
     def __post_init__(self) -> None:
-        check_number('GRPO.clip', self.clip, above=0)
-        check_count('GRPO.epochs', self.epochs)
-        check_count('GRPO.minibatches', self.minibatches)
+        settings.check(self)
 
     def advantages(self, rewards: Tokens, values: Tokens | None, mask: Mask) -> Tokens:
         """The same at every token of a response."""

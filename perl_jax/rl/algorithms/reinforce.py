@@ -4,6 +4,15 @@
     L_policy = -sum_t log pi(A_t | X_t) stop_grad(Z_t - V(X_t)),   L_value = sum_t (Z_t - V(X_t))^2
 
 Both are means over episodes. The value is as large as the policy: an adapter of the same base and rank.
+
+Departures from the paper, and choices where it says nothing:
+
+1. The paper gives no estimator of the KL and no place for it. Here it is k1 at each token, in the reward, so Z_t is the
+   reward to go; in RLAIF, appendix F, it is the last token's R.
+2. The baseline V(X_t) is the value before its own update of the same step (steps.value_step).
+3. With top-k or top-p, tokens are drawn from the truncated distribution, but log pi is that of the whole one; no
+   importance weight corrects the difference.
+4. A response that was cut is scored as one that ended: R at its last token.
 """
 
 from __future__ import annotations
@@ -31,7 +40,7 @@ class Reinforce:
         return adv.returns(rewards) - values
 
     def returns(self, rewards: Tokens, values: Tokens, mask: Mask) -> Tokens:
-        """Z_t: what came, whatever was expected."""
+        """The return Z_t, without bootstrapping."""
         return adv.returns(rewards)
 
     def policy_loss(self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens) -> Tokens:

@@ -3,6 +3,13 @@
     A = G_k - 1/(K-1) sum_{j != k} G_j,   G = (1 - beta) R - beta KL of the whole response
 
 One advantage for all tokens of a response, and no value to learn: one step, adapter and optimizer less.
+
+Departures from the paper:
+
+1. The score has the weight 1 - beta, as for every algorithm here; the paper has R - beta KL.
+2. The KL in G is the sum of its estimates at the tokens (kl.py). Only k1, the default, is the paper's log-ratio of the
+   whole response. With the KL in the loss, G is (1 - beta) R.
+3. Top-k, top-p and cut responses: as in reinforce.py.
 """
 
 from __future__ import annotations

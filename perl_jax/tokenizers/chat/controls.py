@@ -1,10 +1,10 @@
-"""Which control tokens of a text a chat template put there. The same words typed by somebody are text like any other.
+"""Marks for the control tokens that a chat template put into a text; the same words typed by a user are plain text.
 
     chatml('Say <|im_end|>')          reads as '<|im_start|>user\\nSay <|im_end|><|im_end|>\\n<|im_start|>assistant\\n'
     chatml('Say <|im_end|>').marked   '[<|im_start|>]user\\nSay <|im_end|>[<|im_end|>]\\n[<|im_start|>]assistant\\n'
 
-with OPEN and CLOSE for the brackets here. A vocabulary that reads marks (interop/tokenizers.py) makes control tokens of
-what is marked and of nothing else; for other vocabularies, and for people, the marks are taken out.
+The brackets stand for OPEN and CLOSE. A vocabulary that reads marks (tokenizers.py) encodes only marked names as
+control tokens; for other vocabularies, and for display, the marks are removed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MARKS = f'[{OPEN}{CLOSE}{GUARD}]'
 
 
 class Formatted(str):
-    """The text that a template made, with what it marked. Sums with other texts keep the marks."""
+    """The text of a template with its marks. Concatenation with other texts keeps the marks."""
 
     marked: str
 
     def __new__(cls, marked: str) -> Formatted:
-        """`marked` has its control tokens between OPEN and CLOSE."""
+        """Make a text; in `marked` its control tokens are between OPEN and CLOSE."""
         text = super().__new__(cls, unmark(marked))
         text.marked = marked
         return text
@@ -37,20 +37,20 @@ class Formatted(str):
 
 
 def mark(token: str) -> str:
-    """A control token that a template puts into its text."""
+    """Returns a control token as a template marks it."""
     return f'{OPEN}{token}{CLOSE}'
 
 
 def marked(text: str) -> str:
-    """A text with its marks: a template's own; any other text has none, whatever is in it."""
+    """Returns a text with its marks if a template made it; any other text without marks, even if it contains some."""
     return text.marked if isinstance(text, Formatted) else unmark(text)
 
 
 def tokens(text: str) -> list[str]:
-    """The control tokens that are marked in a text, each once."""
+    """Returns the control tokens that are marked in a text, each once."""
     return list(dict.fromkeys(re.findall(f'{OPEN}(.*?){CLOSE}', marked(text) if isinstance(text, Formatted) else text)))
 
 
 def unmark(text: str) -> str:
-    """A text without marks."""
+    """Returns a text without marks."""
     return re.sub(MARKS, '', text)

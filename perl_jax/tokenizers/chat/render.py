@@ -1,4 +1,4 @@
-"""A chat template's text, rendered as transformers' apply_chat_template does, in Jinja's sandbox."""
+"""A chat template, rendered as transformers' apply_chat_template does, in Jinja's sandbox."""
 
 from __future__ import annotations
 
@@ -15,75 +15,84 @@ from perl_jax.tokenizers import tokenizer_files
 from perl_jax.tokenizers.chat import typed
 from perl_jax.tokenizers.chat.controls import OPEN, mark
 
-_HERE = 'here the answer stands'
-_ASKED, _ASKED_AGAIN = 'here a question stands', 'here another question stands'
+_ANSWER = 'here the answer stands'
+_QUESTION_1, _QUESTION_2 = 'here a question stands', 'here another question stands'
 
 
 def render(
-    said: tokenizer_files.Beside,
+    metadata: tokenizer_files.TokenizerMetadata,
     control: Iterable[str],
     conversation: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool,
     name: str = 'default',
 ) -> str:
-    """The text of a conversation with its control tokens marked.
+    """Render a conversation, with its control tokens marked.
 
     Args:
-      said: holds the template, and the tokens that it may name.
+      metadata: has the template, and the tokens that the template can refer to.
       control: every special token.
+      conversation: messages with role and content.
+      add_generation_prompt: whether to end with the beginning of an answer.
+      name: which of several templates.
 
     Raises:
       UserError: a template that cannot be read, or that refuses the conversation.
     """
-    template = _compiled(said.templates[name], said.where)
-    variables = {f'{kind}_token': token for kind, token in said.tokens.items()}
+    template = _compiled(metadata.templates[name], metadata.where)
+    variables = {f'{kind}_token': token for kind, token in metadata.tokens.items()}
 
-    def text(messages: Any) -> str:
+    def render_messages(messages: Any) -> str:
         try:
             return template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
             )
         except Exception as error:  # raise_exception, an undefined name, the sandbox's refusal
-            why = ' '.join(str(error).split())
-            raise UserError(f'{said.where}: the chat template refuses this conversation: {why}') from error
+            reason = ' '.join(str(error).split())
+            raise UserError(f'{metadata.where}: the chat template refuses this conversation: {reason}') from error
 
-    return typed.marked(text, list(conversation), control)
-
-
-def end_of_turn(said: tokenizer_files.Beside, control: Iterable[str]) -> str | None:
-    """The control token behind an answer, if there is a template and it puts one there."""
-    before, _, behind = _talk(said, control, ['Hi', _HERE]).rpartition(_HERE)
-    ends = re.match(mark('(.*?)'), behind.lstrip()) if before else None
-    return ends and ends[1]
+    return typed.marked(render_messages, list(conversation), control)
 
 
-def between_turns(said: tokenizer_files.Beside, tokens: Iterable[str]) -> set[str]:
-    """Which of these tokens stand between the messages of a talk: behind a question and around an answer.
+def end_of_turn(metadata: tokenizer_files.TokenizerMetadata, control: Iterable[str]) -> str | None:
+    """Returns the control token that the template puts after an answer, or None."""
+    before, _, after = _rendered_turns(metadata, control, ['Hi', _ANSWER]).rpartition(_ANSWER)
+    match = re.match(mark('(.*?)'), after.lstrip()) if before else None
+    return match and match[1]
 
-    What else a template writes may be the model's to write too: '<think>' in front of the next answer.
+
+def between_turns(metadata: tokenizer_files.TokenizerMetadata, tokens: Iterable[str]) -> set[str]:
+    """Returns those tokens that the template puts between messages: after a question and around an answer.
+
+    Other tokens of a template may also be written by the model, such as '<think>' at the start of the next answer.
     """
-    _, _, behind = _talk(said, tokens, [_ASKED, _HERE, _ASKED_AGAIN]).partition(_ASKED)
-    return set(re.findall(mark(f'([^{OPEN}]*?)'), behind.partition(_ASKED_AGAIN)[0]))
+    _, _, after = _rendered_turns(metadata, tokens, [_QUESTION_1, _ANSWER, _QUESTION_2]).partition(_QUESTION_1)
+    return set(re.findall(mark(f'([^{OPEN}]*?)'), after.partition(_QUESTION_2)[0]))
 
 
-def _talk(said: tokenizer_files.Beside, tokens: Iterable[str], texts: Sequence[str]) -> str:
-    """Texts of user and assistant in turns; empty where there is no template for such a talk."""
-    talk = [{'role': ('user', 'assistant')[n % 2], 'content': text} for n, text in enumerate(texts)]
+def _rendered_turns(metadata: tokenizer_files.TokenizerMetadata, tokens: Iterable[str], texts: Sequence[str]) -> str:
+    """Returns texts rendered as turns of user and assistant; empty without a template for such conversations."""
+    conversation = [{'role': ('user', 'assistant')[index % 2], 'content': text} for index, text in enumerate(texts)]
     try:
-        return render(said, tokens, talk, add_generation_prompt=False) if 'default' in said.templates else ''
-    except UserError:  # a template for other talks, or no Jinja: said when it is asked for a prompt
+        return (
+            render(metadata, tokens, conversation, add_generation_prompt=False)
+            if 'default' in metadata.templates
+            else ''
+        )
+    except (
+        UserError
+    ):  # reported when a prompt is rendered: the template takes other conversations, or there is no Jinja
         return ''
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(text: str, where: pathlib.Path) -> Any:
+def _compiled(text: str, path: pathlib.Path) -> Any:
     try:
         return _environment().from_string(text)
     except ImportError as error:
-        raise UserError(f"{where}: a chat template needs the jinja2 package; pip install 'perl_jax[hf]'") from error
-    except Exception as error:  # Jinja's own kinds, which are only known where it is installed
-        raise UserError(f'{where}: the chat template cannot be read ({error})') from error
+        raise UserError(f"{path}: a chat template needs the jinja2 package; pip install 'perl_jax[hf]'") from error
+    except Exception as error:  # Jinja's exceptions, which can only be named if it is installed
+        raise UserError(f'{path}: the chat template cannot be read ({error})') from error
 
 
 @functools.cache
@@ -95,7 +104,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %}, which only says where the answer stands."""
+        """{% generation %}, which marks the answer and changes no text."""
 
         tags = {'generation'}
 

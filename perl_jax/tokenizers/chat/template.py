@@ -1,10 +1,10 @@
-"""A checkpoint's own chat template, which is Jinja, as a format like those of tasks/chat.py.
+"""A checkpoint's own chat template (Jinja) as a chat format like those of tasks/chat.py.
 
     add('mine_sft', 'sft', examples, preprocessors=[chat(Template('Llama-3.2-1B-Instruct'))])
 
-It is rendered as transformers' apply_chat_template does with add_generation_prompt, in Jinja's sandbox; a BOS that it
-puts in front is the one that a run would put there. Control tokens are the template's own; what stands in a message is
-text (controls.py).
+It is rendered as transformers' apply_chat_template does with add_generation_prompt, in Jinja's sandbox. A BOS that the
+template puts in front is not added a second time. Only the template's own control tokens are read as such; the contents
+of messages are text (controls.py).
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ from perl_jax.tokenizers.chat.controls import Formatted
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """The template that lies with a tokenizer; it is read when it is first used.
+    """The chat template beside a tokenizer, read at first use.
 
-    path: a folder, hf://OWNER/NAME, a tokenizer.json, a .model or a .gguf (`package:NAME/FILE` too);
-      a MODEL_DIR, for that of the vocabulary that its run reads with.
-    name: of a checkpoint with several templates, such as tool_use.
+    Attributes:
+      path: a folder, hf://OWNER/NAME, a tokenizer.json, a .model or a .gguf (`package:NAME/FILE` too); a MODEL_DIR, for
+        the template of its run's vocabulary.
+      name: which of several templates, such as tool_use.
     """
 
     path: str
     name: str = 'default'
 
     def __call__(self, conversation: str | Sequence[Mapping[str, Any]]) -> Formatted:
-        """The text of a conversation, which ends where the answer begins.
+        """Returns the text of a conversation, up to where the answer begins.
 
         Raises:
-          UserError: there is no template, or what it says of this conversation.
+          UserError: there is no template, or it refuses the conversation.
         """
         if isinstance(conversation, str):
             conversation = [{'role': 'user', 'content': conversation}]
-        said, control = _loaded(self.path)
-        if self.name not in said.templates:
-            there = f'only those called {", ".join(said.templates)}' if said.templates else 'none'
+        metadata, control = _loaded(self.path)
+        if self.name not in metadata.templates:
+            available = f'only those called {", ".join(metadata.templates)}' if metadata.templates else 'none'
             raise UserError(
-                f'{self.path}: brings no chat template {self.name!r}, {there}; use chatml, llama3 or gemma '
+                f'{self.path}: has no chat template {self.name!r}, {available}; use chatml, llama3 or gemma '
                 '(perl_jax/tasks/chat.py)'
             )
-        return Formatted(render.render(said, control, conversation, add_generation_prompt=True, name=self.name))
+        return Formatted(render.render(metadata, control, conversation, add_generation_prompt=True, name=self.name))
 
 
 def file_of(path: str) -> pathlib.Path:
-    """The tokenizer's file that a path names, or one in its folder, which need not be there."""
+    """Returns the tokenizer's file at a path or in a folder; it may not exist."""
     path = _of_run(path)
     hub = path.startswith(hf.HUB)
     folder = hf.resolve(path, weights=False) if hub else pathlib.Path(path).expanduser()
@@ -62,22 +63,24 @@ def file_of(path: str) -> pathlib.Path:
 
 
 def _of_run(path: str) -> str:
-    """Of a MODEL_DIR the path of its vocabulary, or of its base; other paths as they are."""
-    asked = path
-    while not path.startswith((hf.HUB, paths.PREFIX)) and path and (about := rundir.read(path)) is not None:
-        path = (about.get('vocabulary') or about['base']['path']).partition(paths.EOS)[0]
+    """Returns for a MODEL_DIR the path of its vocabulary, or of its base; other paths unchanged."""
+    original_path = path
+    while not path.startswith((hf.HUB, paths.PREFIX)) and path and (run_info := rundir.read(path)) is not None:
+        path = (run_info.get('vocabulary') or run_info['base']['path']).partition(paths.EOS)[0]
     if path in ('', 'byt5') or path.startswith(('task:', 'random:')):
-        raise UserError(f"'{asked}': '{path}' brings no chat template; name the folder of a tokenizer that does")
+        raise UserError(
+            f"'{original_path}': '{path}' has no chat template; name the folder of a tokenizer that has one"
+        )
     return path
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(path: str) -> tuple[tokenizer_files.Beside, tuple[str, ...]]:
-    """What lies with the tokenizer, and its control tokens."""
+def _loaded(path: str) -> tuple[tokenizer_files.TokenizerMetadata, tuple[str, ...]]:
+    """Returns the tokenizer's metadata and its control tokens."""
     file = file_of(path)
-    said = tokenizer_files.beside(file)
+    metadata = tokenizer_files.read_metadata(file)
     if not file.is_file():
-        return said, ()
+        return metadata, ()
     if file.suffix == '.model':
-        return said, sentencepiece_tokens.read(str(file)).spelled
-    return said, loaded_tokenizer.control_tokens(file, path)
+        return metadata, sentencepiece_tokens.read(str(file)).spelled
+    return metadata, loaded_tokenizer.control_tokens(file, path)

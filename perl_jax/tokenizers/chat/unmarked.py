@@ -1,7 +1,7 @@
-"""Raw data hold no marks of controls.py: whatever spells one there is taken out, until a chat format puts in its own.
+"""Removal of marks (controls.py) from raw data: only a chat format may put marks into texts.
 
-The texts are cleaned in front of each preprocessor: a preprocessor may find a mark where nobody saw one, in a line of
-JSON that spells it \\ufdd0. Behind one that called `formatted`, as preprocessors.chat does, marks are a format's own.
+Texts are cleaned before each preprocessor, since a preprocessor may decode a mark from data that showed none, such as
+\\ufdd0 in a line of JSON. After a preprocessor that called `note_marks`, as preprocessors.chat does, marks stay.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from perl_jax.tokenizers.chat.controls import MARKS
 _FORMATTED: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar('formatted', default=None)
 
 
-def formatted() -> None:
-    """Say that the preprocessor that is called puts marks into texts, which those behind it have to leave there."""
-    if (seen := _FORMATTED.get()) is not None:
-        seen.append(True)
+def note_marks() -> None:
+    """Record that the running preprocessor puts marks into texts, so that later ones keep them."""
+    if (calls := _FORMATTED.get()) is not None:
+        calls.append(True)
 
 
-def steps(preprocessors: Sequence[Any], cached: bool) -> list[Any]:
-    """A task's preprocessors, each with its own place, seed and arguments, on texts without marks of the raw data.
+def cleaned_preprocessors(preprocessors: Sequence[Any], cached: bool) -> list[Any]:
+    """Returns a task's preprocessors, each applied to texts without marks; places, seeds and arguments stay.
 
     Args:
-      cached: what stands in front of the CacheDatasetPlaceholder was called when the cache was written. If that was
-        more than SeqIO's own, it may have been a chat format, and marks stay.
+      preprocessors: of the task.
+      cached: whether rows come from a cache, so that preprocessors before the CacheDatasetPlaceholder ran when it was
+        written. If one of them was not SeqIO's, it may have been a chat format, and marks stay.
     """
     import seqio
 
-    places = [i for i, step in enumerate(preprocessors) if isinstance(step, seqio.CacheDatasetPlaceholder)]
-    before = preprocessors[: places[0]] if cached and places else []
-    seen = [True for step in before if not getattr(step, '__module__', '').startswith('seqio.')]
-    return [
-        step if isinstance(step, seqio.CacheDatasetPlaceholder) else _cleaned(step, seen) for step in preprocessors
-    ]
+    placeholders = [i for i, step in enumerate(preprocessors) if isinstance(step, seqio.CacheDatasetPlaceholder)]
+    cached_steps = preprocessors[: placeholders[0]] if cached and placeholders else []
+    format_calls = [True for step in cached_steps if not getattr(step, '__module__', '').startswith('seqio.')]
+    is_placeholder = lambda step: isinstance(step, seqio.CacheDatasetPlaceholder)  # noqa: E731
+    return [step if is_placeholder(step) else _cleaned(step, format_calls) for step in preprocessors]
 
 
-def _cleaned(step: Callable[..., Any], seen: list[bool]) -> Callable[..., Any]:
-    @functools.wraps(step)  # SeqIO looks at its arguments: which it takes, and where those may stand
+def _cleaned(step: Callable[..., Any], format_calls: list[bool]) -> Callable[..., Any]:
+    @functools.wraps(step)  # SeqIO inspects the signature
     def call(dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _FORMATTED.set(seen)
+        token = _FORMATTED.set(format_calls)
         try:
-            return step(dataset if seen else clean(dataset), *args, **kwargs)
+            return step(dataset if format_calls else clean(dataset), *args, **kwargs)
         finally:
             _FORMATTED.reset(token)
 
@@ -52,12 +52,12 @@ def _cleaned(step: Callable[..., Any], seen: list[bool]) -> Callable[..., Any]:
 
 
 def clean(dataset: Any) -> Any:
-    """A tf.data.Dataset with no marks in its texts; bytes that are no text, as of an image, stay as they are."""
+    """Returns a tf.data.Dataset without marks in its texts; bytes that are not UTF-8, as of an image, stay."""
     import tensorflow as tf
 
-    def text(x: Any) -> Any:
+    def clean_text(x: Any) -> Any:
         if isinstance(x, tf.RaggedTensor):
-            return x.with_flat_values(text(x.flat_values))
+            return x.with_flat_values(clean_text(x.flat_values))
         if not isinstance(x, tf.Tensor) or x.dtype != tf.string:
             return x
         is_text = tf.strings.regex_full_match(x, '(?s).*')
@@ -65,5 +65,5 @@ def clean(dataset: Any) -> Any:
 
     if not any(getattr(spec, 'dtype', None) == tf.string for spec in tf.nest.flatten(dataset.element_spec)):
         return dataset
-    row = lambda parts: parts[0] if len(parts) == 1 else parts  # noqa: E731
-    return dataset.map(lambda *parts: tf.nest.map_structure(text, row(parts)), tf.data.AUTOTUNE)
+    unpack = lambda parts: parts[0] if len(parts) == 1 else parts  # noqa: E731
+    return dataset.map(lambda *parts: tf.nest.map_structure(clean_text, unpack(parts)), tf.data.AUTOTUNE)

@@ -1,7 +1,7 @@
-"""What a run would take on a TPU, before one is paid for: `perl_jax plan`.
+"""`perl_jax plan`: memory and time of a run on a TPU, without the TPU.
 
-Each program of a step is lowered from the run's own functions and compiled for the topology by libtpu, on a machine
-that has none of it. What does not fit is an answer too.
+Each program of a step is lowered from the same functions as in training and compiled by libtpu for the topology, on any
+machine. Programs that do not fit in memory are reported as such.
 """
 
 from __future__ import annotations
@@ -14,36 +14,40 @@ from perl_jax.tools.plan import table
 from perl_jax.tools.plan.compile import Report, report
 from perl_jax.tools.plan.programs import Plan
 
-Make = Callable[..., Plan]  # programs.sft, .reward or .policy, configured: (topology, units) -> Plan
+Planner = Callable[..., Plan]  # programs.sft, .reward or .policy, configured by gin: (topology, units) -> Plan
 
 
 def run(
-    makes: Iterable[tuple[str, Make]],
+    planners: Iterable[tuple[str, Planner]],
     topologies: Sequence[str | None],
     fit: str | None = None,
     as_json: bool = False,
 ) -> list[dict[str, Any]]:
-    """Plan each tuning on each topology, and print a table, or JSON.
+    """Plan each tuning on each topology and print a table or JSON.
 
     Args:
-      makes: (name of the tuning, its run); each is made and planned before the next is asked for.
-      topologies: names; None is the run's own, or this machine.
-      fit: 'batch' searches the largest batch size that fits.
+      planners: (name of the tuning, its planner) pairs; an iterator is advanced only after a tuning has been planned.
+      topologies: names; None is the run's topology, or this machine.
+      fit: 'batch' searches for the largest batch size that fits.
+      as_json: whether to print JSON.
+
+    Returns:
+      The plans, as table.summary makes them.
     """
     plans = []
-    for tuning, make in makes:
-        for name in topologies:
-            plan, reports = largest(make, name) if fit == 'batch' else compiled(make, name)
+    for tuning, planner in planners:
+        for topology in topologies:
+            plan, reports = largest_batch(planner, topology) if fit == 'batch' else compile_plan(planner, topology)
             plans.append(table.summary(tuning, plan, reports))
     print(table.as_json(plans) if as_json else table.text(plans))
     return plans
 
 
-def compiled(make: Make, name: str | None, units: int | None = None) -> tuple[Plan, list[Report]]:
-    """Every program of a run, compiled."""
+def compile_plan(planner: Planner, topology: str | None, units: int | None = None) -> tuple[Plan, list[Report]]:
+    """Compile and analyse every program of a run."""
     from tqdm import tqdm
 
-    plan, reports = make(topology=name, units=units), []
+    plan, reports = planner(topology=topology, units=units), []
     with tqdm(plan.programs, unit='program', dynamic_ncols=True) as bar:
         for program in bar:
             bar.set_description(f'{plan.phase} on {plan.partitioner.topology or "this machine"}: {program.name}')
@@ -51,18 +55,18 @@ def compiled(make: Make, name: str | None, units: int | None = None) -> tuple[Pl
     return plan, reports
 
 
-def largest(make: Make, name: str | None) -> tuple[Plan, list[Report]]:
-    """The largest batch of which every program fits, in units (programs.py): doubled until one fails, then halved."""
+def largest_batch(planner: Planner, topology: str | None) -> tuple[Plan, list[Report]]:
+    """Find the largest batch for which every program fits, in units (programs.py), by doubling and bisection."""
     fits, low, high, units = None, 0, None, 1
     while high is None or high - low > 1:
-        plan, reports = compiled(make, name, units)
-        if all(one.fits for one in reports):
+        plan, reports = compile_plan(planner, topology, units)
+        if all(report.fits for report in reports):
             fits, low = (plan, reports), units
         else:
             high = units
         units = 2 * low if high is None else (low + high) // 2
     if fits is None:
         raise UserError(
-            f'plan: not even BATCH_SIZE = {plan.batch_size} fits on {name}; more chips, or num_partitions, or remat'
+            f'plan: not even BATCH_SIZE = {plan.batch_size} fits on {topology}; use more chips, num_partitions or remat'
         )
     return fits

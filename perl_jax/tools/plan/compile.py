@@ -1,4 +1,4 @@
-"""A program compiled for the devices of its plan, and what can be read from it."""
+"""Compiles a program for the devices of its plan and reports its memory, FLOPs and time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,31 @@ from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.tools.plan import flops, hlo
 from perl_jax.tools.plan.programs import Program
 
-KERNELS = 0.5  # of the MXU's peak in fused kernels, of which the compiler says nothing (docs/tpu.md)
+KERNELS = 0.5  # assumed share of the MXU's peak in Pallas kernels, not estimated by the compiler (docs/howto/plan.md)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one program takes on one chip. Bytes, seconds; None where it could not be compiled for want of memory.
+    """Costs of one program on one chip, in bytes and seconds; None if compiling failed for lack of memory.
 
-    base, adapters, optimizer, data: what lies there anyway, arguments or not.   temporaries: what the program adds.
-    cache: of the temporaries, the sampler's keys and values.   peak: all of it.   needs: what a failed compile said.
-    cycles: the compiler's own, and those of fused kernels at a share of the chip's peak.
-    seconds: the cycles at the chip's clock, without waiting for the network.
-    flops: of the matrix products, recomputed ones too.   utilisation: flops a second of the chip's peak.
-    collectives: {'all-gather data': bytes that arrive}.
+    Attributes:
+      name: the program's name.
+      times: how often a step runs it.
+      base: bytes of the frozen parameters that are resident while it runs, arguments of the program or not.
+      adapters: bytes of the resident adapters.
+      optimizer: bytes of the resident optimizer states.
+      data: bytes of the resident batches.
+      temporaries: bytes that the program allocates in addition.
+      cache: the part of the temporaries that is the sampler's KV cache.
+      peak: resident bytes + temporaries.
+      needs: the memory that a failed compilation asked for, as libtpu printed it.
+      fits: whether the peak fits in the chip's memory.
+      cycles: the compiler's estimate, plus kernels at the share KERNELS of the chip's peak.
+      seconds: the cycles at the chip's clock; excludes waiting for the network.
+      flops: FLOPs of the matrix products, including recomputed ones.
+      utilisation: FLOPs per second as a share of the chip's peak.
+      collectives: {'all-gather data': received bytes}.
+      compile_seconds: the time that compiling took.
     """
 
     name: str
@@ -50,36 +62,40 @@ class Report:
     compile_seconds: float
 
 
-def report(program: Program, on: Partitioner) -> Report:
-    """Compile a program and read it.
+def report(program: Program, partitioner: Partitioner) -> Report:
+    """Compile a program and report its costs.
 
     Raises:
-      UserError: the compiler gave up for another reason than memory.
+      UserError: compiling failed for another reason than memory.
     """
     start, chip = time.perf_counter(), None
-    if on.topology is not None:
-        chip = topology.parse(on.topology).chip
-    held = {name: size(tree) for name, tree in program.alive.items()}
-    with on.scope():
+    if partitioner.topology is not None:
+        chip = topology.parse(partitioner.topology).chip
+    resident_bytes = {name: size(tree) for name, tree in program.resident.items()}
+    with partitioner.scope():
         traced = program.fn.trace(*program.args, **program.kwargs)
-        products = flops.count(traced.jaxpr.jaxpr, program.turns)
-        cache = flops.cache(traced.jaxpr.jaxpr) // on.mesh.size
+        product_flops = flops.count(traced.jaxpr.jaxpr, program.max_iterations)
+        cache = flops.cache(traced.jaxpr.jaxpr) // partitioner.mesh.size
         try:
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise UserError(f'plan: {program.name}: {" ".join(str(error).split())[:300]}') from error
-            compiled, said = None, re.search(r'\((\d[\d.]*[KMGT])\) exceeds available HBM \((.*?)\)', str(error))
-    total, kernels = (n / on.mesh.size for n in products)
-    common = {'name': program.name, 'times': program.times, **held, 'flops': total, 'cache': cache}
+            compiled, memory_error = (
+                None,
+                re.search(r'\((\d[\d.]*[KMGT])\) exceeds available HBM \((.*?)\)', str(error)),
+            )
+    total, kernels = (flops_count / partitioner.mesh.size for flops_count in product_flops)
+    common = {'name': program.name, 'times': program.times, **resident_bytes, 'flops': total, 'cache': cache}
     if compiled is None:
         return Report(
-            **common, temporaries=None, peak=None, needs=f'{said[1]}iB' if said else 'more', fits=False, cycles=None,
-            seconds=None, utilisation=None, collectives={}, compile_seconds=time.perf_counter() - start,
+            **common, temporaries=None, peak=None, needs=f'{memory_error[1]}iB' if memory_error else 'more',
+            fits=False, cycles=None, seconds=None, utilisation=None, collectives={},
+            compile_seconds=time.perf_counter() - start,
         )  # fmt: skip
-    temporaries = memory.added(compiled.memory_analysis())
-    peak = sum(held.values()) + temporaries
-    cost = hlo.cost(compiled.as_text(), list(on.mesh.shape.items()), program.turns)
+    temporaries = memory.program_bytes(compiled.memory_analysis())
+    peak = sum(resident_bytes.values()) + temporaries
+    cost = hlo.cost(compiled.as_text(), list(partitioner.mesh.shape.items()), program.max_iterations)
     cycles = seconds = utilisation = None
     if chip:
         cycles = cost.cycles + kernels / (KERNELS * chip.peak_flops) * chip.clock
@@ -94,12 +110,16 @@ def report(program: Program, on: Partitioner) -> Report:
         cycles=cycles,
         seconds=seconds,
         utilisation=utilisation,
-        collectives={f'{op} {"+".join(over)}': n for (op, over), n in cost.collectives.most_common() if n},
+        collectives={
+            f'{op} {"+".join(over)}': flops_count
+            for (op, over), flops_count in cost.collectives.most_common()
+            if flops_count
+        },
         compile_seconds=time.perf_counter() - start,
     )
 
 
 def size(tree: PyTree) -> int:
-    """Bytes on one chip of all arrays in a tree, each once."""
+    """Count the bytes on one chip of all distinct arrays in a tree (roles may share some)."""
     leaves = {id(x): x for x in jax.tree.leaves(tree)}
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves.values())

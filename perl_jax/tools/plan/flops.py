@@ -1,4 +1,4 @@
-"""What a traced program multiplies, and what its sampler keeps: read from the jaxpr, before any compiler."""
+"""FLOPs and KV cache size of a traced program, read from its jaxpr before compilation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from jax.extend.core import jaxprs_in_params
 
 
 class Flops(NamedTuple):
-    """Two for each multiply-add of the matrix products, over all chips. `kernels`: those within fused kernels, too."""
+    """FLOPs of the matrix products over all chips, two per multiply-add.
+
+    Attributes:
+      total: of the whole program.
+      kernels: those of them in Pallas kernels.
+    """
 
     total: float
     kernels: float
 
 
-def count(jaxpr: Any, turns: int) -> Flops:
-    """The products of a program, those in loops as often as they turn; `turns` is of a loop that only the data ends.
+def count(jaxpr: Any, max_iterations: int) -> Flops:
+    """Count the FLOPs of a program; loop bodies count once per iteration.
 
-    A kernel counts for every block of its grid, although it skips those in which a mask hides everything.
+    A Pallas kernel counts every block of its grid, although it skips fully masked blocks.
+
+    Args:
+      jaxpr: the program.
+      max_iterations: the assumed iterations of a `while` loop, whose length depends on the data.
     """
     total = kernels = 0.0
-    for eqn, times, in_kernel in _walk(jaxpr, turns, 1, False):
+    for eqn, times, in_kernel in _walk(jaxpr, max_iterations, 1, False):
         if eqn.primitive.name == 'dot_general':
             (contract, _), _ = eqn.params['dimension_numbers']
             left = eqn.invars[0].aval.shape
@@ -33,7 +42,7 @@ def count(jaxpr: Any, turns: int) -> Flops:
 
 
 def cache(jaxpr: Any) -> int:
-    """Bytes over all chips of the arrays of five or more dimensions that a `while` carries: the sampler's cache."""
+    """Count the bytes of the sampler's KV cache over all chips: the arrays of rank >= 5 that a `while` loop carries."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == 'while':
@@ -45,18 +54,18 @@ def cache(jaxpr: Any) -> int:
     return total
 
 
-def _walk(jaxpr: Any, turns: int, times: int, in_kernel: bool) -> Iterator[tuple[Any, int, bool]]:
-    """Every equation, how often it runs over all chips, and whether within a kernel."""
+def _walk(jaxpr: Any, max_iterations: int, times: int, in_kernel: bool) -> Iterator[tuple[Any, int, bool]]:
+    """Yield every equation, how often it runs over all chips, and whether it is inside a Pallas kernel."""
     for eqn in jaxpr.eqns:
         yield eqn, times, in_kernel
-        name, inner, fused = eqn.primitive.name, times, in_kernel
+        name, sub_times, sub_in_kernel = eqn.primitive.name, times, in_kernel
         if name == 'scan':
-            inner *= eqn.params['length']
+            sub_times *= eqn.params['length']
         elif name == 'while':
-            inner *= turns
+            sub_times *= max_iterations
         elif name == 'shard_map':  # inside, shapes are those of one chip
-            inner *= eqn.params['mesh'].size
+            sub_times *= eqn.params['mesh'].size
         elif name == 'pallas_call':
-            inner, fused = inner * math.prod(eqn.params['grid_mapping'].grid), True
-        for below in jaxprs_in_params(eqn.params):
-            yield from _walk(below, turns, inner, fused)
+            sub_times, sub_in_kernel = sub_times * math.prod(eqn.params['grid_mapping'].grid), True
+        for sub_jaxpr in jaxprs_in_params(eqn.params):
+            yield from _walk(sub_jaxpr, max_iterations, sub_times, sub_in_kernel)

@@ -1,7 +1,7 @@
-"""What the TPU's compiler says of its own program: the cycles it expects, and what crosses the network.
+"""The TPU compiler's estimates for a program: cycles, and bytes over the network, read from the optimized HLO text.
 
-Read from the optimized HLO text. What is in a loop counts as often as the loop turns: its condition compares with a
-constant. Where only the data knows (the sampler stops when all have ended) the caller says how often at most.
+A loop body counts once per iteration. The number of iterations is the constant in the loop's condition; for loops that
+depend on the data (the sampler stops when all responses have ended) the caller gives the maximum.
 """
 
 from __future__ import annotations
@@ -31,33 +31,44 @@ MeshShape = Sequence[tuple[str, int]]  # (axis, size) in the order of the mesh
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run of a program, on one chip. `collectives`: bytes that arrive, by (operation, mesh axes)."""
+    """Cost of one execution of a program on one chip.
+
+    Attributes:
+      cycles: of the chip's clock.
+      collectives: received bytes by (operation, mesh axes).
+    """
 
     cycles: float
     collectives: Counter[tuple[str, tuple[str, ...]]]
 
 
-def cost(text: str, mesh_shape: MeshShape, trips: int = 1) -> Cost:
-    """Add up a program: `text` is `compiled.as_text()`, `trips` the turns of a loop that no constant ends."""
+def cost(text: str, mesh_shape: MeshShape, max_iterations: int = 1) -> Cost:
+    """Sum up the cost of a program.
+
+    Args:
+      text: `compiled.as_text()`.
+      mesh_shape: the mesh that the program was compiled for.
+      max_iterations: the assumed iterations of a loop whose condition has no constant.
+    """
     computations, entry = _split(text)
     totals: dict[str, Cost] = {}
 
     def total(name: str) -> Cost:
         if name not in totals:
             lines = computations.get(name, [])
-            cycles = sum(int(found[1]) for line in lines if (found := _CYCLES.search(line)))
+            cycles = sum(int(match[1]) for line in lines if (match := _CYCLES.search(line)))
             collectives = Counter()
-            for operation, size, over in _collectives(lines, computations, mesh_shape):
-                collectives[operation, over] += size
+            for operation, size, mesh_axes in _collectives(lines, computations, mesh_shape):
+                collectives[operation, mesh_axes] += size
             for line in lines:
-                times, called = 1, []
-                if found := _WHILE.search(line):
-                    times, called = _turns(computations[found[1]], trips), [found[2]]
+                times, called_names = 1, []
+                if match := _WHILE.search(line):
+                    times, called_names = _iterations(computations[match[1]], max_iterations), [match[2]]
                 elif _CALL.search(line):
-                    called = _CALLED.findall(line) + re.findall(r'[\w.\-]+', ''.join(_BRANCHES.findall(line)))
-                for inner in map(total, called):
-                    cycles += times * inner.cycles
-                    for key, size in inner.collectives.items():
+                    called_names = _CALLED.findall(line) + re.findall(r'[\w.\-]+', ''.join(_BRANCHES.findall(line)))
+                for called_cost in map(total, called_names):
+                    cycles += times * called_cost.cycles
+                    for key, size in called_cost.collectives.items():
                         collectives[key] += times * size
             totals[name] = Cost(cycles, collectives)
         return totals[name]
@@ -65,15 +76,15 @@ def cost(text: str, mesh_shape: MeshShape, trips: int = 1) -> Cost:
     return total(entry)
 
 
-def _turns(condition: Sequence[str], unknown: int) -> int:
-    """How often a loop turns that counts from 0 up to a constant."""
+def _iterations(condition: Sequence[str], default: int) -> int:
+    """Return the iterations of a loop that counts from 0 to a constant; `default` for other loops."""
     constants = re.findall(r' [su]32\[\]\S* constant\((\d+)\)', '\n'.join(condition))
-    counts = any(' compare(' in line and 'ROOT' in line and 'direction=LT' in line for line in condition)
-    return int(constants[0]) if counts and len(constants) == 1 else unknown
+    counts_up = any(' compare(' in line and 'ROOT' in line and 'direction=LT' in line for line in condition)
+    return int(constants[0]) if counts_up and len(constants) == 1 else default
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the first to run."""
+    """Split the text into {computation: lines} and return it with the name of the entry computation."""
     computations, entry, lines = {}, '', []
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -87,18 +98,18 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
 def _collectives(
     lines: Sequence[str], computations: dict[str, list[str]], mesh_shape: MeshShape
 ) -> list[tuple[str, Any, tuple[str, ...]]]:
-    """Of each collective in some lines: the operation, the bytes that arrive on a chip, the mesh axes it goes over.
+    """Return (operation, bytes received per chip, mesh axes) for each collective in the lines.
 
-    One that overlaps with computation stands in each of the fusions that it is spread over, under one channel.
+    A collective that overlaps with computation appears in several fusions with the same channel_id, and counts once.
     """
-    fused = [computations.get(found[1], []) for line in lines if (found := _FUSION.search(line))]
+    fused_lines = [computations.get(collectives[1], []) for line in lines if (collectives := _FUSION.search(line))]
     by_channel = {}
-    for line in (*lines, *(line for some in fused for line in some)):
+    for line in (*lines, *(line for fusion_lines in fused_lines for line in fusion_lines)):
         match = _INSTRUCTION.match(line)
         if match and (operation := match[3].removesuffix('-start')) in COLLECTIVES:
             channel = re.search(r'channel_id=(\d+)', line)
             by_channel.setdefault(channel[1] if channel else match[1], (operation, match, line))
-    found = []
+    collectives = []
     for operation, match, line in by_channel.values():
         arrays = [_bytes(*array) for array in _ARRAY.findall(match[2])]
         group = _group(line, math.prod(size for _, size in mesh_shape))
@@ -109,8 +120,8 @@ def _collectives(
             'all-gather': (n - 1) / n, 'all-reduce': 2 * (n - 1) / n, 'reduce-scatter': n - 1,
             'all-to-all': (n - 1) / n, 'collective-permute': 1,
         }[operation]  # fmt: skip
-        found.append((operation, sum(arrays) * arriving, _axes(group, mesh_shape)))
-    return found
+        collectives.append((operation, sum(arrays) * arriving, _axes(group, mesh_shape)))
+    return collectives
 
 
 def _bytes(kind: str, shape: str) -> int:
@@ -118,7 +129,7 @@ def _bytes(kind: str, shape: str) -> int:
 
 
 def _group(line: str, devices: int) -> list[int]:
-    """The partitions of the first group of a collective."""
+    """Return the partitions in the first replica group of a collective."""
     if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', line):
         return [int(pairs[1]), int(pairs[2])]
     if mesh := re.search(r'replica_groups=mesh\[(.*?)\] \{(.*?)\}', line):
@@ -135,6 +146,8 @@ def _group(line: str, devices: int) -> list[int]:
 
 
 def _axes(group: Sequence[int], mesh_shape: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    """The mesh axes along which the partitions of a group differ."""
-    places = np.stack(np.unravel_index(np.array(group), [size for _, size in mesh_shape]))
-    return tuple(name for (name, _), where in zip(mesh_shape, places) if len(set(where.tolist())) > 1)
+    """Return the mesh axes along which the partitions of a group differ."""
+    coordinates = np.stack(np.unravel_index(np.array(group), [size for _, size in mesh_shape]))
+    return tuple(
+        name for (name, _), axis_coordinates in zip(mesh_shape, coordinates) if len(set(axis_coordinates.tolist())) > 1
+    )

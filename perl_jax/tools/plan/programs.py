@@ -1,6 +1,6 @@
-"""The programs of a run with what they are given, as shapes: nothing is read, no weight is made.
+"""The programs of a run with the shapes of their arguments; no file is read and no array is allocated.
 
-gin calls these with a run's own configuration. They lower the very functions that the run's loop calls.
+gin calls these functions with a run's configuration. The programs are the functions that the training loop calls.
 """
 
 from __future__ import annotations
@@ -31,30 +31,43 @@ from perl_jax.train import reward as train_reward
 from perl_jax.train import sft as train_sft
 from perl_jax.types import Experience, Prompts, Responses, Roles, Rollout, Thumbs
 
-EOS = 1  # no program hangs on which token it is
+EOS = 1  # any id: programs of all ids have the same cost
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One of the programs of a step.
+    """One of the programs of a training step.
 
-    args, kwargs: what it is called with, as shapes.
-    alive: all that lies on the devices while it runs, its arguments too: {'base', 'adapters', 'optimizer', 'data'}.
-    turns: of a loop that ends when the data says so, at most.   times: how often a step runs it.
+    Attributes:
+      name: the program's name, for the table.
+      fn: the jitted function.
+      args: the shapes of its arguments.
+      resident: the shapes of all arrays on the devices while it runs, including its arguments, by kind: 'base',
+        'adapters', 'optimizer', 'data'.
+      kwargs: the shapes of its keyword arguments.
+      max_iterations: the maximum iterations of a loop whose length depends on the data.
+      times: how often a step runs it.
     """
 
     name: str
     fn: Callable[..., Any]
     args: tuple[Any, ...]
-    alive: Mapping[str, PyTree]
+    resident: Mapping[str, PyTree]
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    turns: int = 1
+    max_iterations: int = 1
     times: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run on a topology, or on this machine's devices where there is none."""
+    """The programs of a run on a topology, or on this machine's devices if there is none.
+
+    Attributes:
+      phase: 'sft', 'reward' or 'policy'.
+      partitioner: the devices and the sharding.
+      batch_size: prompts a step, over all devices.
+      programs: those of a step.
+    """
 
     phase: str
     partitioner: Partitioner
@@ -70,22 +83,22 @@ def sft(
     topology: str | None = None,
     units: int | None = None,
 ) -> Plan:
-    """SFT: one program a step.
+    """Plan SFT, which has one program a step.
 
-    A batch of `units`, each the least that divides over mesh and microbatches, takes the place of the run's own.
+    `units` replaces the run's batch size; one unit is the smallest batch that divides over mesh and microbatches.
     """
-    on = _on(partitioner, topology)
-    size = _batch_size(on, dataset, units, tuning.num_microbatches)
-    params, axes = _base(base, on)
+    partitioner = _partitioner_for(partitioner, topology)
+    batch_size = _batch_size(partitioner, dataset, units, tuning.num_microbatches)
+    params, axes = _base(base, partitioner)
     tx = tuning.tx('OPTIMIZER')
     shapes = jax.eval_shape(functools.partial(states.create, spec=tuning.only_spec, tx=tx), _key(), params)
-    shardings = on.state(shapes, axes, tx)
-    state = _placed(shapes, shardings)
-    batch = _responses(on, size, 1, dataset.task_feature_lengths)
+    shardings = partitioner.state(shapes, axes, tx)
+    state = _with_shardings(shapes, shardings)
+    batch = _responses(partitioner, batch_size, 1, dataset.task_feature_lengths)
     params = None if tuning.only_spec.tuning == 'full' else params
-    alive = {'base': params, 'adapters': state.adapter, 'optimizer': state.opt_state, 'data': batch}
-    step = train_sft.compiled(base.network, tx, tuning.num_microbatches, shardings)
-    return Plan('sft', on, size, [Program('sft step', step, (params, state, batch, _key()), alive)])
+    resident = {'base': params, 'adapters': state.adapter, 'optimizer': state.opt_state, 'data': batch}
+    step = train_sft.compile_step(base.network, tx, tuning.num_microbatches, shardings)
+    return Plan('sft', partitioner, batch_size, [Program('sft step', step, (params, state, batch, _key()), resident)])
 
 
 def reward(
@@ -96,33 +109,33 @@ def reward(
     topology: str | None = None,
     units: int | None = None,
 ) -> Plan:
-    """A reward, or an ensemble: one program a step."""
-    on = _on(partitioner, topology)
-    size = _batch_size(on, dataset, units, tuning.num_microbatches)
-    params, axes = _base(base, on)
+    """Plan the training of a reward or an ensemble, which has one program a step; `units` as in `sft`."""
+    partitioner = _partitioner_for(partitioner, topology)
+    batch_size = _batch_size(partitioner, dataset, units, tuning.num_microbatches)
+    params, axes = _base(base, partitioner)
     tx, keys = tuning.tx('OPTIMIZER'), {f'reward_{i}': _key() for i in range(len(tuning.specs))}
     create = functools.partial(train_reward.initial, tuning, base.network.config.emb_dim, None)
     shapes = jax.eval_shape(create, keys, params)
-    shardings = {role: on.state(state, axes, tx) for role, state in shapes.items()}
-    state = _placed(shapes, shardings)
-    kinds = {'pairs': (Responses, 2), 'thumbs': (Thumbs, 1)}
+    shardings = {role: partitioner.state(state, axes, tx) for role, state in shapes.items()}
+    state = _with_shardings(shapes, shardings)
+    batch_types = {'pairs': (Responses, 2), 'thumbs': (Thumbs, 1)}
     batches = []
     for config in dataset.each():
-        kind, K = kinds[datasets.reward_kind(config.task_name)]
-        batch = _responses(on, size, K, dataset.task_feature_lengths)
-        if kind is Thumbs:
-            batch = Thumbs(**vars(batch), labels=_array(on, (size, K), jnp.float32))
+        batch_type, K = batch_types[datasets.reward_kind(config.task_name)]
+        batch = _responses(partitioner, batch_size, K, dataset.task_feature_lengths)
+        if batch_type is Thumbs:
+            batch = Thumbs(**vars(batch), labels=_array(partitioner, (batch_size, K), jnp.float32))
         batches.append(batch)
     params = None if all(spec.tuning == 'full' for spec in tuning.specs) else params
-    step = train_reward.compiled(base.network, tx, tuning.num_microbatches, shardings)
-    alive = {
+    step = train_reward.compile_step(base.network, tx, tuning.num_microbatches, shardings)
+    resident = {
         'base': params,
         'adapters': [member.adapter for member in state.values()],
         'optimizer': [member.opt_state for member in state.values()],
         'data': batches,
     }
     args = params, state, dict.fromkeys(keys, batches), keys
-    return Plan('reward', on, size, [Program('reward step', step, args, alive)])
+    return Plan('reward', partitioner, batch_size, [Program('reward step', step, args, resident)])
 
 
 def policy(
@@ -130,72 +143,79 @@ def policy(
     dataset: DatasetConfig,
     objective: Objective,
     tuning: Tuning,
+    *,
     reward: Sequence[LearnedReward | TextReward],
     partitioner: Partitioner,
     topology: str | None = None,
     units: int | None = None,
 ) -> Plan:
-    """The RL of a policy: each program of a step. A learned reward is taken to be tuned as the policy is."""
-    on, algorithm, sampling = _on(partitioner, topology), objective.algorithm, objective.sampling
-    split = algorithm.minibatches, 'BATCH_SIZE / minibatches'
-    size = _batch_size(on, dataset, units, tuning.num_microbatches, *split)
-    params, axes = _base(base, on)
+    """Plan the RL of a policy; `units` as in `sft`. A learned reward is assumed to have the policy's tuning."""
+    partitioner, algorithm, sampling = _partitioner_for(partitioner, topology), objective.algorithm, objective.sampling
+    batch_divisor = algorithm.minibatches, 'BATCH_SIZE / minibatches'
+    batch_size = _batch_size(partitioner, dataset, units, tuning.num_microbatches, *batch_divisor)
+    params, axes = _base(base, partitioner)
     roles = Roles.sharing(params) if base.shared else Roles.copies(params, _copy)
     network, width = base.network, base.network.config.emb_dim
-    learner = make_learner(network=network, objective=objective, tuning=tuning, eos_ids=EOS, partitioner=on)
-    state = _placed(jax.eval_shape(learner.init, _key(), params), learner.shardings)
-    learned = [source for source in reward if isinstance(source, LearnedReward)]
+    learner = make_learner(network=network, objective=objective, tuning=tuning, eos_ids=EOS, partitioner=partitioner)
+    state = _with_shardings(jax.eval_shape(learner.init, _key(), params), learner.shardings)
+    learned_rewards = [source for source in reward if isinstance(source, LearnedReward)]
     members = []
-    for _ in learned:
+    for _ in learned_rewards:
         create = functools.partial(states.create, spec=tuning.only_spec, tx=optax.sgd(1.0), head=(width, 1.0))
-        cast = lambda key, base, create=create: scoring.frozen(create(key, base).adapter, base)  # noqa: E731
-        member = jax.eval_shape(cast, _key(), params)
-        members.append(_placed(member, on.tree(partitioning.adapter_axes(member, axes))))
-    lengths = dict(dataset.task_feature_lengths) | {'targets': sampling.max_decode_length}
-    responses, K = _responses(on, size, sampling.num_samples, lengths), sampling.num_samples
+        create_reward = lambda key, base, create=create: scoring.cast_to_base_dtype(create(key, base).adapter, base)  # noqa: E731
+        member = jax.eval_shape(create_reward, _key(), params)
+        members.append(_with_shardings(member, partitioner.tree(partitioning.adapter_axes(member, axes))))
+    feature_lengths = dict(dataset.task_feature_lengths) | {'targets': sampling.max_decode_length}
+    responses, K = _responses(partitioner, batch_size, sampling.num_samples, feature_lengths), sampling.num_samples
     prompts = Prompts(responses.inputs, responses.inputs_mask)
-    token = lambda rows: _array(on, (rows, K, sampling.max_decode_length), jnp.float32)  # noqa: E731
-    rollout = Rollout(**vars(responses), logprobs=token(size))
-    values_first = state.value is not None and steps.values_first(objective, state.value.adapter.dropout)
-    judged = Experience(
-        **vars(rollout), rewards=token(size), anchor_logprobs=token(size), values=token(size) if values_first else None
+    token_array = lambda rows: _array(partitioner, (rows, K, sampling.max_decode_length), jnp.float32)  # noqa: E731
+    rollout = Rollout(**vars(responses), logprobs=token_array(batch_size))
+    values_first = state.value is not None and steps.precomputes_values(objective, state.value.adapter.dropout)
+    experience = Experience(
+        **vars(rollout),
+        rewards=token_array(batch_size),
+        anchor_logprobs=token_array(batch_size),
+        values=token_array(batch_size) if values_first else None,
     )
-    rows = size // algorithm.minibatches
-    minibatch = jax.tree.map(lambda x: _array(on, (rows, *x.shape[1:]), x.dtype), judged)
-    scores = _array(on, (size, K), jnp.float32)
-    beta = jax.ShapeDtypeStruct((), jnp.float32, sharding=on.sharding())
+    minibatch_size = batch_size // algorithm.minibatches
+    minibatch = jax.tree.map(lambda x: _array(partitioner, (minibatch_size, *x.shape[1:]), x.dtype), experience)
+    scores = _array(partitioner, (batch_size, K), jnp.float32)
+    beta = jax.ShapeDtypeStruct((), jnp.float32, sharding=partitioner.sharding())
     anchor = roles.anchor, state.anchor
-    trained = [role for role in (state.policy, state.value) if role is not None]
-    alive = {
-        # Full tuning's anchor and policy's base are one tree: the policy's own weights are its adapter.
+    trained_roles = [role for role in (state.policy, state.value) if role is not None]
+    resident = {
+        # Under full tuning too, anchor and policy share one base: the policy's trained weights are its adapter.
         'base': vars(roles),
-        'adapters': [[role.adapter for role in trained], state.anchor, members],
-        'optimizer': [role.opt_state for role in trained],
+        'adapters': [[role.adapter for role in trained_roles], state.anchor, members],
+        'optimizer': [role.opt_state for role in trained_roles],
     }
-    beside = lambda *data: alive | {'data': data}  # noqa: E731
+    with_data = lambda *data: resident | {'data': data}  # noqa: E731
     args = roles.policy, state.policy.adapter, prompts, _key(), sampling
-    programs = [Program('sample', learner.sample, args, beside(prompts), turns=sampling.max_decode_length - 1)]
-    for source, member in zip(learned, members):
-        judge = scoring.compiled(network, getattr(source, 'aggregate', ensembles.mean), on)
-        programs.append(Program('score', judge, (roles.reward, [member], rollout), beside(rollout)))
-    given = {'policy': (roles.policy, state.policy.adapter), 'anchor': anchor, 'rollout': rollout, 'scores': scores}
-    given, data = given | {'beta': beta}, beside(rollout, scores)
-    programs.append(Program('experience', learner.experience, (), data, given))
+    programs = [
+        Program('sample', learner.sample, args, with_data(prompts), max_iterations=sampling.max_decode_length - 1)
+    ]
+    for source, member in zip(learned_rewards, members):
+        score_fn = scoring.make_score_fn(network, getattr(source, 'aggregate', ensembles.mean), partitioner)
+        programs.append(Program('score', score_fn, (roles.reward, [member], rollout), with_data(rollout)))
+    kwargs = {'policy': (roles.policy, state.policy.adapter), 'anchor': anchor, 'rollout': rollout, 'scores': scores}
+    kwargs, data = kwargs | {'beta': beta}, with_data(rollout, scores)
+    programs.append(Program('experience', learner.experience, (), data, kwargs))
     if values_first and state.value is not None:
-        args = roles.value, state.value.adapter, judged
-        programs.append(Program('values', learner.values, args, beside(judged)))
+        args = roles.value, state.value.adapter, experience
+        programs.append(Program('values', learner.values, args, with_data(experience)))
     values, times = None, objective.updates
     if algorithm.has_value:
-        values, given = token(rows), {'base': roles.value, 'state': state.value, 'batch': minibatch, 'rng': _key()}
-        data = beside(judged, minibatch)
-        programs.append(Program('value step', learner.value_step, (), data, given, times=times))
-    given = {'base': roles.policy, 'anchor': anchor, 'state': state.policy, 'batch': minibatch, 'values': values}
-    given, data = given | {'beta': beta, 'rng': _key()}, beside(judged, minibatch, values)
-    programs.append(Program('policy step', learner.policy_step, (), data, given, times=times))
-    return Plan('policy', on, size, programs)
+        values = token_array(minibatch_size)
+        kwargs = {'base': roles.value, 'state': state.value, 'batch': minibatch, 'rng': _key()}
+        data = with_data(experience, minibatch)
+        programs.append(Program('value step', learner.value_step, (), data, kwargs, times=times))
+    kwargs = {'base': roles.policy, 'anchor': anchor, 'state': state.policy, 'batch': minibatch, 'values': values}
+    kwargs, data = kwargs | {'beta': beta, 'rng': _key()}, with_data(experience, minibatch, values)
+    programs.append(Program('policy step', learner.policy_step, (), data, kwargs, times=times))
+    return Plan('policy', partitioner, batch_size, programs)
 
 
-def _on(partitioner: Partitioner, name: str | None) -> Partitioner:
+def _partitioner_for(partitioner: Partitioner, name: str | None) -> Partitioner:
     name = name or partitioner.topology
     return partitioner if name is None else dataclasses.replace(
         partitioner, topology=name, devices=topology.devices(name)
@@ -203,7 +223,7 @@ def _on(partitioner: Partitioner, name: str | None) -> Partitioner:
 
 
 def _batch_size(
-    on: Partitioner,
+    partitioner: Partitioner,
     dataset: DatasetConfig,
     units: int | None,
     num_microbatches: int,
@@ -211,40 +231,42 @@ def _batch_size(
     name: str = 'BATCH_SIZE',
 ) -> int:
     if units is not None:
-        return units * on.data_parallelism * num_microbatches * minibatches
-    on.check_batch(name, dataset.batch_size // minibatches, num_microbatches)
+        return units * partitioner.data_parallel_size * num_microbatches * minibatches
+    partitioner.check_batch(name, dataset.batch_size // minibatches, num_microbatches)
     return dataset.batch_size
 
 
-def _base(config: BaseConfig, on: Partitioner) -> tuple[PyTree, PyTree]:
-    shapes, axes = partitioning.abstract(config.network)
-    on.check_params(shapes, axes)
-    typed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)), shapes)
-    return _placed(typed, on.tree(axes)), axes
+def _base(config: BaseConfig, partitioner: Partitioner) -> tuple[PyTree, PyTree]:
+    shapes, axes = partitioning.abstract_params(config.network)
+    partitioner.check_params(shapes, axes)
+    typed_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)), shapes)
+    return _with_shardings(typed_shapes, partitioner.tree(axes)), axes
 
 
-def _placed(shapes: PyTree, shardings: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
+def _with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+    )
 
 
 def _copy(tree: PyTree) -> PyTree:
-    """The same shapes as arrays of their own."""
+    """Return distinct arrays of the same shapes, which count separately in the memory."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _array(on: Partitioner, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A jax.ShapeDtypeStruct, for the fields of batches whose annotation says arrays."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=on.sharding('batch'))
+def _array(partitioner: Partitioner, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return a ShapeDtypeStruct, typed Any since the fields of batches are annotated as arrays."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=partitioner.sharding('batch'))
 
 
-def _responses(on: Partitioner, B: int, K: int, lengths: Mapping[str, int]) -> Responses:
+def _responses(partitioner: Partitioner, B: int, K: int, lengths: Mapping[str, int]) -> Responses:
     P, R = lengths['inputs'], lengths['targets']
     return Responses(
-        _array(on, (B, P), jnp.int32), _array(on, (B, P), jnp.bool_),
-        _array(on, (B, K, R), jnp.int32), _array(on, (B, K, R), jnp.bool_),
+        _array(partitioner, (B, P), jnp.int32), _array(partitioner, (B, P), jnp.bool_),
+        _array(partitioner, (B, K, R), jnp.int32), _array(partitioner, (B, K, R), jnp.bool_),
     )  # fmt: skip
 
 
 def _key() -> Any:
-    """A key's shape; never a key: under a topology's mesh there is no device to make one."""
+    """Return the shape of a PRNG key; a real key cannot be made under a topology's mesh, which has no devices."""
     return jax.eval_shape(lambda: jax.random.key(0))

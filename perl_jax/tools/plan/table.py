@@ -1,4 +1,4 @@
-"""A plan as a table and as JSON."""
+"""Formats plans as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from perl_jax.tools.plan.compile import Report
 from perl_jax.tools.plan.programs import Plan
 
 GIB = 2**30
-PARTS = ('base', 'adapters', 'optimizer', 'data', 'temporaries')
+COLUMNS = ('base', 'adapters', 'optimizer', 'data', 'temporaries')
 
 
 def summary(tuning: str, plan: Plan, reports: Sequence[Report]) -> dict[str, Any]:
-    """A plan and what all of its programs come to: {'peak', 'seconds', 'fits' ..., 'programs': [...]}."""
+    """Summarize a plan and the totals of its programs: {'peak', 'seconds', 'fits' ..., 'programs': [...]}."""
     name = plan.partitioner.topology
     chip = topology.parse(name).chip if name else None
-    peaks = [one.peak for one in reports if one.peak is not None]
-    seconds = [one.times * one.seconds for one in reports if one.seconds is not None]
+    peaks = [report.peak for report in reports if report.peak is not None]
+    seconds = [report.times * report.seconds for report in reports if report.seconds is not None]
     return {
         'phase': plan.phase,
         'tuning': tuning,
@@ -30,52 +30,52 @@ def summary(tuning: str, plan: Plan, reports: Sequence[Report]) -> dict[str, Any
         'hbm': chip and chip.hbm,
         'devices_a_chip': chip and chip.devices,
         'peak': max(peaks) if len(peaks) == len(reports) else None,
-        'fits': None if chip is None else all(one.fits for one in reports),
+        'fits': None if chip is None else all(report.fits for report in reports),
         'seconds': sum(seconds) if len(seconds) == len(reports) else None,
-        'programs': [dataclasses.asdict(one) for one in reports],
+        'programs': [dataclasses.asdict(report) for report in reports],
     }
 
 
 def as_json(plans: Sequence[dict[str, Any]]) -> str:
-    """One object for each plan. Bytes, seconds and FLOPs are of one device, a chip or (tpu7x) half of one."""
+    """Return a JSON array of the plans; bytes, seconds and FLOPs are per device: a chip, or half a chip (tpu7x)."""
     return json.dumps(plans, indent=2)
 
 
 def text(plans: Sequence[dict[str, Any]]) -> str:
-    """A table for each plan, and where there are several a line that compares them with the last."""
-    return '\n\n'.join([*map(_one, plans), *([_compared(plans)] if len(plans) > 1 else [])])
+    """Return a table for each plan and, for several plans, a table that compares them with the last."""
+    return '\n\n'.join([*map(_plan_table, plans), *([_comparison_table(plans)] if len(plans) > 1 else [])])
 
 
-def _one(plan: dict[str, Any]) -> str:
+def _plan_table(plan: dict[str, Any]) -> str:
     mesh = ' x '.join(f'{axis} {size}' for axis, size in plan['mesh'].items())
-    where = plan['topology'] or 'this machine'
-    head = f'{plan["phase"]}, {plan["tuning"]}, on {where} ({mesh}), batch {plan["batch_size"]}'
-    rows = [['', *PARTS, '(cache)', 'peak', 'fits', 'ms', 'MXU', 'compiled in']]
-    for one in plan['programs']:
+    device_name = plan['topology'] or 'this machine'
+    title = f'{plan["phase"]}, {plan["tuning"]}, on {device_name} ({mesh}), batch {plan["batch_size"]}'
+    rows = [['', *COLUMNS, '(cache)', 'peak', 'fits', 'ms', 'MXU', 'compiled in']]
+    for program in plan['programs']:
         rows.append([
-            one['name'] + (f' x {one["times"]}' if one['times'] > 1 else ''),
-            *(_gib(one[part]) for part in PARTS),
-            _gib(one['cache']) if one['cache'] else '',
-            _gib(one['peak']) if one['peak'] is not None else f'needs {one["needs"]}',
-            '' if one['fits'] is None else 'yes' if one['fits'] else 'NO',
-            _number(one['seconds'] and 1e3 * one['seconds'], '.1f'),
-            _number(one['utilisation'], '.0%'),
-            f'{one["compile_seconds"]:.0f} s',
+            program['name'] + (f' x {program["times"]}' if program['times'] > 1 else ''),
+            *(_gib(program[column]) for column in COLUMNS),
+            _gib(program['cache']) if program['cache'] else '',
+            _gib(program['peak']) if program['peak'] is not None else f'needs {program["needs"]}',
+            '' if program['fits'] is None else 'yes' if program['fits'] else 'NO',
+            _number(program['seconds'] and 1e3 * program['seconds'], '.1f'),
+            _number(program['utilisation'], '.0%'),
+            f'{program["compile_seconds"]:.0f} s',
         ])  # fmt: skip
-    lines = [head, _aligned(rows)]
-    for one in plan['programs']:
-        if one['collectives']:
-            over = ', '.join(f'{name} {_gib(size)}' for name, size in one['collectives'].items())
-            lines.append(f'  {one["name"]} receives, in GiB: {over}')
+    lines = [title, _aligned(rows)]
+    for program in plan['programs']:
+        if program['collectives']:
+            received = ', '.join(f'{name} {_gib(size)}' for name, size in program['collectives'].items())
+            lines.append(f'  {program["name"]} receives, in GiB: {received}')
     hbm = f' of {_gib(plan["hbm"])}' if plan['hbm'] else ''
-    took = f'; computes {plan["seconds"]:.3f} s a step' if plan['seconds'] else ''
-    each = 'a device, half a chip' if plan['devices_a_chip'] == 2 else 'a chip'
-    peak = f'{_gib(plan["peak"])}{hbm} GiB {each}' if plan['peak'] is not None else f'does not fit{hbm}'
-    note = f"GiB {each}; ms are the compiler's cycles, without waiting for the network"
-    return '\n'.join([*lines, f'  peak {peak}{took} ({note})'])
+    step_time = f'; computes {plan["seconds"]:.3f} s a step' if plan['seconds'] else ''
+    unit = 'a device, half a chip' if plan['devices_a_chip'] == 2 else 'a chip'
+    peak = f'{_gib(plan["peak"])}{hbm} GiB {unit}' if plan['peak'] is not None else f'does not fit{hbm}'
+    note = f"GiB {unit}; ms are the compiler's cycles, without waiting for the network"
+    return '\n'.join([*lines, f'  peak {peak}{step_time} ({note})'])
 
 
-def _compared(plans: Sequence[dict[str, Any]]) -> str:
+def _comparison_table(plans: Sequence[dict[str, Any]]) -> str:
     reference = plans[-1]
     rows = [['', 'topology', 'batch', 'peak, GiB', f'% of {reference["tuning"]}', 's a step', 'speed']]
     for plan in plans:

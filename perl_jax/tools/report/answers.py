@@ -1,123 +1,128 @@
-"""The report's answers: the SFT model's and the policy's side by side, with their scores and what changed."""
+"""The report's answers: those of the SFT model and of the policy side by side, with scores and differences."""
 
 import difflib
 import re
 
 from perl_jax.tools.report.formats import esc, percent, plural, score
 from perl_jax.tools.report.overview import run_name
-from perl_jax.tools.report.reader import Run
+from perl_jax.tools.report.reader import Run, is_finite
 
 ROWS = 40  # on the whole page, shared by the runs that have samples
 KNOWN = {'step', 'score', 'truth', 'tokens'}
-LONGEST = 4000  # characters of a text that are shown; of a prompt the end, which the answer follows
+LONGEST = 4000  # characters shown of a text: the end of a prompt, the start of an answer
 
 
 def answers(runs: list[Run]) -> str:
-    """A fold for each run with samples, its last sampled step only; '' if no run has any."""
+    """Return a collapsible section for each run with samples, of its last sampled step; '' if no run has any."""
     runs = [run for run in runs if run.samples]
-    pairs = [run for run in runs if any('sft_response' in row for row in run.samples)]
-    runs = pairs or runs  # where a policy is on the page, its rows already show the SFT model's answers
-    share = max(ROWS // max(len(runs), 1), 3)
-    return ''.join(_fold(run, share, place == 0) for place, run in enumerate(runs))
+    runs_with_pairs = [run for run in runs if any('sft_response' in row for row in run.samples)]
+    runs = runs_with_pairs or runs  # where a policy is on the page, its rows already show the SFT model's answers
+    rows_per_run = max(ROWS // max(len(runs), 1), 3)
+    return ''.join(_fold(run, rows_per_run, index == 0) for index, run in enumerate(runs))
 
 
 def verdict(row: dict) -> str | None:
-    """'better', 'worse' or 'same' for the policy's answer against SFT's: by truth, without one by score.
+    """Compare the policy's answer with SFT's by truth, or by score without a truth: 'better', 'worse' or 'same'.
 
-    None if the row has no SFT answer, or nothing to judge the two by.
+    None if the row has no SFT answer, or neither truth nor score.
     """
     if 'sft_response' not in row:
         return None
     if row['sft_response'] == row.get('response'):
         return 'same'
     for key in ('truth', 'score'):
-        new, old = _figure(row, key), _figure(row, f'sft_{key}')
+        new, old = _number(row, key), _number(row, f'sft_{key}')
         if new is not None and old is not None:
             return 'same' if abs(new - old) < 1e-9 else 'better' if new > old else 'worse'
     return None
 
 
 def changes(old: str, new: str) -> tuple[str, str]:
-    """Both texts as HTML, with the words that only one of them has marked; unmarked if they have little in common."""
-    a, b = (re.findall(r'\w+|\s+|[^\w\s]', text) for text in (old, new))
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    if len(a) * len(b) > 1_000_000 or not 0.3 <= matcher.ratio() < 1:
+    """Return both texts as HTML with differing words marked; unmarked if the texts have little in common."""
+    old_words, new_words = (re.findall(r'\w+|\s+|[^\w\s]', text) for text in (old, new))
+    matcher = difflib.SequenceMatcher(None, old_words, new_words, autojunk=False)
+    if len(old_words) * len(new_words) > 1_000_000 or not 0.3 <= matcher.ratio() < 1:
         return esc(old), esc(new)
-    left, right = [], []
+    old_html, new_html = [], []
     for kind, i, j, m, n in matcher.get_opcodes():
-        gone, came = esc(''.join(a[i:j])), esc(''.join(b[m:n]))
-        left.append(gone if kind == 'equal' or not gone else f'<del>{gone}</del>')
-        right.append(came if kind == 'equal' or not came else f'<ins>{came}</ins>')
-    return ''.join(left), ''.join(right)
+        removed, added = esc(''.join(old_words[i:j])), esc(''.join(new_words[m:n]))
+        old_html.append(removed if kind == 'equal' or not removed else f'<del>{removed}</del>')
+        new_html.append(added if kind == 'equal' or not added else f'<ins>{added}</ins>')
+    return ''.join(old_html), ''.join(new_html)
 
 
-def _fold(run, limit, opened):
+def _fold(run, limit, is_open):
     step, rows = run.last_samples()
-    counts = {kind: sum(verdict(row) == kind for row in rows) for kind in ('better', 'same', 'worse')}
-    both = any('sft_response' in row for row in rows)
+    counts = {
+        verdict_name: sum(verdict(row) == verdict_name for row in rows) for verdict_name in ('better', 'same', 'worse')
+    }
+    has_anchor = any('sft_response' in row for row in rows)
     shown = plural(len(rows), 'answer') if len(rows) <= limit else f'the first {limit} of {len(rows):,} answers'
     note = f'Step {step:,}; {shown}.'
     if any(counts.values()):
-        judged = 'truth' if any('truth' in row for row in rows) else 'score'
-        chips = ' '.join(f'<span class="chip {kind}">{count:,} {kind}</span>' for kind, count in counts.items())
-        note += f' Policy against SFT, over all {len(rows):,}, by {judged}: <span class="chips">{chips}</span>'
-    body = ''.join(_row(row, both) for row in rows[:limit])
-    heads = ['Prompt', 'SFT answer', 'Policy answer'] if both else ['Prompt', 'Answer']
-    head = ''.join(f'<div role="columnheader">{text}</div>' for text in heads)
-    kind = 'three' if both else 'two'
-    table = f'<div role="table" class="{kind}"><div class="row head" role="row">{head}</div>{body}</div>'
+        criterion = 'truth' if any('truth' in row for row in rows) else 'score'
+        chips = ' '.join(
+            f'<span class="chip {verdict_name}">{count:,} {verdict_name}</span>'
+            for verdict_name, count in counts.items()
+        )
+        note += f' Policy against SFT, over all {len(rows):,}, by {criterion}: <span class="chips">{chips}</span>'
+    body = ''.join(_row(row, has_anchor) for row in rows[:limit])
+    headings = ['Prompt', 'SFT answer', 'Policy answer'] if has_anchor else ['Prompt', 'Answer']
+    header = ''.join(f'<div role="columnheader">{text}</div>' for text in headings)
+    columns_class = 'three' if has_anchor else 'two'
+    table = f'<div role="table" class="{columns_class}"><div class="row head" role="row">{header}</div>{body}</div>'
     top = f'<summary>{run_name(run)}</summary><p class="note">{note}</p>'
-    return f'<details class="fold"{" open" if opened else ""}>{top}{table}</details>'
+    return f'<details class="fold"{" open" if is_open else ""}>{top}{table}</details>'
 
 
-def _row(row, both):
-    prompt, answer = str(row.get('prompt', '')).strip(), _cut(str(row.get('response', '')))
+def _row(row, has_anchor):
+    prompt, answer = str(row.get('prompt', '')).strip(), _truncate(str(row.get('response', '')))
     prompt = esc(prompt) if len(prompt) <= LONGEST else '… ' + esc(prompt[-LONGEST:])
     if row.get('reference') is not None:
-        prompt += f'<p class="reference"><span>Reference</span> {esc(_cut(str(row["reference"])))}</p>'
-    kind = verdict(row)
-    chip = f'<span class="chip {kind}">{kind}</span>' if kind else ''
+        prompt += f'<p class="reference"><span>Reference</span> {esc(_truncate(str(row["reference"])))}</p>'
+    verdict_name = verdict(row)
+    chip = f'<span class="chip {verdict_name}">{verdict_name}</span>' if verdict_name else ''
     cells = [('prompt', prompt, '')]
-    if both:
-        old, new = changes(_cut(str(row.get('sft_response', ''))), answer)
-        cells.append(('sft', _text(old), _judged(row, 'sft_')))
-        cells.append(('policy', _text(new), _judged(row, '') + chip))
+    if has_anchor:
+        old, new = changes(_truncate(str(row.get('sft_response', ''))), answer)
+        cells.append(('sft', _text_html(old), _scores_html(row, 'sft_')))
+        cells.append(('policy', _text_html(new), _scores_html(row, '') + chip))
     else:
-        cells.append(('policy', _text(esc(answer)), _judged(row, '')))
-    made = ''.join(
+        cells.append(('policy', _text_html(esc(answer)), _scores_html(row, '')))
+    cell_html = ''.join(
         f'<div class="{name}" role="cell"><div class="text">{text}</div>'
-        + (f'<p class="judged">{judged}</p>' if judged else '')
+        + (f'<p class="judged">{scores_html}</p>' if scores_html else '')
         + '</div>'
-        for name, text, judged in cells
+        for name, text, scores_html in cells
     )
-    return f'<div class="row" role="row">{made}</div>'
+    return f'<div class="row" role="row">{cell_html}</div>'
 
 
-def _judged(row, prefix):
-    reward, truth = _figure(row, f'{prefix}score'), _figure(row, f'{prefix}truth')
-    told = []
+def _scores_html(row, prefix):
+    reward, truth = _number(row, f'{prefix}score'), _number(row, f'{prefix}truth')
+    items = []
     if truth is not None:
-        word = {0.0: '✗ wrong', 1.0: '✓ right'}.get(truth, f'truth {percent(truth, 0)}')
-        told.append(f'<span class="truth {"right" if truth >= 0.5 else "wrong"}">{word}</span>')
+        truth_label = {0.0: '✗ wrong', 1.0: '✓ right'}.get(truth, f'truth {percent(truth, 0)}')
+        items.append(f'<span class="truth {"right" if truth >= 0.5 else "wrong"}">{truth_label}</span>')
     if reward is not None:
-        told.append(f'<span>score <b>{score(reward)}</b></span>')
-    for key in row:  # what METRIC_FNS adds
-        value = None if key in KNOWN or key.startswith('sft_') else _figure(row, prefix + key)
+        items.append(f'<span>score <b>{score(reward)}</b></span>')
+    for key in row:  # columns of METRIC_FNS
+        value = None if key in KNOWN or key.startswith('sft_') else _number(row, prefix + key)
         if value is not None:
-            told.append(f'<span>{esc(key)} <b>{score(value)}</b></span>')
-    if (tokens := _figure(row, f'{prefix}tokens')) is not None:
-        told.append(f'<span>{plural(int(tokens), "token")}</span>')
-    return ''.join(told)
+            items.append(f'<span>{esc(key)} <b>{score(value)}</b></span>')
+    if (tokens := _number(row, f'{prefix}tokens')) is not None:
+        items.append(f'<span>{plural(int(tokens), "token")}</span>')
+    return ''.join(items)
 
 
-def _figure(row, key):
+def _number(row, key):
     value = row.get(key)
-    return float(value) if isinstance(value, (int, float)) else None
+    return float(value) if is_finite(value) else None
 
 
-def _cut(text):
+def _truncate(text):
     return text if len(text) <= LONGEST else text[:LONGEST] + ' …'
 
 
-def _text(markup):
+def _text_html(markup):
     return markup if markup.strip() else '<span class="none">(empty)</span>'

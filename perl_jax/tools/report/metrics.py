@@ -1,4 +1,4 @@
-"""What the logged numbers mean: titles, units, which way is better, and how one number is drawn from a curve."""
+"""The report's metrics: titles, units, whether higher is better, and how a curve is summarized by one number."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,8 +13,15 @@ from perl_jax.tools.report.reader import Run
 class Metric:
     """One quantity of the report: a column of the summary and a panel of curves.
 
-    train, evals: names in metrics.jsonl; of each the first that a run has is taken. best: max, min or
-    None. column: the summary's heading, '' for none. zero: the axis starts at 0. note: a sentence for a newcomer.
+    Attributes:
+      title: the panel's title.
+      train: keys of training metrics in metrics.jsonl; the first that a run has is used.
+      evals: keys of evaluation metrics; likewise.
+      unit: the unit, for the panel.
+      best: max or min, whichever is better; None if neither is.
+      column: the summary's heading; '' for no column.
+      zero: whether the axis starts at 0.
+      note: an explanation for newcomers.
     """
 
     title: str
@@ -28,25 +35,25 @@ class Metric:
 
     @property
     def share(self) -> bool:
-        """True for a number between 0 and 1 that is shown in percent."""
+        """Tell whether the metric is a share between 0 and 1, shown in percent."""
         return self.unit.startswith('share of')
 
     def show(self, value: float) -> str:
-        """The value as the page prints it, without its unit."""
+        """Format a value, without its unit."""
         return percent(value) if self.share else number(value)
 
     def curves(self, run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """{'train': (steps, values), 'eval': (steps, values)}, each only if the run logged it."""
-        found = {}
+        """Return {'train': (steps, values), 'eval': (steps, values)}, each only if the run logged it."""
+        curves = {}
         for kind, keys in (('train', self.train), ('eval', self.evals)):
-            logged = (run.series(key) for key in keys)
-            points = next((points for points in logged if len(points[0])), None)
+            candidates = (run.series(key) for key in keys)
+            points = next((points for points in candidates if len(points[0])), None)
             if points:
-                found[kind] = points
-        return found
+                curves[kind] = points
+        return curves
 
     def final(self, run: Run) -> float | None:
-        """The last evaluation; without one, the mean over the last tenth of the logged steps; None without either."""
+        """Return the last evaluation, else the mean over the last tenth of the logged steps; None without either."""
         curves = self.curves(run)
         if 'eval' in curves:
             return float(curves['eval'][1][-1])
@@ -56,17 +63,17 @@ class Metric:
         return None
 
     def start(self, run: Run) -> float | None:
-        """The evaluation at step 0, which is that of the model a policy starts as; None without one."""
+        """Return the evaluation at step 0, of the model that a policy starts from; None without one."""
         steps, values = self.curves(run).get('eval', (np.zeros(0), np.zeros(0)))
         return float(values[0]) if len(steps) and steps[0] == 0 else None
 
     def peak(self, run: Run) -> tuple[float, int] | None:
-        """The best evaluation and its step; None without evaluations, or if no way is better."""
+        """Return the best evaluation and its step; None without evaluations or if neither direction is better."""
         steps, values = self.curves(run).get('eval', (np.zeros(0), np.zeros(0)))
         if self.best is None or not len(steps):
             return None
-        place = int(np.argmax(values) if self.best is max else np.argmin(values))
-        return float(values[place]), int(steps[place])
+        index = int(np.argmax(values) if self.best is max else np.argmin(values))
+        return float(values[index]), int(steps[index])
 
 
 # fmt: off
@@ -76,7 +83,7 @@ TRUTH = Metric(
 )
 REWARD = Metric(
     'Reward', ('reward/score',), ('eval/score',), 'score of an answer', max, 'Reward',
-    note="What the reward gives the policy's answers: trained for, so unlike the truth it can be gamed.",
+    note="The reward of the policy's answers. It is the training objective, so unlike the truth it can be gamed.",
 )
 KL = Metric(
     'KL to the anchor', ('kl/anchor',), (), 'nats per answer', None, 'KL, nats/answer', zero=True,
@@ -99,7 +106,7 @@ RESULTS = (
     ),
     Metric(
         'Accuracy', ('accuracy/pointwise',), ('eval/accuracy',), 'share of answers', max, 'Accuracy',
-        note='How often thumbs up or down is called rightly.',
+        note='How often thumbs up or down is predicted correctly.',
     ),
     Metric(
         'Balanced accuracy', (), ('eval/balanced_accuracy',), 'share of answers', max, 'Balanced acc.',
@@ -157,7 +164,7 @@ KNOWN = {key for metric in RESULTS + PROGRESS for key in metric.train + metric.e
 
 
 def present(runs: list[Run]) -> list[Metric]:
-    """What at least one of the runs has logged: results, other evaluations (METRIC_FNS), progress."""
+    """Return the metrics that at least one run logged: results, other evaluations (METRIC_FNS), progress."""
     results, progress = ([m for m in group if any(m.curves(run) for run in runs)] for group in (RESULTS, PROGRESS))
     names = dict.fromkeys(key[5:] for key in _unknown(runs) if key.startswith('eval/'))
     titles = {name: name[:1].upper() + name[1:].replace('_', ' ') for name in names}
@@ -165,7 +172,7 @@ def present(runs: list[Run]) -> list[Metric]:
 
 
 def others(runs: list[Run]) -> list[Metric]:
-    """A plain metric for every other name that training has logged."""
+    """Return a metric for every other key that training logged."""
     names = _unknown(runs)
     return [Metric(name, (name,)) for name in names if not name.startswith('eval/') and f'eval/{name}' not in names]
 
@@ -175,15 +182,15 @@ def _unknown(runs):
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred mean over about a fifteenth of the points, [n] -> [n], shorter at the ends.
+    """Smooth values [n] by a centred mean over about a fifteenth of the points, over fewer at the ends.
 
-    Few points (under 15) or calm ones (second differences under 2% of the range) are returned as they are.
+    Fewer than 15 points, or smooth ones (second differences under 2% of the range), are returned unchanged.
     """
-    count, reach = len(values), max(len(values) // 30, 1)
-    spread = np.ptp(values) if count else 0.0
-    if count < 15 or not spread or np.abs(np.diff(values, 2)).mean() < 0.02 * spread:
+    count, half_width = len(values), max(len(values) // 30, 1)
+    value_range = np.ptp(values) if count else 0.0
+    if count < 15 or not value_range or np.abs(np.diff(values, 2)).mean() < 0.02 * value_range:
         return values
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    place = np.arange(count)
-    low, high = np.maximum(place - reach, 0), np.minimum(place + reach + 1, count)
-    return (total[high] - total[low]) / (high - low)
+    cumulative = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(count)
+    low, high = np.maximum(index - half_width, 0), np.minimum(index + half_width + 1, count)
+    return (cumulative[high] - cumulative[low]) / (high - low)

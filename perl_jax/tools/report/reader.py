@@ -1,30 +1,40 @@
-"""Reads the folders of runs for the report, however unfinished they are.
+"""Reads the folders of finished and unfinished runs for the report.
 
-A run's folder holds metrics.jsonl (required), and run.json, config.gin and samples.jsonl (each may be missing). A run
-in progress may end in half a line; one that was killed and resumed may hold half a line in the middle and a step twice.
+A run's folder holds metrics.jsonl (required) and run.json, config.gin and samples.jsonl (optional). The logs of a run
+in progress may end with an incomplete line; those of a run that was killed and resumed may contain one, and repeated
+steps.
 """
 
 import dataclasses
 import json
-import math
 import os
 import re
+import sys
 
 import numpy as np
 
+from perl_jax import json_files
 from perl_jax.errors import UserError
 
 PHASES = ('sft', 'reward', 'policy')
-HOLDS = 'metrics.jsonl, run.json, config.gin, samples.jsonl'
+_INFO = {'phase': str | None, 'base.path': str | None, 'base.fingerprint': str | None}  # of run.json
+RUN_FILES = 'metrics.jsonl, run.json, config.gin, samples.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run as it was found on disk.
+    """The contents of one run's folder.
 
-    label: the folder relative to the parent that all runs share. info: run.json, {} if missing. steps: {step: {key:
-    finite float}}, ascending. samples: rows of samples.jsonl. config: {gin key: value text}. config_text: config.gin,
-    '' if missing. broken: lines that could not be read, half a line at the end aside.
+    Attributes:
+      folder: its absolute path.
+      label: its path relative to the common parent of all runs.
+      info: run.json, {} if missing.
+      steps: {step: {key: finite float}}, ascending.
+      phase: 'sft', 'reward', 'policy', or another value in run.json.
+      samples: rows of samples.jsonl.
+      config: {gin key: value text}.
+      config_text: config.gin, '' if missing.
+      broken: the number of unreadable lines, without an incomplete last line.
     """
 
     folder: str
@@ -39,61 +49,62 @@ class Run:
 
     @property
     def tuning(self) -> str:
-        """'lora', 'full' or '' if run.json does not say."""
+        """Return 'lora', 'full', or '' if run.json lacks it."""
         return str(self.info.get('tuning') or '')
 
     @property
     def running(self) -> bool:
-        """True if run.json has no time of finish."""
+        """Tell whether run.json has no finish time."""
         return bool(self.info) and not self.info.get('finished')
 
     @property
     def keys(self) -> list[str]:
-        """The metric names in the order in which the file first gives them."""
+        """Return the metric names in the order of their first occurrence."""
         return list(dict.fromkeys(key for row in self.steps.values() for key in row))
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps that logged `key` and its values: two float64 arrays of one length, empty if there are none."""
+        """Return the steps that logged `key` and its values: two float64 arrays of one length, possibly empty."""
         points = [(step, row[key]) for step, row in self.steps.items() if key in row]
         steps, values = zip(*points) if points else ((), ())
         return np.asarray(steps, float), np.asarray(values, float)
 
     def last_samples(self) -> tuple[int, list[dict]]:
-        """The last sampled step and its rows, in the file's order."""
+        """Return the last sampled step and its rows, in the file's order."""
         last = max((_step(row) for row in self.samples), default=0)
         return last, [row for row in self.samples if _step(row) == last]
 
 
 def read(folders: list[str]) -> list[Run]:
-    """Reads every folder once, ordered by phase (SFT, reward, policy) and else as given.
+    """Read every distinct folder; runs are ordered by phase (SFT, reward, policy), then as in `folders`.
 
-    Raises: UserError if there is no folder, if one is not a run's, or if its metrics are empty.
+    Raises:
+      UserError: there is no folder, one is not a run's, or its metrics are empty.
     """
     folders = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
     if not folders:
-        raise UserError(f"report needs at least one run's folder, one that holds {HOLDS}")
+        raise UserError(f"report needs at least one run's folder, one that holds {RUN_FILES}")
     parent = common_parent(folders)
     runs = [_read_run(folder, _label(folder, parent)) for folder in folders]
-    known = {phase: place for place, phase in enumerate(PHASES)}
-    return sorted(runs, key=lambda run: known.get(run.phase, len(PHASES)))
+    phase_order = {phase: index for index, phase in enumerate(PHASES)}
+    return sorted(runs, key=lambda run: phase_order.get(run.phase, len(PHASES)))
 
 
 def common_parent(folders: list[str]) -> str:
-    """The deepest folder above all of these; of one folder, or of a folder and its own sub-folder, the one above it."""
+    """Return the deepest common parent of the folders; never one of the folders themselves."""
     parent = os.path.commonpath([os.path.abspath(folder) for folder in folders])
-    inside = parent in [os.path.abspath(folder) for folder in folders]
-    return os.path.dirname(parent) if inside else parent
+    is_one_of_them = parent in [os.path.abspath(folder) for folder in folders]
+    return os.path.dirname(parent) if is_one_of_them else parent
 
 
 def gin_values(text: str) -> dict[str, str]:
-    """The assignments of a gin file, {key: value text in one line}; comments, imports and includes are left out."""
+    """Parse the assignments of a gin file: {key: value text in one line}, without comments, imports and includes."""
     values, key = {}, None
     for line in text.splitlines():
         start = re.match(r'([\w./-]+)\s*=\s*(.*)', line)
         if start:
             key, line = start.groups()
             values[key] = ''
-        elif not re.match(r'[\s\])}]', line):  # a value goes on in indented lines, or in the bracket that closes it
+        elif not re.match(r'[\s\])}]', line):  # indented lines and closing brackets continue a value
             key = None
         if key:
             values[key] += ' ' + line.strip().removesuffix('\\')
@@ -107,47 +118,49 @@ def _label(folder, parent):
 def _read_run(folder, label):
     path = os.path.join(folder, 'metrics.jsonl')
     if not os.path.isfile(path):
-        raise UserError(_not_a_run(folder))
+        raise UserError(_not_a_run_message(folder))
     rows, broken = _json_lines(path)
     steps = {}
     for row in rows:
-        if _finite(row.get('step')):  # a resumed run logs a step again: the later line wins, key by key
-            numbers = {key: float(value) for key, value in row.items() if key != 'step' and _finite(value)}
-            steps.setdefault(int(row['step']), {}).update(numbers)
+        if is_finite(row.get('step')):  # a resumed run logs a step again: the later line wins, key by key
+            values = {key: float(value) for key, value in row.items() if key != 'step' and is_finite(value)}
+            steps.setdefault(int(row['step']), {}).update(values)
         else:
             broken += 1
     if not steps:
         raise UserError(f'{path} has no logged step yet: wait for the first one, or leave this run out of the report')
     info = _run_json(os.path.join(folder, 'run.json'))
     phase = info.get('phase') or next((row['phase'] for row in rows if row.get('phase')), 'run')
-    samples, lost = _json_lines(os.path.join(folder, 'samples.jsonl'))
+    samples, broken_samples = _json_lines(os.path.join(folder, 'samples.jsonl'))
     text = _text(os.path.join(folder, 'config.gin'))
-    steps, broken = dict(sorted(steps.items())), broken + lost
+    steps, broken = dict(sorted(steps.items())), broken + broken_samples
     return Run(folder, label, info, steps, str(phase), samples, gin_values(text), text, broken)
 
 
-def _not_a_run(folder):
+def _not_a_run_message(folder):
     if not os.path.isdir(folder):
-        return f"{folder} does not exist: give a run's folder (MODEL_DIR), one that holds {HOLDS}"
-    inner = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name, 'metrics.jsonl'))]
-    hint = f'; it contains runs, so name these: {", ".join(inner[:6])}' if inner else ''
-    return f"{folder} is not a run's folder, since it has no metrics.jsonl (a run holds {HOLDS}){hint}"
+        return f"{folder} does not exist: give a run's folder (MODEL_DIR), one that holds {RUN_FILES}"
+    run_names = [
+        name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name, 'metrics.jsonl'))
+    ]
+    hint = f'; it contains runs, give their folders: {", ".join(run_names[:6])}' if run_names else ''
+    return f"{folder} is not a run's folder, since it has no metrics.jsonl (a run holds {RUN_FILES}){hint}"
 
 
 def _json_lines(path):
-    """Rows that are JSON objects and the number of lines that are not; half a line at the very end is not counted."""
+    """Return the lines that are JSON objects, and the number of others except an incomplete last line."""
     lines = _text(path).split('\n')
     rows, broken = [], 0
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
-        elif place < len(lines) - 1:
+        elif index < len(lines) - 1:
             broken += 1
     return rows, broken
 
@@ -156,10 +169,11 @@ def _run_json(path):
     text = _text(path)
     try:
         info = json.loads(text) if text.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         info = None
     if not isinstance(info, dict):
-        raise UserError(f'{path} is not a JSON object: mend it, or delete it and the report does without')
+        raise UserError(f'{path} is not a JSON object: repair or delete it; the report does not require it')
+    json_files.check(info, path, _INFO)
     return info
 
 
@@ -171,8 +185,10 @@ def _text(path):
 
 
 def _step(row):
-    return int(row['step']) if _finite(row.get('step')) else 0
+    return int(row['step']) if is_finite(row.get('step')) else 0
 
 
-def _finite(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite(value):
+    """Return whether a value is a number that float64 holds."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -sys.float_info.max <= value <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""The report's lower half: the runs' configuration, first what differs between them, and where they ran."""
+"""The report's lower half: the runs' configurations, differences first, and their environments."""
 
 from perl_jax.tools.report.formats import NONE, esc, moment, plural
 from perl_jax.tools.report.overview import by_phase, phase_name, table
@@ -9,56 +9,61 @@ SHOWN = SUMMARY | {'base', 'devices', 'started', 'finished'}
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """The gin keys on whose value runs disagree, and those that some runs of a phase have and others of it lack."""
+    """Return the gin keys whose values differ between runs, or that only some runs of a phase have."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key != 'MODEL_DIR')
     return [key for key in keys if _differs(key, runs)]
 
 
 def configuration(runs: list[Run]) -> str:
-    """The differing keys of several runs in a table, then every config.gin in a fold."""
-    keys, top = differing(runs), ''
+    """Return a table of the differing keys, then every config.gin in a collapsible section."""
+    keys, differences = differing(runs), ''
     if keys:
         rows = [[f'<code>{_breakable(key)}</code>', *(_setting(run, key) for run in runs)] for key in keys]
-        note = f'{plural(len(keys), "setting")} on which runs differ; – where a run does not have it.'
-        top = f'<p class="note">{note}</p>' + table(['Setting', *(run.label for run in runs)], rows, 'config')
+        note = f'{plural(len(keys), "differing setting")}; – where a run lacks it.'
+        differences = f'<p class="note">{note}</p>' + table(['Setting', *(run.label for run in runs)], rows, 'config')
     elif len(runs) > 1:
-        top = '<p class="note">No setting that runs share differs between them.</p>'
-    folds = ''.join(
+        differences = '<p class="note">The settings that runs share do not differ.</p>'
+    config_folds = ''.join(
         f'<details class="fold"><summary>{esc(run.label)} <span class="soft">config.gin, '
         f'{plural(len(run.config), "setting")}</span></summary>'
         f'<pre>{esc(run.config_text.strip()) or "(not written)"}</pre></details>'
         for run in runs
     )
-    text = 'Each config.gin is the operative configuration: the settings that took effect, with defaults.'
-    return f'{top}{folds}<p class="note">{text}</p>'
+    explanation = 'Each config.gin is the operative configuration: the settings that took effect, with defaults.'
+    return f'{differences}{config_folds}<p class="note">{explanation}</p>'
 
 
 def environment(runs: list[Run]) -> str:
-    """Base model, devices and dates of each run, and whatever else run.json holds; a warning if the bases differ."""
-    plain = (str, int, float)
-    found = [_flat(run.info) for run in runs]
-    extra = dict.fromkeys(
-        key for info in found for key, value in info.items() if key not in SHOWN and isinstance(value, plain)
+    """Return a table of base, devices, dates and other entries of run.json, and a warning if the bases differ."""
+    scalar_types = (str, int, float)
+    run_infos = [_flat_info(run.info) for run in runs]
+    extra_keys = dict.fromkeys(
+        key for info in run_infos for key, value in info.items() if key not in SHOWN and isinstance(value, scalar_types)
     )
-    heads = ['Run', 'Base model', 'Fingerprint', 'Devices', 'Started', 'Finished', *extra]
-    rows = [_where(run) + [esc(info[key]) if key in info else NONE for key in extra] for run, info in zip(runs, found)]
+    headings = ['Run', 'Base model', 'Fingerprint', 'Devices', 'Started', 'Finished', *extra_keys]
+    rows = [
+        _environment_cells(run) + [esc(info[key]) if key in info else NONE for key in extra_keys]
+        for run, info in zip(runs, run_infos)
+    ]
     warning = ''
     for phase, group in by_phase(runs).items():
-        prints = {base.get('fingerprint') for run in group if isinstance(base := run.info.get('base'), dict)}
-        if len(prints) > 1:
-            text = f'The {phase_name(phase)} runs stand on different base models, so compare them with care.'
+        fingerprints = {base.get('fingerprint') for run in group if isinstance(base := run.info.get('base'), dict)}
+        if len(fingerprints) > 1:
+            text = f'The {phase_name(phase)} runs have different base models, so compare them with care.'
             warning += f'<p class="warn">{esc(text)}</p>'
-    return warning + table(heads, rows, 'runs plain')
+    return warning + table(headings, rows, 'runs plain')
 
 
-def _flat(info):
+def _flat_info(info):
     memory = info.get('memory')
-    sizes = memory.items() if isinstance(memory, dict) else ()
-    found = {f'memory, {name}': f'{size / 2**20:,.1f} MiB' for name, size in sizes if isinstance(size, int)}
-    return {key: value for key, value in info.items() if key != 'memory'} | found
+    memory_sizes = memory.items() if isinstance(memory, dict) else ()
+    memory_rows = {
+        f'memory, {name}': f'{size / 2**20:,.1f} MiB' for name, size in memory_sizes if isinstance(size, int)
+    }
+    return {key: value for key, value in info.items() if key != 'memory'} | memory_rows
 
 
-def _where(run):
+def _environment_cells(run):
     base, info = run.info.get('base'), run.info
     base = base if isinstance(base, dict) else {'path': base}
     running = '<span class="chip busy">running</span>' if run.running else NONE
@@ -73,11 +78,11 @@ def _where(run):
 
 
 def _differs(key, runs):
-    having = [run for run in runs if key in run.config]
-    if len({run.config[key] for run in having}) > 1 and len({_resolved(run, key) for run in having}) > 1:
+    runs_with_key = [run for run in runs if key in run.config]
+    if len({run.config[key] for run in runs_with_key}) > 1 and len({_resolved(run, key) for run in runs_with_key}) > 1:
         return True
-    setters = {run.phase for run in having}
-    return any(run.phase in setters and key not in run.config and run.config for run in runs)
+    phases_with_key = {run.phase for run in runs_with_key}
+    return any(run.phase in phases_with_key and key not in run.config and run.config for run in runs)
 
 
 def _breakable(key):
@@ -89,7 +94,7 @@ def _code(value):
 
 
 def _resolved(run, key):
-    """The key's value; where that is a macro (%NAME), the macro's."""
+    """Return the key's value, with macros (%NAME) resolved."""
     value = run.config[key]
     for _ in run.config:  # a macro may name another one
         value = run.config.get(value[1:], value) if value.startswith('%') else value

@@ -1,4 +1,4 @@
-"""The report's frame: the HTML around its sections, the style (light and dark, wide and narrow), the script."""
+"""The report's page template: HTML frame, CSS (light and dark mode, wide and narrow screens) and script."""
 
 from string import Template
 
@@ -225,5 +225,5 @@ for (const svg of document.querySelectorAll('.plot')) {
 
 
 def shell(title: str, head: str, links: str, body: str, foot: str) -> str:
-    """The page around these pieces of HTML, each of them escaped already."""
+    """Return the page around these pieces of HTML, which must be escaped already."""
     return SHELL.substitute(title=title, head=head, links=links, body=body, foot=foot, style=STYLE, script=SCRIPT)

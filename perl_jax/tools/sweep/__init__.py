@@ -1,4 +1,4 @@
-"""A grid of runs as a queue that can be killed anywhere, and the tables and plots of what came out.
+"""`perl_jax sweep`: a resumable queue of the runs of a grid, with tables and plots of their results.
 
     sft     seed=0   seed=1   seed=2
               |
@@ -6,8 +6,8 @@
               |
     policy  tuning=r1,seed=0   ...
 
-Each cell is a MODEL_DIR, made by the commands that one would type, in a process of its own; `grid` says which cells
-there are and what each needs, `queue` runs them, `results` and `plots` read what they left.
+Each cell is a MODEL_DIR, made by ordinary perl_jax commands in separate processes. `grid` defines the cells and their
+dependencies, `queue` runs them, `results` and `plots` read their results.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from perl_jax import settings
 from perl_jax.errors import UserError
 from perl_jax.tools.sweep import grid, plots, queue, results
 from perl_jax.tools.sweep.grid import Stage
@@ -23,22 +24,24 @@ from perl_jax.tools.sweep.grid import Stage
 def run(
     sweep_dir: str,
     stages: Sequence[Stage],
-    jobs: int = 1,
+    jobs: settings.Count = 1,
     dry_run: bool = False,
     search_paths: Sequence[str] = (),
     data_flags: Sequence[str] = (),
 ) -> None:
-    """Run what is not finished, `jobs` cells at a time; tables are written anew after each, plots at the end.
+    """Run all unfinished cells, `jobs` at a time; tables are rewritten after each cell, plots at the end.
 
     Args:
       sweep_dir: a folder for STAGE/AXIS=LABEL,.../ (MODEL_DIRs with their .log and .json), results.csv, results.md and
         STAGE.png.
-      dry_run: print the commands, in order, and do nothing.
-      search_paths: where the cells look for gin files before the package's own.
-      data_flags: what the cells are told of where data lies, as they read it on a command line.
+      stages: the grid.
+      jobs: the number of cells that run at a time.
+      dry_run: whether to print the commands, in order, instead of running them.
+      search_paths: folders in which the cells look for gin files before the package's.
+      data_flags: the flags about data locations that are passed on to the cells.
 
     Raises:
-      UserError: a cell was started with other settings; or, at the end, some cells failed.
+      UserError: a cell was started with other settings, or (at the end) some cells failed.
     """
     cells = grid.cells(sweep_dir, stages, search_paths, data_flags)
     if dry_run:
@@ -52,6 +55,6 @@ def run(
     logging.getLogger('perl_jax').info(f'sweep: {sweep_dir}/results.md')
     if failed:
         raise UserError(
-            f'sweep: {len(failed)} of {len(cells)} cells failed, the first: see {failed[0].log}; the others are done, '
-            'and the same command tries these again'
+            f'sweep: {len(failed)} of {len(cells)} cells failed, for the first see {failed[0].log_path}; the others '
+            'are done, and the same command retries the failed ones'
         )

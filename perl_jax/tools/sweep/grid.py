@@ -1,4 +1,4 @@
-"""Which cells a sweep has: every combination of its stages' axes, and what each cell needs of the stages before it."""
+"""The cells of a sweep: every combination of a stage's axes, and the cells of earlier stages that each depends on."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
+from perl_jax import settings
 from perl_jax.errors import UserError
 
-SEED = 'seed'  # the axis that is gone through last, and that tables sum up
+SEED = 'seed'  # the axis that varies slowest in the queue, and that tables aggregate over
 Axes = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command over the product of its axes.
+    """One command, run for every combination of labels of its axes.
 
-    name: its folder and what other stages call it.   command: sft, reward or policy.   gin_files: the recipe.
-    axes: {axis: {label: [gin files (they end in .gin) and bindings, in order]}}.
-    needs: {macro: stage}: the macro is the MODEL_DIR of that stage's cell with the same labels on the axes they share.
-    bindings: of all its cells.
-    split: measured by `perl_jax eval` when a run is finished, under eval_bindings; None does not.
-    metrics: of that, what the tables show; the plot shows the first.   reference: labels that others are compared to.
+    Attributes:
+      name: the stage's name, also that of its folder.
+      command: 'sft', 'reward' or 'policy'.
+      gin_files: the recipe.
+      axes: {axis: {label: [gin files (which end in .gin) and bindings, in order]}}.
+      needs: {macro: stage}: the macro is set to the MODEL_DIR of that stage's cell with the same labels on shared axes.
+      bindings: gin bindings of all cells.
+      split: the split that `perl_jax eval` evaluates after training; None evaluates nothing.
+      eval_bindings: gin bindings of that evaluation.
+      metrics: the metrics of the evaluation that the tables show; the plot shows the first.
+      reference: the labels of the cells that the others are compared with.
     """
 
     name: str
@@ -38,10 +44,21 @@ class Stage:
     metrics: Sequence[str] = ()
     reference: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        settings.check(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run: its place in the grid, its folder, its commands, and the cells that have to be there before it."""
+    """One run of a grid.
+
+    Attributes:
+      stage: of the grid.
+      labels: the run's label on each axis, {axis: label}.
+      folder: its MODEL_DIR.
+      parents: the cells that must finish before it.
+      commands: to run in turn, each as a list of arguments.
+    """
 
     stage: Stage
     labels: Mapping[str, str]
@@ -50,77 +67,83 @@ class Cell:
     commands: tuple[list[str], ...]
 
     @property
-    def log(self) -> str:
-        """Where its output goes."""
+    def log_path(self) -> str:
+        """Return the path of the cell's log."""
         return self.folder + '.log'
 
     @property
     def evaluation(self) -> str | None:
-        """The file that its evaluation writes."""
+        """Return the path of the cell's evaluation; None if there is none."""
         return self.stage.split and os.path.join(self.folder, f'eval_{self.stage.split}.json')
 
 
 def cells(
     sweep_dir: str, stages: Sequence[Stage], search_paths: Sequence[str] = (), data_flags: Sequence[str] = ()
 ) -> list[Cell]:
-    """All cells, those that others need first, and seed after seed: the first seed's tables are whole soonest.
+    """Return all cells, parents first and seed by seed, so that the tables of the first seed are complete early.
 
     Raises:
-      UserError: a stage needs one that does not come before it, or a cell that the other's axes do not have.
+      UserError: a stage needs a stage that is not before it, or labels that the other's axes do not have.
     """
-    made: dict[str, list[Cell]] = {}
+    cells_by_stage: dict[str, list[Cell]] = {}
     flags = [*([f'--gin_search_paths={",".join(search_paths)}'] if search_paths else []), *data_flags]
     for stage in stages:
-        if stage.name in made:
+        if stage.name in cells_by_stage:
             raise UserError(f"sweep: two stages are called '{stage.name}'; give one another name")
         if empty := [axis for axis, labels in stage.axes.items() if not labels]:
-            raise UserError(f"sweep: axis '{empty[0]}' of stage '{stage.name}' has no labels; give it one or strike it")
-        made[stage.name] = []
+            raise UserError(
+                f"sweep: axis '{empty[0]}' of stage '{stage.name}' has no labels; add one or remove the axis"
+            )
+        cells_by_stage[stage.name] = []
         for labels in itertools.product(*stage.axes.values()):
-            made[stage.name].append(_cell(sweep_dir, stage, dict(zip(stage.axes, labels)), made, flags))
-    return sorted((cell for stage in made.values() for cell in stage), key=_turn)
+            cells_by_stage[stage.name].append(
+                _cell(sweep_dir, stage, dict(zip(stage.axes, labels)), cells_by_stage, flags)
+            )
+    return sorted((cell for stage in cells_by_stage.values() for cell in stage), key=_seed_order)
 
 
-def _turn(cell: Cell) -> int:
-    """Which of its stage's seeds it has, but not before those that it needs."""
-    own = list(cell.stage.axes[SEED]).index(cell.labels[SEED]) if SEED in cell.labels else 0
-    return max([own, *map(_turn, cell.parents)])
+def _seed_order(cell: Cell) -> int:
+    """Return the index of the cell's seed in its stage, or of a later seed that its parents have."""
+    seed_index = list(cell.stage.axes[SEED]).index(cell.labels[SEED]) if SEED in cell.labels else 0
+    return max([seed_index, *map(_seed_order, cell.parents)])
 
 
 def _cell(
     sweep_dir: str,
     stage: Stage,
     labels: dict[str, str],
-    made: Mapping[str, list[Cell]],
+    cells_by_stage: Mapping[str, list[Cell]],
     shared_flags: Sequence[str],
 ) -> Cell:
     name = ','.join(f'{axis}={label}' for axis, label in labels.items())
-    if bad := re.search(r'[^\w=,.+-]', name):
-        raise UserError(f"sweep: '{bad[0]}' in '{name}' cannot be in a folder's name; give that label another one")
-    folder = os.path.join(sweep_dir, stage.name, *filter(None, [name]))  # without axes the stage is its one cell
-    parents = {macro: _parent(stage, needed, labels, made) for macro, needed in stage.needs.items()}
+    if invalid := re.search(r'[^\w=,.+-]', name):
+        raise UserError(f"sweep: '{invalid[0]}' in '{name}' cannot be in a folder's name; give that label another one")
+    folder = os.path.join(sweep_dir, stage.name, *filter(None, [name]))  # a stage without axes is a single cell
+    parents = {macro: _parent(stage, needed, labels, cells_by_stage) for macro, needed in stage.needs.items()}
     settings = [setting for axis, label in labels.items() for setting in stage.axes[axis][label]]
     files = [*stage.gin_files, *(x for x in settings if x.endswith('.gin'))]
     bindings = [*stage.bindings, *(x for x in settings if not x.endswith('.gin'))]
     bindings.append(f'MODEL_DIR = {folder!r}')
     bindings += [f'{macro} = {parent.folder!r}' for macro, parent in parents.items()]
-    here = [sys.executable, '-m', 'perl_jax']
+    perl_jax_command = [sys.executable, '-m', 'perl_jax']
     flags = [*shared_flags, *(f'--gin_file={x}' for x in files), *(f'--gin_bindings={x}' for x in bindings)]
-    commands = [[*here, stage.command, *flags]]
+    commands = [[*perl_jax_command, stage.command, *flags]]
     if stage.split:
         flags = [*shared_flags, *(f'--gin_bindings={x}' for x in stage.eval_bindings)]
-        commands.append([*here, 'eval', f'--model_dir={folder}', f'--split={stage.split}', *flags])
+        commands.append([*perl_jax_command, 'eval', f'--model_dir={folder}', f'--split={stage.split}', *flags])
     return Cell(stage, labels, folder, tuple(parents.values()), tuple(commands))
 
 
-def _parent(stage: Stage, needed: str, labels: Mapping[str, str], made: Mapping[str, list[Cell]]) -> Cell:
-    if needed not in made or needed == stage.name:
-        raise UserError(f"sweep: stage '{stage.name}' needs '{needed}', which is no stage before it")
-    shared = {axis: label for axis, label in labels.items() if axis in made[needed][0].labels}
-    found = [cell for cell in made[needed] if shared.items() <= cell.labels.items()]
-    if len(found) != 1:
+def _parent(
+    stage: Stage, parent_stage: str, labels: Mapping[str, str], cells_by_stage: Mapping[str, list[Cell]]
+) -> Cell:
+    if parent_stage not in cells_by_stage or parent_stage == stage.name:
+        raise UserError(f"sweep: stage '{stage.name}' needs '{parent_stage}', which is not an earlier stage")
+    shared_labels = {axis: label for axis, label in labels.items() if axis in cells_by_stage[parent_stage][0].labels}
+    matching_cells = [cell for cell in cells_by_stage[parent_stage] if shared_labels.items() <= cell.labels.items()]
+    if len(matching_cells) != 1:
         raise UserError(
-            f"sweep: stage '{stage.name}' at {dict(labels)} needs one cell of '{needed}' with {shared}, "
-            f'there are {len(found)}; make their axes and labels agree'
+            f"sweep: stage '{stage.name}' at {dict(labels)} needs one cell of '{parent_stage}' with {shared_labels}, "
+            f'there are {len(matching_cells)}; make their axes and labels agree'
         )
-    return found[0]
+    return matching_cells[0]

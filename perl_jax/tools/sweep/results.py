@@ -1,21 +1,22 @@
-"""What the finished cells of a sweep measured: one row a cell (results.csv), and the paper's tables (results.md).
+"""The results of a sweep: one row per finished cell (results.csv), and tables as in the paper (results.md).
 
-Quality as in the paper's Tables 2 and 3, memory as a percentage of full tuning's and speed as a multiple of it as in
-its Table 1. Seeds are one row: the median, and the range where there are several.
+Quality is as in the paper's Tables 2 and 3; memory as a percentage and speed as a multiple of full tuning's are as in
+its Table 1. Seeds are aggregated into one row: the median, and the range if there are several.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from perl_jax.runs import rundir
+from perl_jax import json_files
+from perl_jax.runs import logs, rundir
 from perl_jax.tools.sweep.grid import SEED, Cell, Stage
 from perl_jax.tools.sweep.queue import is_done
 
@@ -23,36 +24,36 @@ Row = dict[str, Any]
 
 
 def rows(cells: Sequence[Cell]) -> list[Row]:
-    """One row a finished cell: labels, evaluation with intervals, parameters, memory in bytes, examples a second."""
+    """Return a row per finished cell: labels, metrics with intervals, parameters, memory in bytes, examples/s."""
     return [_row(cell) for cell in cells if is_done(cell)]
 
 
 def write(sweep_dir: str, stages: Sequence[Stage], cells: Sequence[Cell]) -> None:
-    """results.csv and results.md, each replaced as a whole."""
-    found = rows(cells)
-    columns = list(dict.fromkeys(name for row in found for name in row))
+    """Write results.csv and results.md, each atomically."""
+    all_rows = rows(cells)
+    columns = list(dict.fromkeys(name for row in all_rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator='\n')
     writer.writeheader()
-    writer.writerows(found)
-    rundir.replace(os.path.join(sweep_dir, 'results.csv'), text.getvalue())
-    parts = [table(stage, [row for row in found if row['stage'] == stage.name]) for stage in stages]
-    rundir.replace(os.path.join(sweep_dir, 'results.md'), '\n\n'.join(parts) + '\n')
+    writer.writerows(all_rows)
+    logs.replace(os.path.join(sweep_dir, 'results.csv'), text.getvalue())
+    tables = [table(stage, [row for row in all_rows if row['stage'] == stage.name]) for stage in stages]
+    logs.replace(os.path.join(sweep_dir, 'results.md'), '\n\n'.join(tables) + '\n')
 
 
-def table(stage: Stage, found: Sequence[Row]) -> str:
-    """A stage's Markdown table: a line for each combination of labels but seeds."""
+def table(stage: Stage, stage_rows: Sequence[Row]) -> str:
+    """Format a stage as a Markdown table with a line for each combination of labels except seeds."""
     axes = [axis for axis in stage.axes if axis != SEED]
     name = ' '.join(stage.reference.values())
-    compared = [f'memory, % of {name}', f'speed, x {name}'] if name else []
-    head = [*axes, 'seeds', *stage.metrics, 'trained', 'memory, MiB', *compared, 'examples/s']
-    lines = [f'## {stage.name}', '', '| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
-    for labels, group in groups(stage, found).items():
-        base = reference(stage, dict(zip(axes, labels)), found)
+    comparison_columns = [f'memory, % of {name}', f'speed, x {name}'] if name else []
+    header = [*axes, 'seeds', *stage.metrics, 'trained', 'memory, MiB', *comparison_columns, 'examples/s']
+    lines = [f'## {stage.name}', '', '| ' + ' | '.join(header) + ' |', '|' + '---|' * len(header)]
+    for labels, group in groups(stage, stage_rows).items():
+        reference_rows = reference(stage, dict(zip(axes, labels)), stage_rows)
         memory, speed = ([row[name] for row in group] for name in ('memory_peak', 'examples_per_second'))
         ratios = [
-            spread(ratio(group, base, 'memory_peak'), lambda x: f'{100 * x:.0f}%'),
-            spread(ratio(group, base, 'examples_per_second'), lambda x: f'{x:.2f}x'),
+            spread(ratio(group, reference_rows, 'memory_peak'), lambda x: f'{100 * x:.0f}%'),
+            spread(ratio(group, reference_rows, 'examples_per_second'), lambda x: f'{x:.2f}x'),
         ]
         quality = [[row[metric] for row in group if metric in row] for metric in stage.metrics]
         line = [
@@ -68,28 +69,28 @@ def table(stage: Stage, found: Sequence[Row]) -> str:
     return '\n'.join(lines)
 
 
-def groups(stage: Stage, found: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
-    """{labels but the seed: their rows}, in the order of the axes."""
-    axes, made = [axis for axis in stage.axes if axis != SEED], {}
-    for row in found:
-        made.setdefault(tuple(row[axis] for axis in axes), []).append(row)
-    return made
+def groups(stage: Stage, stage_rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Group rows by their labels except the seed: {labels: rows}, in the order of the axes."""
+    axes, groups_by_label = [axis for axis in stage.axes if axis != SEED], {}
+    for row in stage_rows:
+        groups_by_label.setdefault(tuple(row[axis] for axis in axes), []).append(row)
+    return groups_by_label
 
 
-def reference(stage: Stage, labels: Mapping[str, str], found: Sequence[Row]) -> list[Row]:
-    """The rows that those of `labels` are compared to: the same, but for the stage's reference."""
-    want = {**labels, **stage.reference}
-    return [row for row in found if want.items() <= row.items()]
+def reference(stage: Stage, labels: Mapping[str, str], stage_rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that those with `labels` are compared with: labels replaced by those of the stage's reference."""
+    reference_labels = {**labels, **stage.reference}
+    return [row for row in stage_rows if reference_labels.items() <= row.items()]
 
 
-def ratio(group: Sequence[Row], base: Sequence[Row], name: str) -> list[float]:
-    """Each row's value against the reference's of the same seed."""
-    of_seed = {row.get(SEED): row[name] for row in base}
-    return [row[name] / of_seed[row.get(SEED)] for row in group if row.get(SEED) in of_seed]
+def ratio(group: Sequence[Row], reference_rows: Sequence[Row], name: str) -> list[float]:
+    """Return each row's value divided by that of the reference row with the same seed."""
+    reference_by_seed = {row.get(SEED): row[name] for row in reference_rows}
+    return [row[name] / reference_by_seed[row.get(SEED)] for row in group if row.get(SEED) in reference_by_seed]
 
 
 def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
-    """The median; in brackets the least and the greatest, where these differ as shown."""
+    """Format the median, followed by '(minimum to maximum)' if these differ when formatted."""
     if not values:
         return ''
     low, high = show(min(values)), show(max(values))
@@ -97,17 +98,18 @@ def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 
 def _row(cell: Cell) -> Row:
-    about = rundir.about(cell.folder)
+    about = rundir.require(cell.folder)
     row: Row = {'stage': cell.stage.name, **cell.labels}
     if cell.evaluation is not None:
-        with open(cell.evaluation) as file:
-            for name, measured in json.load(file).items():
-                row |= {name: measured['value'], f'{name}_low': measured['low'], f'{name}_high': measured['high']}
+        path, remedy = pathlib.Path(cell.evaluation), 'delete it, and the sweep evaluates this cell again'
+        for name, measured in json_files.read(path, remedy=remedy).items():
+            fields = {f'{name}.value': float, f'{name}.low': float | None, f'{name}.high': float | None}
+            json_files.check({name: measured}, path, fields)
+            row |= {name: measured['value'], f'{name}_low': measured['low'], f'{name}_high': measured['high']}
     row['trainable_parameters'] = about['trainable_parameters']
     row |= {f'memory_{name}': size for name, size in about['memory'].items()}
-    with open(os.path.join(cell.folder, 'metrics.jsonl')) as file:
-        logged = [json.loads(line) for line in file]
+    logged = [entry for _, entry in logs.entries(os.path.join(cell.folder, 'metrics.jsonl'))]
     speeds = [x['throughput/examples_per_second'] for x in logged if 'throughput/examples_per_second' in x]
-    row['examples_per_second'] = float(np.median(speeds[1:] or speeds))  # the first waited for the compiler
+    row['examples_per_second'] = float(np.median(speeds[1:] or speeds))  # the first includes compilation
     row |= {name: about[name] for name in ('step_seconds', 'seconds') if name in about}
     return row | {'devices': about['devices'], 'model_dir': cell.folder}

@@ -1,4 +1,4 @@
-"""The tokens that are added to a tokenizer by the small files beside it, as transformers adds them."""
+"""The tokens that metadata files add to a tokenizer, as transformers adds them."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ _LISTS = ('extra_special_tokens', 'additional_special_tokens')
 
 
 def named(path: pathlib.Path, source: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The special tokens that a file names, {'bos': {'content': '<s>', ..}, ..}: keys in _token, and models' own.
+    """Returns the special tokens that a file names in keys in _token or a model's own: {'bos': {'content': '<s>'}, ..}.
 
     Raises:
-      UserError: one that is no text of a token.
+      UserError: a value that is not the text of a token.
     """
-    own = [source.get(key) for key in ('model_specific_special_tokens', 'extra_special_tokens')]
-    whole = {**source, **{key: value for each in own if isinstance(each, dict) for key, value in each.items()}}
+    model_tokens = [source.get(key) for key in ('model_specific_special_tokens', 'extra_special_tokens')]
+    merged = {
+        **source,
+        **{key: value for tokens in model_tokens if isinstance(tokens, dict) for key, value in tokens.items()},
+    }
     return {
         key.removesuffix('_token'): _settings(path, key, value)
-        for key, value in whole.items()
+        for key, value in merged.items()
         if (key.endswith('_token') or key not in source) and not key.startswith('add_') and value is not None
     }
 
 
 def in_order(tokens: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Named tokens in the order in which they are added."""
+    """Returns named tokens in the order in which they are added."""
     return [tokens[kind] for kind in sorted(tokens, key=lambda kind: [*_KINDS, kind].index(kind))]
 
 
 def listed(path: pathlib.Path, source: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The special tokens that a file lists without a name.
+    """Returns the special tokens that a file lists without names.
 
     Raises:
-      UserError: it is no list of tokens.
+      UserError: the value is not a list of tokens.
     """
     for key in _LISTS:
         value = source.get(key)
@@ -46,43 +49,45 @@ def listed(path: pathlib.Path, source: Mapping[str, Any]) -> list[dict[str, Any]
         if not isinstance(value, list | None):
             raise UserError(f'{path}: {key} = {value!r}: it must be a list of tokens')
         if value:
-            return [_settings(path, key, each) for each in value]
+            return [_settings(path, key, token) for token in value]
     return []
 
 
-def by_id(path: pathlib.Path, said: Any) -> dict[int, dict[str, Any]]:
-    """added_tokens_decoder: what is said of each token by its id.
+def by_id(path: pathlib.Path, entries: Any) -> dict[int, dict[str, Any]]:
+    """Returns the settings of each token in added_tokens_decoder by its id.
 
     Raises:
-      UserError: an id that is no number, or without a token.
+      UserError: an id that is not a number, or without a token.
     """
     try:
         return {
-            int(i): {'content': str(token['content']), 'special': bool(token.get('special')), **_flags(token)}
-            for i, token in said.items()
+            int(token_id): {'content': str(token['content']), 'special': bool(token.get('special')), **_flags(token)}
+            for token_id, token in entries.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path}: added_tokens_decoder: {error}; each id needs a token with its content') from error
 
 
-def by_text(path: pathlib.Path, said: Mapping[str, Any], special: set[str]) -> dict[int, dict[str, Any]]:
-    """added_tokens.json, the older form: ids by text.
+def by_text(path: pathlib.Path, ids_by_text: Mapping[str, Any], special: set[str]) -> dict[int, dict[str, Any]]:
+    """Returns the settings of each token in added_tokens.json (the older format, ids by text) by its id.
 
     Args:
+      path: of the file, for messages.
+      ids_by_text: its contents.
       special: the texts that other files name as special tokens.
 
     Raises:
-      UserError: an id that is no number.
+      UserError: an id that is not a number.
     """
-    for text, i in said.items():
-        if isinstance(i, bool) or not isinstance(i, int):
-            raise UserError(f'{path}: {text!r} = {i!r}: it must be the id of the token')
+    for text, token_id in ids_by_text.items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise UserError(f'{path}: {text!r} = {token_id!r}: it must be the id of the token')
     flags = lambda text: {'special': text in special, 'normalized': text not in special}  # noqa: E731
-    return {i: {'content': text, **flags(text)} for text, i in said.items()}
+    return {token_id: {'content': text, **flags(text)} for text, token_id in ids_by_text.items()}
 
 
 def _settings(path: pathlib.Path, key: str, value: Any) -> dict[str, Any]:
-    """What AddedToken takes, of a special token that is given by its text or with its settings."""
+    """Returns the arguments of AddedToken for a special token that is a text or an object with settings."""
     text, flags = (value.get('content'), _flags(value)) if isinstance(value, dict) else (value, {})
     if not isinstance(text, str):
         raise UserError(f'{path}: {key} = {value!r}: it must be the text of a token')
