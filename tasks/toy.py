@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import seqio
 import tensorflow as tf
 
-from perl_jax.tasks import registration, taskmaster_text
+from perl_jax.tasks import dialog_text, registration
 from perl_jax.tasks import toy_grammar as grammar
 
 SIZES = {'train': 12288, 'validation': 512, 'test': 512}
@@ -87,11 +87,11 @@ class WordVocabulary(seqio.Vocabulary):
 
 
 def _prompt(words: str) -> str:
-    return taskmaster_text.prompt(taskmaster_text.lines([{'role': 'user', 'text': words}]))
+    return dialog_text.prompt(dialog_text.lines([{'role': 'user', 'text': words}]))
 
 
 def _answer(arguments: grammar.Answer) -> str:
-    """One line as taskmaster_text writes calls; it takes a dict, which could not hold an argument twice."""
+    """One line as dialog_text writes calls; it takes a dict, which could not hold an argument twice."""
     return f'call: add_order_item({", ".join(f"{slot}={value}" for slot, value in arguments)})'
 
 

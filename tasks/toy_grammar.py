@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import random
 
-from perl_jax.tasks import taskmaster_text
+from perl_jax.tasks import dialog_text
 
 Order = dict[str, str]  # what is meant: slot -> value
 Answer = tuple[tuple[str, str], ...]  # what is entered: arguments in the order of the call, perhaps one of them twice
@@ -65,7 +65,7 @@ def request(rng: random.Random) -> tuple[str, Order, Order]:
 def truth(prompt: str, response: str, example: dict[str, str]) -> float:
     """1 if the call orders exactly what was meant, which `example['reference']` holds, else 0."""
     del prompt
-    return float(taskmaster_text.parse_call(response) == taskmaster_text.parse_call(example['reference']))
+    return float(dialog_text.parse_call(response) == dialog_text.parse_call(example['reference']))
 
 
 def demonstrate(rng: random.Random, meant: Order, first: Order) -> Answer:

@@ -9,7 +9,8 @@ import tensorflow as tf
 from toy_runs import ran
 
 from perl_jax.errors import UserError
-from perl_jax.tasks import android_control, android_control_files, bolt, hh, shp, tldr
+from perl_jax.tasks import android_control, bolt, hh, shp, tldr
+from perl_jax.tasks.android_control import files
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -283,7 +284,7 @@ def test_android_control(tmp_path, monkeypatch):
 
 def tree(*nodes):
     """A serialised AndroidAccessibilityForest: the app's window, and a status bar that is not to be seen."""
-    forest = android_control_files._forest()()
+    forest = files._forest()()
     bar = forest.windows.add(window_type=3)
     bar.tree.nodes.add(text='12:00', is_visible_to_user=True)
     window = forest.windows.add(window_type=1)

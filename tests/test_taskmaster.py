@@ -8,7 +8,8 @@ import pytest
 import seqio
 
 from perl_jax.errors import UserError
-from perl_jax.tasks import registration, taskmaster, taskmaster_files, taskmaster_text
+from perl_jax.tasks import dialog_text, registration, taskmaster
+from perl_jax.tasks.taskmaster import files
 
 GREETING = {'role': 'agent', 'text': 'Welcome.'}
 MENU = {'menu_item_id': 'latte-0002', 'name': 'Latte', 'options': ['Single', 'Double']}
@@ -66,7 +67,7 @@ def folder(tmp_path, monkeypatch):
 def in_split(split, domain='coffee'):
     """A user utterance whose opening falls into a split."""
     texts = (f'A latte, number {n}!' for n in range(1000))
-    return next(t for t in texts if taskmaster_files.split_of(domain, taskmaster_files.opening(t)) == split)
+    return next(t for t in texts if files.split_of(domain, files.opening(t)) == split)
 
 
 TRAIN, VALIDATION, TEST = (in_split(split) for split in registration.SPLITS)
@@ -96,7 +97,7 @@ def test_lines_golden():
         {'role': 'api', 'response': {'invalid_intent': {}}},
         agent('\n'),
     ]
-    assert taskmaster_text.lines(turns) == [
+    assert dialog_text.lines(turns) == [
         'agent: Welcome.',
         'user: two lattes, s’il vous plaît',
         'call: get_menu_items(query=latte, fields=description)',
@@ -114,8 +115,8 @@ def test_lines_golden():
 
 
 def test_prompt_ends_with_the_cue_and_is_never_empty():
-    assert taskmaster_text.prompt(['user: hi', 'agent: hello']) == 'user: hi\nagent: hello\n'
-    assert taskmaster_text.prompt([]) == '\n'
+    assert dialog_text.prompt(['user: hi', 'agent: hello']) == 'user: hi\nagent: hello\n'
+    assert dialog_text.prompt([]) == '\n'
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_prompt_ends_with_the_cue_and_is_never_empty():
 )  # fmt: skip
 def test_what_is_no_turn_raises(turn):
     with pytest.raises(ValueError, match='not a turn|must be an object'):
-        taskmaster_text.lines([turn])
+        dialog_text.lines([turn])
 
 
 def test_a_call_parses_back():
@@ -132,8 +133,8 @@ def test_a_call_parses_back():
         'location': 'Salem, Oregon', 'name.movie': 'Nope (R)', 'note': 'a "b" {c}=[d]', 'milk-options': '',
         'attributes': [{'id': 'milk', 'options': ['Oat', 'Whole, cold']}, {}], 'order': {'total': '12.34'}, 'none': [],
     }  # fmt: skip
-    (line,) = taskmaster_text.lines([{'role': 'agent', 'api': {'add_order_item': args}}])
-    assert taskmaster_text.parse_call(line) == ('add_order_item', args)
+    (line,) = dialog_text.lines([{'role': 'agent', 'api': {'add_order_item': args}}])
+    assert dialog_text.parse_call(line) == ('add_order_item', args)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_call_parses_back():
     ],
 )
 def test_is_well_formed(response, well_formed):
-    assert taskmaster_text.is_well_formed(response) == well_formed
+    assert dialog_text.is_well_formed(response) == well_formed
 
 
 @pytest.mark.parametrize(
@@ -185,8 +186,8 @@ def test_a_valid_call_is_of_a_known_api_with_known_arguments(monkeypatch, respon
     said = ['agent: Hi', 'call: show_menu(size=small)', 'call: show_menu(query=latte)', 'call: pay()', 'call: ()']
     monkeypatch.setattr(taskmaster, 'sft', lambda domain, split: [{'targets': line} for line in said])
     given = ('train', 'call: tip(amount=1)', 1.0), ('train', 'call: spill()', 0.0), ('test', 'call: spill()', 1.0)
-    ratings = [taskmaster_files.Rated(split, '', (), answer, label) for split, answer, label in given]
-    monkeypatch.setattr(taskmaster_files, 'rated', lambda domain: ratings)
+    ratings = [files.Rated(split, '', (), answer, label) for split, answer, label in given]
+    monkeypatch.setattr(files, 'rated', lambda domain: ratings)
     taskmaster.known_calls.cache_clear()
     try:
         known = {'show_menu': {'size', 'query'}, 'pay': frozenset(), 'tip': {'amount'}}
@@ -213,14 +214,14 @@ def test_a_calls_values_stand_in_the_context(response, grounded):
         'user: a latte with oat milk and ice, three cookies\n'
         'resp: items=[{id=latte-0002, name=Latte}, {name="12\\" Pie, large"}]\n'
     )
-    assert taskmaster_text.is_grounded(response, context) == grounded
+    assert dialog_text.is_grounded(response, context) == grounded
 
 
 # The split.
 
 
 def test_opening_is_normalised():
-    assert taskmaster_files.opening("  I'd like a CHAI—please!! ") == 'i d like a chai please'
+    assert files.opening("  I'd like a CHAI—please!! ") == 'i d like a chai please'
 
 
 def test_split_rule_golden():
@@ -230,7 +231,7 @@ def test_split_rule_golden():
         'chai please': ('validation', 'validation'),
         'hello': ('train', 'validation'),
     }
-    found = {key: tuple(taskmaster_files.split_of(domain, key) for domain in taskmaster.DOMAINS) for key in golden}
+    found = {key: tuple(files.split_of(domain, key) for domain in taskmaster.DOMAINS) for key in golden}
     assert found == golden
 
 
@@ -250,7 +251,7 @@ def test_thumbs(folder):
     inputs = f'agent: Welcome.\nuser: {TRAIN}\n'
     assert first['inputs_pretokenized'].decode() == inputs
     assert first['targets_pretokenized'].decode() == TEXT
-    assert first['group'].decode() == taskmaster_files.opening(TRAIN)
+    assert first['group'].decode() == files.opening(TRAIN)
     vocabulary = seqio.ByteVocabulary()
     assert first['inputs'].tolist() == vocabulary.encode(inputs)
     assert first['targets'].tolist() == [*vocabulary.encode(TEXT), vocabulary.eos_id]
@@ -272,7 +273,7 @@ def test_empty_contexts_split_by_id(folder):
     rows = [rated([], agent('Hello.'), 1.0, f'dlg-{n}') for n in range(20)]
     write_rated(folder, rows)
     for split in registration.SPLITS:
-        count = sum(taskmaster_files.split_of('coffee', f'dlg-{n}') == split for n in range(20))
+        count = sum(files.split_of('coffee', f'dlg-{n}') == split for n in range(20))
         examples = everything('taskmaster_coffee_thumbs', split)
         assert [example['inputs_pretokenized'] for example in examples] == [b'\n'] * count
 
@@ -368,7 +369,7 @@ def test_ticketing_dialogs_are_read_from_all_parts_or_from_them_joined(folder, c
     want = [f'agent: Part {n}.' for n in range(3)]
     assert [e['targets'] for e in taskmaster.sft('ticketing', 'train')] == want
     assert 'holds 3 of the 29 files TM-3-2020/splits/train/train-*.tsv' in capsys.readouterr().err
-    taskmaster_files._dialogs.cache_clear()
+    files._dialogs.cache_clear()
     write(parts, 'train.tsv', '\n'.join([*rows, f'<U>{opening} \t[A]Part 3.\tdlg-3']) + '\n')
     assert [e['targets'] for e in taskmaster.sft('ticketing', 'train')] == [*want, 'agent: Part 3.']
     assert capsys.readouterr().err == ''
@@ -416,23 +417,23 @@ BAD_ROWS = [
 @pytest.mark.parametrize(('row', 'reason'), BAD_ROWS)
 def test_a_bad_row_is_named_and_left_out(folder, capsys, row, reason):
     write_rated(folder, [GOOD, row, *[GOOD] * 98])
-    assert len(taskmaster_files.rated('coffee')) == 99
+    assert len(files.rated('coffee')) == 99
     _, warning = capsys.readouterr().err.splitlines()  # the first says that there is one file alone
     assert warning.startswith('warning: TM-4-2024/reward/*.json: 1 of 100 rows cannot be read: reward_00.json row 2 ')
     assert reason in warning
 
 
 @pytest.mark.parametrize(('name', 'read', 'count'), [
-    ('TM-4-2024/reward', lambda: taskmaster_files.rated('coffee'), 7),
-    ('TM-4-2024/data', lambda: taskmaster_files.dialogs('coffee'), 8),
-    ('TM-3-2020/reward', lambda: taskmaster_files.rated('ticketing'), 8),
+    ('TM-4-2024/reward', lambda: files.rated('coffee'), 7),
+    ('TM-4-2024/data', lambda: files.dialogs('coffee'), 8),
+    ('TM-3-2020/reward', lambda: files.rated('ticketing'), 8),
 ])  # fmt: skip
 def test_files_that_are_missing_are_counted(folder, capsys, name, read, count):
     for number in range(count - 1):
         write(folder, f'{name}/file_{number:02}.json', [])
     read()
     assert f'holds {count - 1} of the {count} files {name}/*.json' in capsys.readouterr().err
-    taskmaster_files._rated.cache_clear(), taskmaster_files._dialogs.cache_clear()
+    files._rated.cache_clear(), files._dialogs.cache_clear()
     write(folder, f'{name}/file_{count:02}.json', [])
     read()
     assert capsys.readouterr().err == ''
@@ -495,7 +496,7 @@ def test_real_near_openings(real, kind, domain, openings, near, rows):
 @needs_data
 @pytest.mark.parametrize(('domain', 'share'), [('coffee', 0.853), ('ticketing', 0.155)])
 def test_real_labels(real, domain, share):
-    rows = [row for row in taskmaster_files.rated(domain) if row.split != 'test']
+    rows = [row for row in files.rated(domain) if row.split != 'test']
     assert np.mean([row.label for row in rows]) == pytest.approx(share, abs=5e-4)
 
 
@@ -503,11 +504,11 @@ def test_real_labels(real, domain, share):
 @pytest.mark.parametrize('domain', taskmaster.DOMAINS)
 def test_real_openings_do_not_leak(real, domain):
     splits = {}
-    for row in taskmaster_files.rated(domain):
+    for row in files.rated(domain):
         splits.setdefault(row.opening, set()).add(row.split)
-    for dialog in taskmaster_files.dialogs(domain):
+    for dialog in files.dialogs(domain):
         said = [line.removeprefix('user: ') for line in dialog.lines if line.startswith('user: ')]
-        key = taskmaster_files.opening(said[0]) if said else dialog.conversation_id
+        key = files.opening(said[0]) if said else dialog.conversation_id
         splits.setdefault(key, set()).add(dialog.split)
     assert all(len(names) == 1 for names in splits.values())
 
@@ -517,9 +518,9 @@ def test_real_openings_do_not_leak(real, domain):
 def test_real_answers_are_well_formed(real, domain, apis, odd):
     assert len(taskmaster.known_calls(domain)) == apis
     names = taskmaster.known_calls(domain)
-    assert all(taskmaster_text.is_well_formed(e['targets'], names) for e in taskmaster.sft(domain, 'train'))
+    assert all(dialog_text.is_well_formed(e['targets'], names) for e in taskmaster.sft(domain, 'train'))
     rows = [*taskmaster.thumbs(domain, 'train'), *taskmaster.thumbs(domain, 'validation')]
-    assert sum(not taskmaster_text.is_well_formed(row['targets']) for row in rows) == odd
+    assert sum(not dialog_text.is_well_formed(row['targets']) for row in rows) == odd
 
 
 @needs_data
@@ -542,7 +543,7 @@ def test_real_files_through_seqio(real):
 
 @needs_data
 def test_real_dialogs_that_cannot_be_read_are_counted(real, capsys):
-    taskmaster_files._dialogs.cache_clear()
-    taskmaster_files.dialogs('coffee')
+    files._dialogs.cache_clear()
+    files.dialogs('coffee')
     # Held back rows shift the numbers: 16 of 3158 without them.
     assert re.search(r'\d+ of \d+ rows cannot be read: data_00.json row \d+, ', capsys.readouterr().err)

@@ -13,7 +13,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from perl_jax.tasks import taskmaster_text, toy
+from perl_jax.tasks import dialog_text, toy
 from perl_jax.tasks import toy_grammar as grammar
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -65,9 +65,9 @@ for _ in range(300):
 def test_the_answer_is_one_call_in_taskmasters_form():
     for _, said, meant, first in requests(300):
         call = toy._answer(grammar.right(meant))
-        assert taskmaster_text.parse_call(call) == ('add_order_item', meant)
+        assert dialog_text.parse_call(call) == ('add_order_item', meant)
         turn = {'role': 'agent', 'api': {'add_order_item': dict(grammar.right(meant))}}
-        assert taskmaster_text.lines([turn]) == [call]
+        assert dialog_text.lines([turn]) == [call]
         assert toy._prompt(said) == f'user: {said}\n'
         assert meant['item'] in said
         assert meant['item'] in grammar.ITEMS and set(meant) | set(first) <= set(grammar.ARGUMENTS)

@@ -80,7 +80,7 @@ def metadata(wheel):
 
 def test_wheel_holds_the_library_tasks_and_gin_and_nothing_else(tree, wheel):
     expected = {str(path.relative_to(tree)) for path in tree.glob('perl_jax/**/*.py')}
-    expected |= {f'perl_jax/{path.relative_to(tree)}' for path in tree.glob('tasks/*.py')}
+    expected |= {f'perl_jax/{path.relative_to(tree)}' for path in tree.glob('tasks/**/*.py')}
     expected |= {f'perl_jax/{path.relative_to(tree)}' for path in tree.glob('gin/**/*.gin')}
     expected |= {'perl_jax/py.typed'}
     assert names(wheel) == expected

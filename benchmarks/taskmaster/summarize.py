@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 
 from perl_jax.evals import intervals, reward_metrics
-from perl_jax.tasks import taskmaster, taskmaster_text
+from perl_jax.tasks import dialog_text, taskmaster
 from perl_jax.tokenizers import vocabularies
 
 KINDS = ('thumbs', 'pairs')
@@ -80,8 +80,8 @@ def policy(cell: dict, scores: dict, args: argparse.Namespace) -> dict:
             vocabulary.decode(ids[mask].tolist())
             for ids, mask in zip(scores[f'{name}-targets'][:, 0], scores[f'{name}-targets_mask'][:, 0])
         ]
-        well_formed = np.array([taskmaster_text.is_well_formed(text) for text in texts])
-        valid = np.array([taskmaster_text.is_well_formed(text, known_calls) for text in texts])
+        well_formed = np.array([dialog_text.is_well_formed(text) for text in texts])
+        valid = np.array([dialog_text.is_well_formed(text, known_calls) for text in texts])
         values = scores[f'{name}-score'][:, 0]
         groups = np.load(f'{args.arrays}/coffee_prompts_validation.npz')['group']
 

@@ -12,9 +12,6 @@ row's group, so that no post, prompt or episode is in two: half of validation fo
 
 import dataclasses
 import functools
-import gzip
-import io
-import json
 import os
 import pathlib
 import re
@@ -23,11 +20,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from perl_jax.errors import UserError
-from perl_jax.tasks import odd_rows, splits
+from perl_jax.tasks import splits
+from perl_jax.tasks.sources import files, odd_rows
 
 Rows = Iterable[tuple[str, Any]]  # (place: which file and row, content)
-_POINTER = b'version https://git-lfs'
-_MAX_RATIO, _MIN_UNPACKED = 200, 2**26  # of a .gz: bytes that it may unpack to, by its size, and at least
 _SHARE = 5  # percent of the groups of train that a missing split takes
 _SPLIT = re.compile(r'(train|valid|val|dev|test)(?![a-z])|(validation)')
 
@@ -141,92 +137,38 @@ def _tfds(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
 
 
 def _local(source: Source, path: pathlib.Path) -> dict[str, Callable[[], Rows]]:
-    files = []
-    for kinds in (source.files, _FILES):
-        if not files:
-            files = [(p, reader) for pattern, reader in kinds for p in _glob(path, pattern)]
-    if not files:
-        patterns = ', '.join(pattern for pattern, _ in source.files + _FILES)
+    readers = []
+    for kinds in (source.files, files.READERS):
+        if not readers:
+            readers = [(p, reader) for pattern, reader in kinds for p in _glob(path, pattern)]
+    if not readers:
+        patterns = ', '.join(pattern for pattern, _ in source.files + files.READERS)
         raise UserError(f'{source.variable}={path} holds none of {patterns}: {source.hint}')
     by_split = {}
-    for file, reader in sorted(files, key=lambda item: item[0]):
+    for file, reader in sorted(readers, key=lambda item: item[0]):
         inside = file.relative_to(path).parts[::-1] or (file.name,)
         named = next((split for component in inside if (split := _split_named(component))), None)
         by_split.setdefault(named, []).append((file, reader))
     if list(by_split) == [None]:  # nothing says a split: the rows do, or a hash
         by_split = {'train': by_split[None]}
-    return {split: functools.partial(_read_files, items) for split, items in by_split.items() if split}
+    return {split: functools.partial(_read_files, readers) for split, readers in by_split.items() if split}
 
 
 def _glob(path: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     return [p for p in ([path] if path.is_file() else path.rglob('*')) if p.is_file() and p.match(pattern)]
 
 
-def _read_files(items: Iterable[tuple[pathlib.Path, Callable]]) -> Rows:
-    for file, reader in items:
-        check_pointer(file)
+def _read_files(readers: Iterable[tuple[pathlib.Path, Callable]]) -> Rows:
+    for file, reader in readers:
+        files.check_pointer(file)
         try:
             yield from _numbered(file.name, reader(file))
         except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
             raise UserError(f'{file} cannot be read ({_line(error)}): mend it or get it again') from None
 
 
-def check_pointer(file: pathlib.Path) -> None:
-    """Refuse a pointer of Git LFS, whatever the file's name says that it is."""
-    with file.open('rb') as opened:
-        if opened.read(len(_POINTER)) == _POINTER:
-            raise UserError(f'{file} is a pointer of Git LFS in place of the file: run `git lfs pull` in its clone')
-
-
 def _numbered(name: str, rows: Iterable) -> Rows:
     return ((f'{name} row {number}', row) for number, row in enumerate(rows, start=1))
-
-
-def _json(file: pathlib.Path) -> Iterable:
-    """JSON lines whatever the suffix, or one list. A line that is not JSON comes as text, which is an odd row."""
-    with (  # with or without a byte order mark
-        _Unpacked(file) if file.suffix == '.gz' else file.open('rb') as opened,
-        io.TextIOWrapper(opened, encoding='utf-8-sig') as lines,
-    ):
-        first = lines.read(1)
-        lines.seek(0)
-        if first == '[':
-            yield from json.load(lines)
-            return
-        for line in lines:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError):
-                    yield line
-
-
-class _Unpacked(gzip.GzipFile):
-    """A .gz of texts, which shrink to a tenth or a twentieth; what unpacks to far more would fill the memory."""
-
-    def __init__(self, file: pathlib.Path) -> None:
-        super().__init__(file, 'rb')
-        self._left = max(_MIN_UNPACKED, _MAX_RATIO * file.stat().st_size)
-
-    def read1(self, size: int = -1) -> bytes:
-        data = super().read1(size)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError(f'it unpacks to more than {_MAX_RATIO} times its size, as no texts do')
-        return data
-
-
-def _parquet(file: pathlib.Path) -> Iterable:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{file} needs the package pyarrow: pip install 'perl_jax[datasets]'") from None
-    with pyarrow.parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches():
-            yield from batch.to_pylist()
-
-
-_FILES = (('*.jsonl', _json), ('*.json', _json), ('*.jsonl.gz', _json), ('*.json.gz', _json), ('*.parquet', _parquet))
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,9 @@ from typing import Any
 
 from perl_jax import json_files
 from perl_jax.errors import UserError
-from perl_jax.tasks import odd_rows, sources, splits, taskmaster_text
+from perl_jax.tasks import dialog_text, splits
+from perl_jax.tasks.sources import odd_rows
+from perl_jax.tasks.sources.files import check_pointer
 
 _REWARD = {'coffee': 'TM-4-2024/reward/*.json', 'ticketing': 'TM-3-2020/reward/*.json'}
 _DIALOGS = {'coffee': 'TM-4-2024/data/*.json', 'ticketing': 'TM-3-2020/splits/train/train-*.tsv'}
@@ -133,7 +135,7 @@ def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 
 
 def _text(file: pathlib.Path) -> str:
-    sources.check_pointer(file)
+    check_pointer(file)
     try:
         return file.read_bytes().decode('utf-8')
     except (OSError, ValueError) as error:
@@ -166,7 +168,7 @@ def _rated_row(domain: str, row: dict) -> Rated:
     label = float(row['reward'])
     if label not in (0.0, 1.0):
         raise ValueError(f'reward is {label}, not 0 or 1')
-    *lines, last = taskmaster_text.lines([*context, answer])
+    *lines, last = dialog_text.lines([*context, answer])
     if answer['role'] != 'agent':
         raise ValueError(f'generation is a turn of the {answer["role"]}, not of the agent')
     split, key = _key(domain, context, row['conversation_id'])
@@ -176,7 +178,7 @@ def _rated_row(domain: str, row: dict) -> Rated:
 def _json_dialog(domain: str, row: dict) -> Dialog:
     turns = [turn for utterance in row['utterances'] for turn in _turns(utterance)]
     conversation_id = row['conversation_id']
-    return Dialog(_key(domain, turns, conversation_id)[0], conversation_id, tuple(taskmaster_text.lines(turns)))
+    return Dialog(_key(domain, turns, conversation_id)[0], conversation_id, tuple(dialog_text.lines(turns)))
 
 
 def _turns(utterance: dict) -> Iterable[dict]:
@@ -209,7 +211,7 @@ def _tsv_dialog(domain: str, row: list[str]) -> Dialog:
     answer = _tagged(row[1], rf'\[({_TAGS})\]')
     if not answer or any(turn['role'] != 'agent' for turn in answer):
         raise ValueError('the target is not a turn of the agent')
-    return Dialog(_key(domain, context, row[2])[0], row[2], tuple(taskmaster_text.lines(context + answer)))
+    return Dialog(_key(domain, context, row[2])[0], row[2], tuple(dialog_text.lines(context + answer)))
 
 
 def _tagged(text: str, tag: str) -> list[dict]:

@@ -6,9 +6,9 @@ Registers android_control_{sft,pairs,thumbs,prompts}. A prompt (ours: the paper 
 
 with what was done before, the step's instruction and the screen's elements; an answer is a space and an action as JSON.
 
-    ANDROID_CONTROL_SOURCE    the TFRecords with their splits.json (android_control_files.py), or rows of episode_id,
-                              goal, step_instructions [N], accessibility_trees [N or N + 1] as text, actions [N]:
-                              objects or JSON text; and split, if they are divided
+    ANDROID_CONTROL_SOURCE    the TFRecords with their splits.json (files.py), or rows of episode_id, goal,
+                              step_instructions [N], accessibility_trees [N or N + 1] as text, actions [N]: objects or
+                              JSON text; and split, if they are divided
 
 The data has right actions only, and the paper does not say where its wrong ones are from. Ours are another step's
 action in the same episode, drawn once and for all; a step of an episode that has no other action makes no pair and no
@@ -20,7 +20,8 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 
-from perl_jax.tasks import android_control_files, registration, sources
+from perl_jax.tasks import registration, sources
+from perl_jax.tasks.android_control import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ SOURCE = sources.Source(
     None,
     'set it to a folder with the files of gs://gresearch/android_control (docs/reference/tasks.md)',
     read,
-    files=(('android_control-*-of-*', android_control_files.episodes),),
+    files=(('android_control-*-of-*', files.episodes),),
 )
 for _kind in (sft, pairs, thumbs, prompts):
     registration.add(f'android_control_{_kind.__name__}', _kind.__name__, _kind)
