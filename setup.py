@@ -41,6 +41,7 @@ setup(
         'filelock>=3.12',  # JAX's cache of compiled programs asks for it
         'flax>=0.12.2',
         'gin-config>=0.5',
+        'httpx2>=2.16',
         'jax>=0.10',
         'jaxtyping>=0.3',
         'matplotlib>=3.9',  # the plots of a sweep
@@ -48,11 +49,9 @@ setup(
         'optax>=0.2.5',
         'orbax-checkpoint>=0.11.34',
         'pydantic>=2.9',
-        'requests>=2.32',
         'seqio>=0.0.20',  # brings TensorFlow and tensorflow-text
         'tensorboard>=2.19',  # clu writes events with it, and TensorFlow no longer brings it
         'tqdm>=4.66',
-        'urllib3>=2.1',
     ],
     extras_require={
         'cuda': CUDA,

@@ -7,11 +7,13 @@ masked in all that it sends back.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
 import random
 import sqlite3
+import threading
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -40,7 +42,7 @@ class Endpoint:
       model: the server's name of its model.
       cache: the SQLite file of replies.
       key: a bearer token. It is sent to `url` alone, and never stored or printed.
-      timeout: seconds for a connection, and for a whole reply.
+      timeout: seconds for a whole request: to connect, to send it and to receive the reply.
       retries: how often a failed request is repeated.
       backoff: seconds; retry n = 0, 1 .. waits backoff * 2^n, varied at random by up to a half, or as long as the
         Retry-After header specifies.
@@ -82,24 +84,24 @@ class Endpoint:
         bodies = {prompt: self._request_body(prompt) for prompt in prompts}
         keys = {prompt: hashlib.sha256(f'{self.url}\n{body}'.encode()).hexdigest() for prompt, body in bodies.items()}
         try:
-            database = sqlite3.connect(self.cache)
+            database = sqlite3.connect(self.cache, check_same_thread=False)  # but under a lock
         except sqlite3.DatabaseError as error:
             raise self._unusable_cache(error) from error
-        pool = futures.ThreadPoolExecutor(self.concurrency)
+        pool, lock = futures.ThreadPoolExecutor(self.concurrency), threading.Lock()
+
+        def ask(prompt: str) -> str:
+            answer = self._post_with_retries(bodies[prompt])
+            with lock, database:  # before the next request, so that a killed run loses no more than those in flight
+                database.execute('INSERT OR REPLACE INTO answers VALUES (?, ?)', (keys[prompt], answer))
+            return answer
+
         try:
             database.execute('CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)')
             stored = dict(database.execute('SELECT request, answer FROM answers'))
             answers = {prompt: stored[key] for prompt, key in keys.items() if key in stored}
-            pending = {
-                pool.submit(self._post_with_retries, body): prompt
-                for prompt, body in bodies.items()
-                if prompt not in answers
-            }
+            pending = {pool.submit(ask, prompt): prompt for prompt in bodies if prompt not in answers}
             for future in tqdm(futures.as_completed(pending), total=len(pending), desc='judge', disable=not pending):
-                prompt = pending[future]
-                answers[prompt] = future.result()
-                with database:
-                    database.execute('INSERT OR REPLACE INTO answers VALUES (?, ?)', (keys[prompt], answers[prompt]))
+                answers[pending[future]] = future.result()
         except sqlite3.DatabaseError as error:
             raise self._unusable_cache(error) from error
         finally:
@@ -118,13 +120,13 @@ class Endpoint:
 
     def _post_with_retries(self, body: str) -> str:
         """Send a request, with retries, and return the reply."""
-        import urllib3
+        import httpx2
 
         for attempt in range(self.retries + 1):
             delay = self.backoff * 2**attempt * random.uniform(0.5, 1.5)
             try:
-                status, headers, text = self._post(body)
-            except (OSError, urllib3.exceptions.HTTPError) as error:  # no connection, a timeout, a truncated response
+                status, headers, text = asyncio.run(self._post(body))
+            except (OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:  # no connection, too late, cut off
                 reason = self._masked(str(error)) or type(error).__name__
             else:
                 if status == 200:
@@ -145,27 +147,30 @@ class Endpoint:
             'then run the same command again: replies so far are cached'
         )
 
-    def _post(self, body: str) -> tuple[int, Mapping[str, str], str]:
+    async def _post(self, body: str) -> tuple[int, Mapping[str, str], str]:
         """Send a request; return status, headers and text of the response, which may be an error."""
-        import requests
+        import httpx2
 
-        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:  # instead of a ~/.netrc
-            if self.key:
-                request.headers['Authorization'] = f'Bearer {self.key}'
-            return request
-
-        deadline, content = time.monotonic() + self.timeout, b''
-        with requests.post(
-            f'{self.url.rstrip("/")}/chat/completions', body.encode(), headers={'Content-Type': 'application/json'},
-            auth=authorize, timeout=self.timeout, stream=True, allow_redirects=False,
-        ) as response:  # fmt: skip
-            while chunk := response.raw.read1(2**16, decode_content=True):  # of one packet; iter_content fills a chunk
-                content += chunk
-                if len(content) > MAX_REPLY:
-                    raise UserError(f"--judge: '{self.url}' sends a reply of more than {MAX_REPLY:,} bytes")
-                if time.monotonic() > deadline:  # requests' own timeout is that of each read
-                    raise requests.Timeout(f'no whole reply in {self.timeout:g} s')
-            return response.status_code, response.headers, content.decode(errors='replace')
+        url, content = f'{self.url.rstrip("/")}/chat/completions', b''
+        headers = {'Content-Type': 'application/json'}
+        if self.key:
+            headers['Authorization'] = f'Bearer {self.key}'
+        # One deadline for all of it: the client's own timeouts are of each read, which a trickle never hits. TCP and
+        # TLS have half of the time each; cancelled within a handshake, the client would leave the socket open.
+        timeout = httpx2.Timeout(None, connect=self.timeout / 2)
+        try:
+            async with (
+                asyncio.timeout(self.timeout),
+                httpx2.AsyncClient(timeout=timeout, follow_redirects=False) as client,
+                client.stream('POST', url, content=body.encode(), headers=headers) as response,
+            ):
+                async for chunk in response.aiter_bytes():
+                    content += chunk
+                    if len(content) > MAX_REPLY:
+                        raise UserError(f"--judge: '{self.url}' sends a reply of more than {MAX_REPLY:,} bytes")
+        except TimeoutError:
+            raise TimeoutError(f'no whole reply in {self.timeout:g} s') from None
+        return response.status_code, response.headers, content.decode(errors='replace')
 
     def _content(self, text: str) -> str:
         """The reply's text, of what the server sent."""
