@@ -86,7 +86,7 @@ def read(folder: str) -> list[lora.Adapter]:
 def sample_pool(
     network, loaded_base: bases.Base, members: Mapping[str, list[lora.Adapter]], prompts: int, samples: int
 ):
-    """Sample answers of the SFT policy to test prompts: returns gold [N, K] and {run: {reward: proxy [N, K]}}."""
+    """Sample answers of the SFT policy to test prompts: returns gold [rows, K] and {run: {reward: proxy [rows, K]}}."""
     config = datasets.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts)
     heldout = datasets.load(config, 'prompts')
     sampling = SamplingConfig(num_samples=samples, max_decode_length=24, temperature=1.0)
@@ -115,8 +115,8 @@ def compare(proxies: Mapping[str, np.ndarray], gold: np.ndarray) -> list[dict[st
     """Compare the best of n by each reward of one ensemble with the best of n by its members on the same answers.
 
     Args:
-      proxies: each reward's scores [N, K]; 'member 0', .. are the members.
-      gold: the truth of those answers [N, K].
+      proxies: each reward's scores [rows, K]; 'member 0', .. are the members.
+      gold: the truth of those answers [rows, K].
 
     Returns:
       For each reward and n: reward, n, kl, the mean proxy, and gold, gain and over_best with their standard errors, all
@@ -140,7 +140,7 @@ def compare(proxies: Mapping[str, np.ndarray], gold: np.ndarray) -> list[dict[st
 
 
 def best_of_n(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, Any]]:
-    """Compute the expected proxy and gold [N] of the best of n by the proxy, for n = 1, 2, 4, ..., with n and kl."""
+    """Compute the expected proxy and gold [rows] of the best of n by the proxy, for n = 1, 2, 4, ..., with n and kl."""
     K = proxy.shape[1]
     order = np.argsort(proxy, axis=1, kind='stable')
     ranked = {name: np.take_along_axis(x, order, axis=1) for name, x in (('proxy', proxy), ('gold', gold))}

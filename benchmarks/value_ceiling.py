@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def sample_pool(network, base, roles, reward_adapter, prompts: int, samples: int):
-    """Return returns, values, tokens and mask [N, K, R] of sampled answers, rewarded as in recipes/toy_policy.gin."""
+    """Return returns, values, tokens and mask [B, K, R] of sampled answers, rewarded as in recipes/toy_policy.gin."""
     heldout = datasets.load(
         datasets.DatasetConfig('toy_prompts', {'inputs': 26}, BATCH, 'test', limit=prompts), 'prompts'
     )
@@ -86,13 +86,13 @@ def sample_pool(network, base, roles, reward_adapter, prompts: int, samples: int
 def report(returns, values, tokens, mask, draws: int = 1000) -> str:
     """Format one line: each share with its interval, and the share of the farthest answers."""
     prompt_sums = np.array([sums(*x) for x in zip(returns, values, tokens, mask, strict=True)])
-    rng, N = np.random.default_rng(0), len(prompt_sums)
-    draw_shares = [explained(prompt_sums[rng.integers(N, size=N)]) for _ in range(draws)]
+    rng, B = np.random.default_rng(0), len(prompt_sums)
+    draw_shares = [explained(prompt_sums[rng.integers(B, size=B)]) for _ in range(draws)]
     low, high = np.percentile(draw_shares, [2.5, 97.5], axis=0)
     cells = [f'{k} {x:.3f} ({a:.3f} to {b:.3f})' for k, x, a, b in zip(COLUMNS, explained(prompt_sums), low, high)]
     squares = np.sort((returns[..., 0] - returns[..., 0].mean()).ravel() ** 2)[::-1]
     farthest_share = squares[: len(squares) // 20].sum() / squares.sum()
-    return f'{", ".join(cells)}; the farthest 5% of answers have {farthest_share:.2f}; {N} prompts x {returns.shape[1]}'
+    return f'{", ".join(cells)}; the farthest 5% of answers have {farthest_share:.2f}; {B} prompts x {returns.shape[1]}'
 
 
 def explained(prompt_sums: np.ndarray) -> np.ndarray:

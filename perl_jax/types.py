@@ -4,11 +4,10 @@
     K responses each     D model width        L layers
     P prompt length      H heads              r LoRA rank
     R response length    N key/value heads    E head width
-    T packed tokens, P + K R     S keys     M members of an ensemble     G data partitions (unpadding.py)
+    T tokens of a sequence, packed: P + K R   Q queries   S keys   M members of an ensemble   U updates
 
-    b k t: B K R, or G 1 N where the padding is removed (unpadding.py)
-
-In datasets and evaluations N counts rows ([N, K]); in unpadding.py, the slots of a group ([G, N]).
+    b k t: B K R, or G 1 C where the padding is removed (unpadding.py): G groups of rows, each with A tokens in all and
+    C slots for the real ones. `rows` are those of a data set or an evaluation; n and m are any other numbers.
 
 One prompt has K responses in every batch: K = 1 for SFT and thumbs, 2 for preference pairs (the chosen one first), the
 number of samples for rollouts. Tokens are padded on the right; the masks mark the real ones, so no token id is special.

@@ -73,8 +73,8 @@ def batched_order(
 
 
 def row_lengths(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tokens in each row's prompt and longest response, {'inputs': [N], 'targets': [N]}."""
-    # Masks are [N, T], or [N, K, T] for responses.
+    """Returns the tokens in each row's prompt and longest response, {'inputs': [rows], 'targets': [rows]}."""
+    # Masks are [rows, T], or [rows, K, T] for responses.
     counts = {name: arrays[f'{name}_mask'].sum(-1) for name in ('inputs', 'targets') if f'{name}_mask' in arrays}
     return {name: count.reshape(len(count), -1).max(-1) for name, count in counts.items()}
 

@@ -301,7 +301,7 @@ def _usable_rows(
     vocabulary: str,
     max_dropped: float,
 ) -> np.ndarray:
-    """Returns a mask [N] of the rows whose prompt and responses fit; logs how many do not, and stops if too many."""
+    """Returns a mask [rows] of the rows whose prompt and responses fit; logs how many do not, and stops if too many."""
     reasons = [_rejection_reason(i, row, max_lengths, responses) for i, row in enumerate(rows)]
     rejections = [reason for reason in reasons if reason]
     _check_dropped(len(rows), len(rejections), rejections[0] if rejections else '', name, vocabulary, max_dropped)

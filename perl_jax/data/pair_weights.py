@@ -42,7 +42,7 @@ def check(weight: float, where: str) -> None:
         raise UserError(f'{where}: {FIELD} is {weight}; give the weight of the pair in the loss, 0 or more')
 
 
-def normalized(weights: Float[np.ndarray, ' N'], name: str) -> Float[np.ndarray, ' N']:
+def normalized(weights: Float[np.ndarray, ' rows'], name: str) -> Float[np.ndarray, ' rows']:
     """Returns the weights scaled to a mean of 1, float32; `name` names the data set in messages."""
     mean = weights.mean(dtype=np.float64)
     if mean == 0:

@@ -21,14 +21,14 @@ def spread_indices(groups: Sequence[Any], n: int) -> np.ndarray:
     """Choose n rows that represent all of them: in proportion from every group, and the same ones each time.
 
     The first rows of a split often come from a few sessions. So groups are shuffled, the rows within each too (with a
-    fixed seed), and every (N / n)-th row is taken.
+    fixed seed), and rows at equal distances are taken.
 
     Args:
-      groups: the group of each of the N rows.
+      groups: the group of each row.
       n: the number to choose; all are taken if there are not more.
 
     Returns:
-      The indices of the rows, int [min(n, N)], ascending.
+      The indices of the rows, int [min(n, rows)], ascending.
     """
     if n >= len(groups):
         return np.arange(len(groups))
@@ -104,7 +104,7 @@ def truncate_prompts(ds: Any, is_usable: np.ndarray, length: int, bos_id: int | 
 
     Args:
       ds: a tf.data.Dataset of rows.
-      is_usable: bool [N].
+      is_usable: bool [rows].
       length: P, the most tokens of a prompt, BOS included.
       bos_id: None adds none.
     """

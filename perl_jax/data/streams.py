@@ -21,8 +21,8 @@ class Dataset:
     """One split of one task, in memory.
 
     Attributes:
-      arrays: the fields of a batch class (types.py) as NumPy arrays of N rows: `inputs` int32 [N, P], `targets` int32
-        [N, K, R], `inputs_mask` and `targets_mask` bool, and `labels` float32 [N, K] or `weights` float32 [N].
+      arrays: the fields of a batch class (types.py) as NumPy arrays: `inputs` int32 [rows, P], `targets` int32
+        [rows, K, R], `inputs_mask` and `targets_mask` bool, and `labels` float32 [rows, K] or `weights` float32 [rows].
       examples: each row's texts and other fields.
       vocabulary: a seqio.Vocabulary.
       eos_ids: any of these tokens ends a response; the first ends training targets.
@@ -43,12 +43,12 @@ class Dataset:
 
     @functools.cached_property
     def row_lengths(self) -> dict[str, np.ndarray]:
-        """Tokens in each row's prompt and longest response (bucketing.py): {'inputs': [N], 'targets': [N]}."""
+        """Tokens in each row's prompt and longest response (bucketing.py): {'inputs': [rows], 'targets': [rows]}."""
         return bucketing.row_lengths(self.arrays)
 
     @functools.cached_property
     def token_counts(self) -> dict[str, np.ndarray]:
-        """Tokens in each row's prompt and in all of its responses together: {'inputs': [N], 'targets': [N]}."""
+        """Tokens in each row's prompt and in all of its responses together: {'inputs': [rows], 'targets': [rows]}."""
         masks = {name: self.arrays[f'{name}_mask'] for name in self.row_lengths}
         return {name: mask.reshape(len(mask), -1).sum(-1) for name, mask in masks.items()}
 

@@ -21,7 +21,7 @@ def dataset(
 
     Args:
       vocabulary: of `load_tokenizer`, or any of SeqIO.
-      prompts: N texts, tokenized as a task's are, with BOS if the vocabulary has one; or lists of tokens.
+      prompts: texts, tokenized as a task's are, with BOS if the vocabulary has one; or lists of tokens.
       length: P in tokens, of a longer text the END is kept; None truncates none.
       responses: K texts for each prompt, to which EOS is added; none by default.
 

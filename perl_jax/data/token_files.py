@@ -1,9 +1,9 @@
 """A task's rows as flat files of tokens, which are memory-mapped: for data sets larger than memory.
 
     about.json                       how they were made, how many rows, when and in how many seconds
-    inputs.tokens, inputs.ends       int32, all prompts concatenated; int64 [N + 1], where each begins and ends
+    inputs.tokens, inputs.ends       int32, all prompts concatenated; int64 [rows + 1], where each begins and ends
     chosen.tokens ..                 likewise, for each response of the kind
-    label.values, weight.values      float32 [N], labels of thumbs, weights of pairs that have them (mean 1)
+    label.values, weight.values      float32 [rows], labels of thumbs, weights of pairs that have them (mean 1)
     examples.bytes, examples.ends    each row's texts and other fields, as msgpack
 
 The folder is written once, and renamed when it is complete. A batch then reads only its own rows.

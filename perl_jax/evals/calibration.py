@@ -10,10 +10,17 @@ from perl_jax.data.datasets import Dataset
 
 
 def outcomes(dataset: Dataset, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits of rewards [N, K] and the outcomes (0 or 1) that they predict: [N] for thumbs, [2 N] for pairs.
+    """Return the logits of rewards and the outcomes that they predict.
 
     The logit of a thumb is its reward, that of a pair the margin. The chosen response always comes first, so every
     outcome would be 1; each pair is therefore counted in both orders.
+
+    Args:
+      dataset: of thumbs or pairs.
+      rewards: [rows, K].
+
+    Returns:
+      Logits, and outcomes 0 or 1: [rows] each for thumbs, [2 rows] for pairs.
     """
     if 'labels' in dataset.arrays:
         return rewards[:, 0], dataset.arrays['labels'][:, 0]
@@ -22,10 +29,16 @@ def outcomes(dataset: Dataset, rewards: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def reliability(logits: np.ndarray, outcomes: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
-    """Return the non-empty bins of a reliability diagram: N predictions in bins of equal width of sigmoid(logit).
+    """Return the non-empty bins of a reliability diagram: predictions in bins of equal width of sigmoid(logit).
 
-    Each bin has its bounds (`low`, `high`), its `count`, and the means of the predicted `probability` and the observed
-    `outcome`.
+    Args:
+      logits: [n], of the predictions.
+      outcomes: [n], 0 or 1.
+      bins: their number, empty ones included.
+
+    Returns:
+      For each bin its bounds (`low`, `high`), its `count`, and the means of the predicted `probability` and the
+      observed `outcome`.
     """
     probabilities = np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64)))
     bin_indices = np.minimum((probabilities * bins).astype(int), bins - 1)
@@ -51,6 +64,6 @@ def error(bins: Sequence[Mapping[str, float]]) -> float:
 
 
 def metrics(dataset: Dataset, rewards: np.ndarray) -> dict[str, float]:
-    """Return the expected calibration error of rewards [N, K]: `ece` for thumbs, `pairwise_ece` for pairs."""
+    """Return the expected calibration error of rewards [rows, K]: `ece` for thumbs, `pairwise_ece` for pairs."""
     name = 'ece' if 'labels' in dataset.arrays else 'pairwise_ece'
     return {name: error(reliability(*outcomes(dataset, rewards)))}

@@ -126,11 +126,11 @@ def figures(
 
     Args:
       name: the name of the rows, for log lines and errors.
-      examples: the N examples of the rows.
+      examples: those of the rows.
       measure: (row indices) -> {metric: value}.
       group: the field by which rows are grouped in the bootstrap (`groups`).
       by: the field whose values define the subsets (`subset_field`).
-      contexts: the names of the N rows' contexts, for each metric in which a context counts once.
+      contexts: the names of the rows' contexts, for each metric in which a context counts once.
       rates: the metrics that are rates in [0, 1] (`with_intervals`).
 
     Raises:
@@ -173,8 +173,8 @@ def subsets(num_rows: int, values: Sequence[str] | None) -> dict[str, np.ndarray
     """Return the rows to measure together, by the prefix of their metrics: '' is all, 'VALUE/' those of a value.
 
     Args:
-      num_rows: N.
-      values: what the rows are divided by, [N]; None gives no subsets.
+      num_rows: the number of rows.
+      values: what the rows are divided by, [rows]; None gives no subsets.
     """
     row_values = np.array(values or [])
     value_rows = {f'{value}/': np.flatnonzero(row_values == value) for value in sorted(set(values or []))}

@@ -19,7 +19,17 @@ RATES = ('pairwise_accuracy', 'context_accuracy', 'accuracy', 'balanced_accuracy
 def scores(
     datasets: Sequence[Dataset], batch_size: int, partitioner: Partitioner, score: Callable[[Responses], jax.Array]
 ) -> list[np.ndarray]:
-    """Score every row of each dataset: rewards [N, K]."""
+    """Score every row of each dataset.
+
+    Args:
+      datasets: of pairs or thumbs.
+      batch_size: rows of a batch, of all processes.
+      partitioner: the devices.
+      score: a batch -> its rewards, float32 [B, K].
+
+    Returns:
+      For each dataset its rewards, float32 [rows, K].
+    """
     rewards = []
     for dataset in datasets:
         batches = dataset.batches(batch_size, partitioner.rows(batch_size))
@@ -29,7 +39,15 @@ def scores(
 
 
 def measure(datasets: Sequence[Dataset], rewards: Sequence[np.ndarray]) -> dict[str, float]:
-    """Compute the metrics of rewards: `ranking` over all pairs [N, 2], `classification` over all thumbs [N, 1]."""
+    """Compute the metrics of rewards: `ranking` over the pairs of all datasets, `classification` over the thumbs.
+
+    Args:
+      datasets: of pairs or thumbs.
+      rewards: of each dataset's rows, [rows, 2] for pairs and [rows, 1] for thumbs.
+
+    Returns:
+      {metric: value}.
+    """
     metrics, labels = {}, [dataset.arrays.get('labels') for dataset in datasets]
     rewards_and_labels = list(zip(rewards, labels, strict=True))
     pairs = [
@@ -44,7 +62,16 @@ def measure(datasets: Sequence[Dataset], rewards: Sequence[np.ndarray]) -> dict[
 
 
 def check_metric(name: str, metric: str, datasets: Sequence[Dataset]) -> None:
-    """Fail early if a metric is undefined on these rows, such as the AUC of thumbs that all have the same label."""
+    """Fail early if a metric is undefined on these rows, such as the AUC of thumbs that all have the same label.
+
+    Args:
+      name: the setting that names the metric, for the message.
+      metric: its value.
+      datasets: the held-out rows.
+
+    Raises:
+      UserError: the metric is unknown or undefined.
+    """
     available_metrics = measure(datasets, [np.zeros((len(dataset), 2)) for dataset in datasets])
     if metric not in available_metrics:
         raise UserError(
@@ -53,10 +80,17 @@ def check_metric(name: str, metric: str, datasets: Sequence[Dataset]) -> None:
 
 
 def ranking(rewards: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
-    """Compute the accuracy and the mean margin of the rewards of pairs [N, 2], the chosen response first.
+    """Compute the accuracy and the mean margin of pairs.
 
     A tie counts as half. A context with several chosen and rejected responses has a pair for each combination;
-    `context_accuracy` weighs each context equally, whatever its number of pairs (contexts [N] names that of each row).
+    `context_accuracy` weighs each context equally, whatever its number of pairs.
+
+    Args:
+      rewards: [rows, 2], the chosen response first.
+      contexts: [rows], the name of each row's context.
+
+    Returns:
+      {metric: value}: accuracies as fractions, the margin in units of the reward.
     """
     margins = rewards[:, 0] - rewards[:, 1]
     credits = (margins > 0) + 0.5 * (margins == 0)
@@ -70,16 +104,30 @@ def ranking(rewards: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
 
 
 def contexts_of(dataset: Dataset, prefix: str = '') -> np.ndarray:
-    """Name the prompt of each row by its tokens; names with other prefixes are of other prompts."""
+    """Name the prompt of each row by its tokens.
+
+    Args:
+      dataset: has the prompts.
+      prefix: of all names, so that prompts of several datasets stay apart.
+
+    Returns:
+      The names, [rows].
+    """
     inputs, masks = dataset.arrays['inputs'], dataset.arrays['inputs_mask']
     return np.array([prefix + row[mask].tobytes().hex() for row, mask in zip(inputs, masks, strict=True)])
 
 
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Compute accuracy, balanced accuracy and AUC of logits [N] against labels [N]; a label above 0.5 is a thumb up.
+    """Compute accuracy, balanced accuracy and AUC of thumbs.
 
-    Balanced accuracy is the mean recall of both classes; AUC counts ties as half. Both are omitted if all labels are of
-    one class, where they are undefined.
+    Balanced accuracy is the mean recall of both classes; AUC counts ties as half.
+
+    Args:
+      logits: [rows]; above 0 predicts a thumb up.
+      labels: [rows]; above 0.5 is a thumb up.
+
+    Returns:
+      {metric: value}. Without balanced accuracy and AUC if all labels are of one class, where they are undefined.
     """
     from scipy import stats
 

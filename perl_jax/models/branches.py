@@ -87,7 +87,7 @@ def attend(
     P, T = packed.P, packed.positions.shape[1]
     R = (T - P) // max(packed.K, 1)
 
-    def in_window(query: jax.Array, key: AnyArray) -> jax.Array | bool:  # positions [B, K, R], [B, 1 or K, S]
+    def in_window(query: jax.Array, key: AnyArray) -> jax.Array | bool:  # positions [B, K, Q], [B, 1 or K, S]
         if local is None or window is None:
             return True
         return ~local | (query[..., None] - key[..., None, :] < window)

@@ -45,8 +45,8 @@ class _Context(struct.PyTreeNode):
 
     Attributes:
       packed: the layout of the tokens [B, T].
-      unpadding: of [B, T]; x and rope are then [G, N, ...]. None: they are [B, T, ...].
-      rope: sine and cosine, [B, T, E/2] or [G, N, E/2] each.
+      unpadding: of [B, T]; x and rope are then [G, C, ...]. None: they are [B, T, ...].
+      rope: sine and cosine, [B, T, E/2] or [G, C, E/2] each.
       local_rope: those of local layers; None if no layer is local.
       return_kv: whether layers return their keys and values.
     """
@@ -194,11 +194,11 @@ class Decoder(nn.Module):
         ends: Int[AnyArray, 'B K'] | None,
         real_tokens: Unpadding,
         real_targets: Unpadding,
-    ) -> Float[Array, 'G 1 N D'] | Float[Array, 'B K D']:
+    ) -> Float[Array, 'G 1 C D'] | Float[Array, 'B K D']:
         """Like `__call__`, but dense layers compute `real_tokens` alone (called by unpadding.apply).
 
         Returns:
-          hidden [G, 1, N, D], which predicts the `real_targets`. With `ends` as `__call__`, [B, K, D].
+          hidden [G, 1, C, D], which predicts the `real_targets`. With `ends` as `__call__`, [B, K, D].
         """
         (B, P), (_, K, R) = inputs.shape, targets.shape
         tokens_read = jnp.broadcast_to(jnp.arange(R), (B, K, R)) if ends is None else ends[..., None]

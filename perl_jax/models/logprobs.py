@@ -1,6 +1,6 @@
 """Log-probs, entropy and KL of target tokens, without all of the logits in memory at once.
 
-`hidden[..., t, :]` is the state that predicts `targets[..., t]`. For a batch with a `fill`, hidden is [G, 1, N, D], of
+`hidden[..., t, :]` is the state that predicts `targets[..., t]`. For a batch with a `fill`, hidden is [G, 1, C, D], of
 real targets alone, and the results are 0 at the padding (unpadding.py). Logits are computed for a chunk of positions at
 a time; a backward pass that needs them computes them again.
 """
@@ -53,7 +53,7 @@ def token_logprobs(
     Args:
       network: a Decoder, a T5, or a module with their methods.
       variables: `bind(base, adapter)`.
-      hidden: [B, K, R, D], or [G, 1, N, D] for a batch with a fill: `response_hidden`.
+      hidden: [B, K, R, D], or [G, 1, C, D] for a batch with a fill: `response_hidden`.
       batch: prompts and responses, whose targets these are.
       temperature: the logits are divided by it.
 
@@ -92,7 +92,7 @@ def token_logprobs_entropy(
     Args:
       network: a Decoder, a T5, or a module with their methods.
       variables: `bind(base, adapter)`.
-      hidden: [B, K, R, D], or [G, 1, N, D] for a batch with a fill: `response_hidden`.
+      hidden: [B, K, R, D], or [G, 1, C, D] for a batch with a fill: `response_hidden`.
       batch: prompts and responses, whose targets these are.
       temperature: the logits are divided by it.
 
@@ -125,7 +125,7 @@ def token_kl(
     Args:
       network: a Decoder, a T5, or a module with their methods.
       variables: the policy's, `bind(base, adapter)`.
-      hidden: the policy's, [B, K, R, D], or [G, 1, N, D] for a batch with a fill: `response_hidden`.
+      hidden: the policy's, [B, K, R, D], or [G, 1, C, D] for a batch with a fill: `response_hidden`.
       anchor_variables: the anchor's.
       anchor_hidden: the anchor's, of the same shape.
       batch: prompts and responses, which both have read.
@@ -156,7 +156,7 @@ def response_hidden(
       **apply: keyword arguments of `network.apply` (`rngs` for dropout).
 
     Returns:
-      [B, K, R, D] in the network's dtype. For a batch with a fill, the states of real targets alone, [G, 1, N, D];
+      [B, K, R, D] in the network's dtype. For a batch with a fill, the states of real targets alone, [G, 1, C, D];
       `unpadding.pad` puts their readouts back into rows.
     """
     return unpadding.apply(network, variables, batch, **apply)

@@ -1,11 +1,11 @@
 """Remove the padding of a batch for the layers that work token by token; attention and losses get the rows back.
 
-    [B, T]  a b c . .   unpad   [G, N]  a b c d e f .     G groups of rows, one for each data partition of the mesh,
+    [B, T]  a b c . .   unpad   [G, C]  a b c d e f .     G groups of rows, one for each data partition of the mesh,
             d . . . .  ------->                           so that no token leaves its device
             e f . . .  <-------
                          pad
 
-N is a fraction of a group's tokens, `Responses.fill`. A batch without a fill goes through the networks padded.
+C is a fraction of a group's tokens A, `Responses.fill`. A batch without a fill goes through the networks padded.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Unpadding(struct.PyTreeNode):
     """The map between a padded array [*shape] and its real tokens.
 
     Attributes:
-      index: for each slot, the token of its group that it holds; S where it holds none.
-      slot: for each token, its slot; N where it is padding.
-      shape: of the padded array, G S tokens in all.
+      index: for each slot, the token of its group that it holds; A where it holds none.
+      slot: for each token, its slot; C where it is padding.
+      shape: of the padded array, G A tokens in all.
     """
 
-    index: Int[Array, 'G N']
-    slot: Int[Array, 'G S']
+    index: Int[Array, 'G C']
+    slot: Int[Array, 'G A']
     shape: tuple[int, ...] = struct.field(pytree_node=False)
 
     def unpad(self, x: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ class Unpadding(struct.PyTreeNode):
           x: [*shape, ...].
 
         Returns:
-          [G, N, ...]; 0 in slots without a token.
+          [G, C, ...]; 0 in slots without a token.
         """
         return _take(x.reshape(*self.slot.shape, *x.shape[len(self.shape) :]), self.index, self.slot)
 
@@ -55,7 +55,7 @@ class Unpadding(struct.PyTreeNode):
         """Put tokens back into the padded shape.
 
         Args:
-          x: [G, N, ...].
+          x: [G, C, ...].
 
         Returns:
           [*shape, ...]; 0 at the padding.
@@ -109,7 +109,7 @@ def apply(
       kwargs: for `network.apply` (`rngs` for dropout).
 
     Returns:
-      [B, K, R, D]; for a batch with a fill the states of real targets alone, [G, 1, N, D], whose readouts `pad` puts
+      [B, K, R, D]; for a batch with a fill the states of real targets alone, [G, 1, C, D], whose readouts `pad` puts
       back into rows; with `ends` [B, K, D].
     """
     args, real = (batch.inputs, batch.inputs_mask, batch.targets, ends), real_tokens(batch)
@@ -131,7 +131,7 @@ def unpad(x: Shaped[AnyArray, 'B K R *rest'], batch: Responses) -> Shaped[Array,
       batch: the prompts and responses that have these targets.
 
     Returns:
-      [G, 1, N, ...], one row of real tokens a group; x as it is if the batch has no fill.
+      [G, 1, C, ...], one row of real tokens a group; x as it is if the batch has no fill.
     """
     real = real_tokens(batch)
     x = jnp.asarray(x)
@@ -144,7 +144,7 @@ def pad(x: Float[Array, 'b k t'], batch: Responses) -> Float[Array, 'B K R']:
     NaN where a fill that is too small has lost a token: a run stops at NaN instead of learning from wrong numbers.
 
     Args:
-      x: [G, 1, N]; [B, K, R] if the batch has no fill.
+      x: [G, 1, C]; [B, K, R] if the batch has no fill.
       batch: the prompts and responses that have these targets.
 
     Returns:
@@ -198,15 +198,15 @@ def with_fill(batch: Batch, count: tuple[SupportsInt, SupportsInt], buckets: int
 
 def _unpadding(mask: Bool[AnyArray, '*batch'], fill: Fraction) -> Unpadding:
     groups = mask.reshape(sharded.partitions('batch'), -1)
-    S = groups.shape[1]
-    N = math.ceil(fill * S)
-    index = jax.vmap(lambda group: jnp.nonzero(group, size=N, fill_value=S)[0])(groups)
-    return Unpadding(index, jnp.where(groups, jnp.cumsum(groups, axis=1) - 1, N), mask.shape)
+    A = groups.shape[1]
+    C = math.ceil(fill * A)
+    index = jax.vmap(lambda group: jnp.nonzero(group, size=C, fill_value=A)[0])(groups)
+    return Unpadding(index, jnp.where(groups, jnp.cumsum(groups, axis=1) - 1, C), mask.shape)
 
 
 @jax.custom_vjp
 def _take(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x [G, A, ...] at index [G, C] -> [G, C, ...], 0 where the index is out of range; `inverse` [G, A] maps back.
+    """x [G, m, ...] at index [G, n] -> [G, n, ...], 0 where the index is out of range; `inverse` [G, m] maps back.
 
     Each position is taken at most once, so the gradient is a gather by `inverse`. JAX's own gradient of a gather is a
     scatter-add, which is slow on TPUs.

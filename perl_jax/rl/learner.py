@@ -155,7 +155,7 @@ def learn(
       roles: the frozen base of each role.
       state: policy, value and beta; its buffers are donated.
       experience: from `learner.experience`, [B, K, R], made with the anchor of `roles` and `state`.
-      indices: int [U, b], the prompts of each of U updates: `np.arange(B)[None]` for one update of all, and
+      indices: int [U, n], the n prompts of each of U updates: `np.arange(B)[None]` for one update of all, and
         `rl.steps.minibatch_indices` for an algorithm with epochs and minibatches.
       key: a key of jax.random, for dropout; each update folds its own step in.
 

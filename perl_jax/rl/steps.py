@@ -147,22 +147,22 @@ def minibatch_indices(objective: Objective, size: int, seed: int, step: int) -> 
     return order.reshape(epochs * minibatches, size // minibatches)
 
 
-def minibatches(batch: Experience, indices: Int[np.ndarray, 'U b']) -> Iterator[Experience]:
+def minibatches(batch: Experience, indices: Int[np.ndarray, 'U n']) -> Iterator[Experience]:
     """Yield one minibatch for each row of `indices`: those prompts with all K of their responses.
 
     Args:
       batch: B prompts.
-      indices: int [U, b], the prompts of each of U updates. A row of B prompts yields `batch` itself, in its own order.
+      indices: int [U, n], the n prompts of each of U updates. One of B prompts is `batch` itself, in its own order.
 
     Yields:
-      An Experience of b prompts.
+      An Experience of n prompts.
     """
     for prompts in indices:
         yield batch if len(prompts) == len(batch.targets) else _take_prompts(batch, prompts)
 
 
 @jax.jit
-def _take_prompts(batch: Experience, prompts: Int[Array, ' b']) -> Experience:
+def _take_prompts(batch: Experience, prompts: Int[Array, ' n']) -> Experience:
     # Rows taken by index could end up anywhere: each device gets an equal number of them, as of the whole batch.
     return jax.tree.map(lambda x: sharded.split(x[prompts], 'batch', *[None] * (x.ndim - 1)), batch)
 

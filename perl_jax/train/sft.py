@@ -163,7 +163,7 @@ def train(
             metrics, rows = {}, []
             if heldout is not None:
                 score = functools.partial(logprob_fn, params, adapter)
-                (total,) = reward_metrics.scores([heldout], dataset.batch_size, partitioner, score)  # [N, 1]
+                (total,) = reward_metrics.scores([heldout], dataset.batch_size, partitioner, score)  # [rows, 1]
                 metrics['nll'] = float(-total.sum() / heldout.arrays['targets_mask'].sum())
             if prompts is not None:
                 respond = lambda batch, _, i: (  # noqa: E731

@@ -84,7 +84,7 @@ def score(
     dataset: DatasetConfig | None,
     partitioner: Partitioner = Partitioner(),  # noqa: B008 (frozen)
 ) -> np.ndarray:
-    """Score K responses to each of N prompts by the members of a reward run, as in training.
+    """Score K responses to each prompt by the members of a reward run, as in training.
 
     Args:
       prompts: the texts; their START is cut off where they exceed the prompt length of the reward's training.
@@ -97,7 +97,7 @@ def score(
       partitioner: the devices.
 
     Returns:
-      Logits, float32 [M, N, K]; M is 1 unless the run is an ensemble.
+      Logits, float32 [M, rows, K]; M is 1 unless the run is an ensemble.
     """
     if dataset is None:
         raise UserError(

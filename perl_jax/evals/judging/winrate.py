@@ -1,4 +1,4 @@
-"""Win rates from verdicts: pure functions of arrays of N comparisons."""
+"""Win rates from verdicts: pure functions of arrays with a row for each comparison."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ RATES = ('win_rate', 'wins', 'ties', 'losses', 'harmless_rate', 'unreadable', 'l
 
 
 def credits(forward: Sequence[int | str | None], backward: Sequence[int | str | None]) -> np.ndarray:
-    """Return the credit of the first run's answer in each comparison, [N]: 1 for a win, 0 for a loss, 0.5 for a tie.
+    """Return the credit of the first run's answer in each comparison.
 
-    `forward` is the position (0 or 1) of the preferred answer when the first run's answer is shown first, `backward`
-    when it is shown second. An answer wins only if it is preferred in both orders (arXiv 2403.10704, section 4.3).
-    Everything else is a tie, including replies that call the answers equal (TIE) or could not be read (None). The paper
-    does not specify how ties count; half makes the win rate of a model against itself 50%.
+    An answer wins only if it is preferred in both orders (arXiv 2403.10704, section 4.3). Everything else is a tie,
+    including replies that call the answers equal (TIE) or could not be read (None). The paper does not specify how ties
+    count; half makes the win rate of a model against itself 50%.
+
+    Args:
+      forward: the position (0 or 1) of the preferred answer when the first run's answer is shown first.
+      backward: the same when it is shown second.
+
+    Returns:
+      float [rows]: 1 for a win, 0 for a loss, 0.5 for a tie.
     """
     verdict: dict[tuple[Any, Any], float] = {(0, 1): 1.0, (1, 0): 0.0}
     return np.array([verdict.get(pair, 0.5) for pair in zip(forward, backward, strict=True)])
@@ -35,12 +41,20 @@ def win_rate(credits: np.ndarray) -> dict[str, float]:
 
 
 def length_controlled(credits: np.ndarray, lengths: np.ndarray, other_lengths: np.ndarray) -> float:
-    """Return the win rate at equal answer lengths: sigmoid(a) of a logistic regression on credits [N],
+    """Return the win rate at equal answer lengths: sigmoid(a) of a logistic regression on the credits,
 
-        P(win) = sigmoid(a + b tanh(d / std(d))),   d = lengths - other_lengths   ([N] each)
+        P(win) = sigmoid(a + b tanh(d / std(d))),   d = lengths - other_lengths
 
     fitted by cross-entropy, with a tie as half a win. This is the length term of AlpacaEval's length-controlled win
     rate (Dubois et al. 2024, arXiv 2404.04475, eq. 2), without its model and instruction terms.
+
+    Args:
+      credits: [rows], of the first run's answers.
+      lengths: [rows], of the first run's answers.
+      other_lengths: [rows], of the other's.
+
+    Returns:
+      The rate, 0 to 1.
     """
     difference = np.asarray(lengths, np.float64) - np.asarray(other_lengths, np.float64)
     features = np.stack([np.ones(len(difference)), np.tanh(difference / (difference.std() or 1.0))], axis=1)
