@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,49 @@ def answer_all(
                 }
             rows.append(row)
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A policy's answers to held-out prompts beside its anchor's.
+
+    Attributes:
+      dataset: the prompts; None measures nothing.
+      batch_size: prompts per batch, over all processes.
+      partitioner: the devices.
+      respond: (adapter, or None for the anchor; prompts; examples; batch index) -> as `answer_all`'s.
+      metric_fns: as in `answer_all`.
+    """
+
+    dataset: Dataset | None
+    batch_size: int
+    partitioner: Partitioner
+    respond: Callable[[Any, Any, list[Example], int], tuple[Rollout, Mapping[str, Any]]]
+    metric_fns: Mapping[str, Callable[[str, str, Mapping[str, Any]], float]]
+
+    @functools.cached_property
+    def anchor_rows(self) -> list[dict[str, Any]]:
+        """The anchor's answers, which stay the same: sampled once, when they are first asked for."""
+        return self._answer(None)
+
+    def measure(self, adapter: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Sample the policy's answers.
+
+        Args:
+          adapter: the policy's.
+
+        Returns:
+          Means of the policy's columns; and the rows, with the anchor's columns as `anchor_columns` names them.
+        """
+        if self.dataset is None:
+            return {}, []
+        rows = self._answer(adapter)
+        return means(rows), [row | anchor_columns(old) for row, old in zip(rows, self.anchor_rows, strict=True)]
+
+    def _answer(self, adapter: Any) -> list[dict[str, Any]]:
+        assert self.dataset is not None
+        respond = functools.partial(self.respond, adapter)
+        return answer_all(self.dataset, self.batch_size, self.partitioner, respond, self.metric_fns)
 
 
 def anchor_columns(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,6 +32,9 @@ def create(
       tx: the optimizer.
       head: (D, standard deviation) of the scalar head of a reward or a value; None adds no head.
       head_rng: initializes the head; None takes `rng`.
+
+    Returns:
+      The state; its optimizer's covers the adapter alone.
     """
     adapter = spec.init(rng, base)
     if head is not None:
@@ -51,3 +57,17 @@ def update(state: TrainState, grads: PyTree, tx: optax.GradientTransformation) -
     tx = optax.with_extra_args_support(tx)
     updates, opt_state = tx.update(grads, state.opt_state, state.adapter, step=state.step)
     return TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)
+
+
+def compile_step(step: Callable[..., Any], shardings: PyTree) -> Callable[..., Any]:
+    """Jit a training step with a donated state.
+
+    Args:
+      step: (base, state, ...) -> the next state, metrics.
+      shardings: the sharding of each array of the state, before and after: left to XLA, the next state would get other
+        ones, and donating would alias nothing.
+
+    Returns:
+      The jitted step.
+    """
+    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))

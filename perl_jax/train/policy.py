@@ -27,10 +27,10 @@ from perl_jax.rewards import sources, text_functions
 from perl_jax.rewards.sources import LearnedReward, TextReward
 from perl_jax.rl import steps
 from perl_jax.rl.kl import KLConfig
-from perl_jax.rl.learner import learn, make_learner
+from perl_jax.rl.learner import Learner, learn, make_learner
 from perl_jax.rl.objective import Objective
 from perl_jax.runs import base as bases
-from perl_jax.runs.base import BaseConfig
+from perl_jax.runs.base import Base, BaseConfig
 from perl_jax.train import loop
 from perl_jax.train.loop import RunConfig
 from perl_jax.types import PolicyState, Roles, Rollout
@@ -64,60 +64,49 @@ def train(
     """
     network, key = base.network, jax.random.key(run.random_seed)
     metric_fns = text_functions.resolve_functions(answers.metric_fns)
-    _check(base, dataset, objective, tuning, reward)
     with partitioner.scope():
-        _check_folders(base, reward)
-        partitioner.check_batch(
-            'BATCH_SIZE / minibatches', dataset.batch_size // objective.algorithm.minibatches, tuning.num_microbatches
-        )
+        # Before anything is read: a wrong setting or a missing folder ends the run at once.
+        _check(base, dataset, objective, tuning, reward, partitioner)
 
-        # The data, read with the base's own tokenizer; learned rewards score its tokens, so they must have it too.
+        # The base's own tokenizer reads the prompts; learned rewards score its tokens, so they must have it too.
         run_vocabulary, (dataset, prompts) = vocabulary.choose((dataset, answers.dataset), base.path, run.model_dir)
         vocabulary.check_rewards(_reward_folders(reward), run_vocabulary)
+
+        # Compiled when first called. Before data and weights, since it raises for optimizers that it cannot schedule.
+        learner = make_learner(
+            network=network, objective=objective, tuning=tuning, eos_ids=lexicon.eos_ids(run_vocabulary.vocabulary),
+            partitioner=partitioner, length_buckets=dataset.length_buckets,
+        )  # fmt: skip
+
+        # The prompts, before the weights: errors in them are found sooner.
         stream = datasets.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
         stream = dataclasses.replace(stream, sort_by_length=objective.takes_prompts_apart)  # data/bucketing.py
         heldout = datasets.load(prompts, 'prompts') if prompts else None
         lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size, [*stream.datasets, heldout])
 
-        # One frozen base for four roles; the training state is created with its final sharding.
-        frozen_base = bases.load(base, partitioner, run.random_seed)
-        learner = make_learner(
-            network=network, objective=objective, tuning=tuning, eos_ids=stream.eos_ids, partitioner=partitioner,
-            length_buckets=dataset.length_buckets,
-        )  # fmt: skip
-        state = learner.init(key, frozen_base.params)
-        params, frozen_base = frozen_base.params, frozen_base.without_arrays()
-        roles = Roles.sharing(params) if base.shared else Roles.copies(params, _copy)
-
-        # The scores: the reward's adapters are frozen too.
+        # One frozen base for four roles, the state at step 0, and the scores, whose adapters are frozen too.
+        frozen_base, roles, state = _load(base, partitioner, run.random_seed, learner, key)
         reward_base = dataclasses.replace(frozen_base, params=roles.reward)
         score_fn = sources.scorer(reward, network, reward_base, partitioner, stream.vocabulary)
 
-        def answer(adapter: lora.Adapter | None) -> list[dict[str, Any]]:
-            assert heldout is not None
-            sampling = answers.sampling_config(objective.sampling)
+        # The evaluation: answers to held-out prompts, compared with the anchor's.
+        sampling = answers.sampling_config(objective.sampling)
 
-            def respond(prompts: Any, examples: Any, i: int) -> tuple[Rollout, dict[str, Any]]:
-                rollout = learner.sample(roles.policy, adapter, prompts, jax.random.fold_in(key, i), sampling)
-                return rollout, {'score': score_fn(rollout, examples)[0]}
+        def respond(
+            adapter: lora.Adapter | None, prompts: Any, examples: Any, i: int
+        ) -> tuple[Rollout, dict[str, Any]]:
+            rollout = learner.sample(roles.policy, adapter, prompts, jax.random.fold_in(key, i), sampling)
+            return rollout, {'score': score_fn(rollout, examples)[0]}
 
-            return answering.answer_all(heldout, dataset.batch_size, partitioner, respond, metric_fns)
+        evaluation = answering.Comparison(heldout, dataset.batch_size, partitioner, respond, metric_fns)
 
         with loop.start(
             'policy', run, tuning.only_spec.tuning, frozen_base, _saved(state), vocabulary=run_vocabulary,
             learns_from=[*_reward_folders(reward), frozen_base.path],
         ) as session:
             state = _with_beta(session, objective.kl, learner.shardings.beta)
-            anchor_rows = functools.cache(lambda: answer(None))  # the anchor's answers, to compare the policy's with
             if heldout is not None and int(state.policy.step) == 0:
-                session.evaluated(0, answering.means(anchor_rows()))
-
-            def measure(adapter: lora.Adapter) -> tuple[dict[str, float], list[dict[str, Any]]]:
-                if heldout is None:
-                    return {}, []
-                rows = answer(adapter)
-                pairs = zip(rows, anchor_rows(), strict=True)
-                return answering.means(rows), [row | answering.anchor_columns(old) for row, old in pairs]
+                session.evaluated(0, answering.means(evaluation.anchor_rows))
 
             for step in session.steps():
                 (prompts, examples), rng = stream(step), jax.random.fold_in(jax.random.fold_in(key, 2), step)  # 1
@@ -137,15 +126,24 @@ def train(
                     metrics['kl/beta'] = state.beta
                     state = state.replace(beta=objective.kl.adapt(state.beta, metrics['kl/anchor'], scores.size))
                 session.log(step + 1, metrics, scores.size)
-                session.checkpoint(step + 1, _saved(state), functools.partial(measure, state.policy.adapter))
+                session.checkpoint(step + 1, _saved(state), functools.partial(evaluation.measure, state.policy.adapter))
 
 
 def _reward_folders(reward: Sequence[LearnedReward | TextReward]) -> list[str]:
     return [folder for source in reward if isinstance(source, LearnedReward) for folder in source.folders]
 
 
-def _copy(params: Any) -> Any:
-    return jax.tree.map(jnp.copy, params)
+def _load(
+    base: BaseConfig, partitioner: Partitioner, seed: int, learner: Learner, key: jax.Array
+) -> tuple[Base, Roles, PolicyState]:
+    """Load the base, share or copy it among the roles, and create the state at step 0 with its final sharding.
+
+    The Base that is returned has no arrays: those of `roles` are the only ones.
+    """
+    frozen_base = bases.load(base, partitioner, seed)
+    params, state = frozen_base.params, learner.init(key, frozen_base.params)
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    return frozen_base.without_arrays(), Roles.sharing(params) if base.shared else Roles.copies(params, copy), state
 
 
 def _with_beta(session: loop.Session, kl: KLConfig, sharding: Any) -> PolicyState:
@@ -181,28 +179,25 @@ def _check(
     objective: Objective,
     tuning: Tuning,
     reward: Sequence[LearnedReward | TextReward],
+    partitioner: Partitioner,
 ) -> None:
-    tuning.tx('OPTIMIZER', objective.updates)  # raises here, before data and weights are read
-    if objective.value is not None:
-        objective.value.tx('VALUE_OPTIMIZER', objective.updates)
+    """Raise for settings that contradict each other, and if weights or reward runs are not where they should be."""
+    minibatches = objective.algorithm.minibatches
     if not reward:
         raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
     if any(isinstance(source, LearnedReward) and not source.folders for source in reward):
         raise UserError(
             'REWARD_MODEL_DIR is not given; add --gin.REWARD_MODEL_DIR=VALUE, or a REWARD without a LearnedReward'
         )
-    if dataset.batch_size % objective.algorithm.minibatches:
-        setting = f'{type(objective.algorithm).__name__}.minibatches = {objective.algorithm.minibatches}'
+    if dataset.batch_size % minibatches:
+        setting = f'{type(objective.algorithm).__name__}.minibatches = {minibatches}'
         raise UserError(f'BATCH_SIZE = {dataset.batch_size} does not divide into {setting}')
     if not base.shared and tuning.only_spec.tuning == 'full':
         raise UserError('SHARED_BASE = False is for LoRA: with full tuning every role has its own parameters already')
     task_metrics.announce(dataset, 'policy')
     bucketing.log_shape_limit(dataset.length_buckets, 'policy')
-
-
-def _check_folders(base: BaseConfig, reward: Sequence[LearnedReward | TextReward]) -> None:
-    """Raise if there are no weights or no reward runs where they should be, before data and weights are read."""
     bases.check(base)
     for source in reward:
         if isinstance(source, LearnedReward):
             source.runs()
+    partitioner.check_batch('BATCH_SIZE / minibatches', dataset.batch_size // minibatches, tuning.num_microbatches)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -148,27 +148,6 @@ def initial(
     return states
 
 
-def compile_step(
-    network: nn.Module,
-    tx: optax.GradientTransformation,
-    num_microbatches: int,
-    shardings: Mapping[str, TrainState],
-) -> Callable[..., tuple[dict[str, TrainState], Metrics]]:
-    """Jit `ensemble_step` with donated states whose shardings stay the same.
-
-    Args:
-      network: as in `ensemble_step`.
-      tx: the optimizer of all members.
-      num_microbatches: as in `reward_step`.
-      shardings: the sharding of each array of the states, by role.
-
-    Returns:
-      (base, states, batches, rngs) -> states, metrics.
-    """
-    step = functools.partial(ensemble_step, network, tx, num_microbatches=num_microbatches)
-    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
-
-
 def train(
     run: RunConfig,
     base: BaseConfig,
@@ -237,7 +216,8 @@ def train(
         full = all(spec.tuning == 'full' for spec in specs)  # their states hold the weights
         params, frozen_base = None if full else frozen_base.params, frozen_base.without_arrays()
 
-        step_fn = compile_step(network, tx, tuning.num_microbatches, shardings)
+        step_fn = functools.partial(ensemble_step, network, tx, num_microbatches=tuning.num_microbatches)
+        step_fn = train_state.compile_step(step_fn, shardings)
         score_fn = jax.jit(functools.partial(member_scores, network))
 
         def measure(adapters: Sequence[lora.Adapter]) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -6,7 +6,6 @@ Each step:  1. a batch of prompts and demonstrations   2. log-probs of the demon
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,24 +78,6 @@ def sft_step(
     return train_state.update(state, grads, tx), metrics
 
 
-def compile_step(
-    network: nn.Module, tx: optax.GradientTransformation, num_microbatches: int, shardings: TrainState
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Jit `sft_step` with a donated state whose sharding stays the same.
-
-    Args:
-      network: as in `sft_step`.
-      tx: the optimizer.
-      num_microbatches: as in `sft_step`.
-      shardings: the sharding of each array of the state.
-
-    Returns:
-      (base, state, batch, rng, tokens=None) -> state, metrics.
-    """
-    step = functools.partial(sft_step, network, tx, num_microbatches=num_microbatches)
-    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
-
-
 def train(
     run: RunConfig,
     base: BaseConfig,
@@ -152,7 +133,8 @@ def train(
         if tuning.only_spec.tuning == 'full':  # the state holds the weights: free the base
             params, frozen_base = None, frozen_base.without_arrays()
 
-        step_fn = compile_step(network, tx, tuning.num_microbatches, shardings)
+        step_fn = functools.partial(sft_step, network, tx, num_microbatches=tuning.num_microbatches)
+        step_fn = train_state.compile_step(step_fn, shardings)
         sample_fn = make_sampler(network, stream.eos_ids)
 
         @jax.jit

@@ -97,8 +97,9 @@ def sft(
     batch = _responses(partitioner, batch_size, 1, dataset.task_feature_lengths)
     params = None if tuning.only_spec.tuning == 'full' else params
     resident = {'base': params, 'adapters': state.adapter, 'optimizer': state.opt_state, 'data': batch}
-    step = train_sft.compile_step(base.network, tx, tuning.num_microbatches, shardings)
-    return Plan('sft', partitioner, batch_size, [Program('sft step', step, (params, state, batch, _key()), resident)])
+    step = functools.partial(train_sft.sft_step, base.network, tx, num_microbatches=tuning.num_microbatches)
+    program = Program('sft step', states.compile_step(step, shardings), (params, state, batch, _key()), resident)
+    return Plan('sft', partitioner, batch_size, [program])
 
 
 def reward(
@@ -127,7 +128,7 @@ def reward(
             batch = Thumbs(**vars(batch), labels=_array(partitioner, (batch_size, K), jnp.float32))
         batches.append(batch)
     params = None if all(spec.tuning == 'full' for spec in tuning.specs) else params
-    step = train_reward.compile_step(base.network, tx, tuning.num_microbatches, shardings)
+    step = functools.partial(train_reward.ensemble_step, base.network, tx, num_microbatches=tuning.num_microbatches)
     resident = {
         'base': params,
         'adapters': [member.adapter for member in state.values()],
@@ -135,7 +136,8 @@ def reward(
         'data': batches,
     }
     args = params, state, dict.fromkeys(keys, batches), keys
-    return Plan('reward', partitioner, batch_size, [Program('reward step', step, args, resident)])
+    program = Program('reward step', states.compile_step(step, shardings), args, resident)
+    return Plan('reward', partitioner, batch_size, [program])
 
 
 def policy(
