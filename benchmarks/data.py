@@ -12,6 +12,7 @@ those of reward_step.py; P comes from the file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from typing import Any
@@ -27,6 +28,7 @@ import numpy as np
 import policy_step
 
 from perl_jax.data import streams
+from perl_jax.optim import train_state
 from perl_jax.parallel import memory
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.train import reward as train_reward
@@ -60,7 +62,8 @@ def main() -> None:
             state = train_reward.initial(tuning, model.config.emb_dim, None, keys, params)
             frozen_params = params if args.tuning == 'lora' else None
             tx, shardings = tuning.tx('OPTIMIZER'), jax.tree.map(lambda x: x.sharding, state)
-            reward_step = train_reward.compile_step(model, tx, 1, shardings)
+            reward_step = functools.partial(train_reward.ensemble_step, model, tx)
+            reward_step = train_state.compile_step(reward_step, shardings)
             step = lambda state, batch, rng: reward_step(frozen_params, state, {'reward': [batch]}, keys)  # noqa: E731
         del params
 

@@ -4,7 +4,7 @@
     python benchmarks/reward_step.py --gin_file=models/bench_m.gin     size M; or any model, or recipe
     python benchmarks/reward_step.py --tuning=full
 
-The step is the one that a run compiles (train_reward.compile_step): loss, gradients, AdamW, metrics.
+The step is the one that a run compiles (train_reward.ensemble_step): loss, gradients, AdamW, metrics.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if __name__ == '__main__':  # before JAX
 import jax
 import measure
 
+from perl_jax.optim import train_state
 from perl_jax.parallel import memory
 from perl_jax.parallel.partitioning import Partitioner
 from perl_jax.tools.plan import flops
@@ -39,7 +40,8 @@ def main() -> None:
         states = train_reward.initial(tuning, model.config.emb_dim, None, keys, params)
         frozen_params = params if args.tuning == 'lora' else None
         del params
-        step = train_reward.compile_step(model, tx, tuning.num_microbatches, jax.tree.map(lambda x: x.sharding, states))
+        step = functools.partial(train_reward.ensemble_step, model, tx, num_microbatches=tuning.num_microbatches)
+        step = train_state.compile_step(step, jax.tree.map(lambda x: x.sharding, states))
         metrics, programs_before = {}, memory.programs()
 
         def run_step(i: int) -> object:
