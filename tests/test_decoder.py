@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import inspect
 
 import golden_llama
 import jax
@@ -10,13 +11,23 @@ import tiny
 from flax import traverse_util
 from tiny import CONFIG, NETWORK, UNTIED, D, L, P, R, V
 
+from perl_jax.interop.t5x_network import T5XNetwork
 from perl_jax.models import lora
 from perl_jax.models.decoder import Decoder
+from perl_jax.models.network import Network
+from perl_jax.models.t5 import T5
 from perl_jax.parallel import partitioning
 
 BATCH = tiny.responses(B=3, K=3)
 SPEC = tiny.SPECS['lora']
 networks = pytest.mark.parametrize('network', [NETWORK, UNTIED], ids=['tied', 'untied'])
+
+
+@pytest.mark.parametrize('network', [Decoder, T5, T5XNetwork, tiny.Table])
+def test_every_network_takes_what_the_protocol_says(network):
+    for name in ('__call__', 'logits', 'prefill', 'decode'):
+        expected, actual = ([*inspect.signature(getattr(x, name)).parameters] for x in (Network, network))
+        assert actual == expected, name
 
 
 def logits(params, hidden, network=NETWORK):

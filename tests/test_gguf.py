@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 
 from perl_jax.errors import UserError
 from perl_jax.interop import gguf, paths
-from perl_jax.models.attention import RopeScaling
+from perl_jax.models.attention.rotary import RopeScaling
 from perl_jax.parallel import leaves
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from perl_jax.errors import UserError
 from perl_jax.interop import hf_config
-from perl_jax.models.attention import RopeScaling
+from perl_jax.models.attention.rotary import RopeScaling
 
 LLAMA3 = {
     'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tiny
 
-from perl_jax.models import attention, layers
+from perl_jax.models import layers
+from perl_jax.models.attention import relative_bias, rotary, segmented
 
 RNG = np.random.default_rng(0)
 
@@ -97,7 +98,7 @@ def test_gated_mlp():
 
 def test_rotation_is_a_complex_product_of_the_halves():
     x, positions, theta = normal(2, 5, 3, 8), RNG.integers(0, 50, (2, 5)), 100.0
-    got = attention.rotate(jnp.asarray(x), attention.rope_table(jnp.array(positions), 8, theta))
+    got = rotary.rotate(jnp.asarray(x), rotary.rope_table(jnp.array(positions), 8, theta))
     for b, t, h in np.ndindex(2, 5, 3):
         turns = np.exp(1j * positions[b, t] * theta ** (-np.arange(4) / 4))
         z = (x[b, t, h, :4] + 1j * x[b, t, h, 4:]) * turns
@@ -108,22 +109,22 @@ def test_scores_depend_on_the_distance_alone():
     q, k = jnp.asarray(normal(1, 1, 8)), jnp.asarray(normal(1, 1, 8))
 
     def score(i, j):
-        at = lambda t: attention.rope_table(jnp.array([t]), 8, 100.0)  # noqa: E731
-        return float((attention.rotate(q, at(i)) * attention.rotate(k, at(j))).sum())
+        at = lambda t: rotary.rope_table(jnp.array([t]), 8, 100.0)  # noqa: E731
+        return float((rotary.rotate(q, at(i)) * rotary.rotate(k, at(j))).sum())
 
     assert score(3, 1) == pytest.approx(score(40, 38), abs=1e-4)
     assert score(3, 1) != pytest.approx(score(1, 3), abs=1e-2)
 
 
 def test_tables_are_float32_far_out():
-    sin, cos = attention.rope_table(jnp.array([100_000]), 8, 1e4)
+    sin, cos = rotary.rope_table(jnp.array([100_000]), 8, 1e4)
     angles = 100_000 * 1e4 ** (-np.arange(4) / 4)
     np.testing.assert_allclose([sin[0], cos[0]], [np.sin(angles), np.cos(angles)], atol=0.02)
 
 
 # Attention.
 
-attend = jax.jit(attention.attend)
+attend = jax.jit(segmented.attend)
 
 
 def slow_attention(query, segments):
@@ -149,7 +150,7 @@ def segments(B, K, R, N, E):
     prompt_mask = np.arange(6) < np.array([6, 1])[:, None, None, None]
     own = normal(B, K, R, N, E), normal(B, K, R, N, E), np.tri(R, dtype=bool)[None, None]
     cached = normal(B, K, 3, N, E), normal(B, K, 3, N, E), (np.arange(3) < 2)[None, None, None]
-    return [attention.Segment(*s) for s in [(normal(B, 6, N, E), normal(B, 6, N, E), prompt_mask), own, cached]]
+    return [segmented.Segment(*s) for s in [(normal(B, 6, N, E), normal(B, 6, N, E), prompt_mask), own, cached]]
 
 
 @pytest.mark.parametrize('N', [4, 2, 1])
@@ -172,14 +173,14 @@ def test_what_is_masked_cannot_be_told():
 
 def test_a_query_that_may_see_nothing_stays_finite():
     query, key = normal(1, 1, 2, 4, 6), normal(1, 5, 2, 6)
-    nothing = [attention.Segment(key, key, np.zeros((1, 1, 1, 5), bool))]
-    value, gradient = jax.jit(jax.value_and_grad(lambda q: attention.attend(q, nothing).sum()))(query)
+    nothing = [segmented.Segment(key, key, np.zeros((1, 1, 1, 5), bool))]
+    value, gradient = jax.jit(jax.value_and_grad(lambda q: segmented.attend(q, nothing).sum()))(query)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_softmax_is_float32_whatever_the_query():
     query, keys = normal(1, 1, 4, 4, 6), segments(2, 1, 4, 2, 6)[1:2]
-    keys = [attention.Segment(s.key[:1], s.value[:1], s.mask) for s in keys]
+    keys = [segmented.Segment(s.key[:1], s.value[:1], s.mask) for s in keys]
     low = jax.tree.map(lambda x: jnp.array(x, jnp.bfloat16 if x.dtype == np.float32 else bool), (query, keys))
     got = attend(*low)
     assert got.dtype == jnp.bfloat16
@@ -192,14 +193,14 @@ def test_softmax_is_float32_whatever_the_query():
 def test_relative_buckets_are_t5x():
     """Literal values of T5X's formula, those at which rounding decides among them."""
     want = {0: 0, 1: 1, 15: 15, 16: 16, 18: 16, 19: 17, 64: 26, 127: 31, 128: 31}
-    assert {n: attention._buckets(32, 128)[n] for n in want} == want
+    assert {n: relative_bias._buckets(32, 128)[n] for n in want} == want
     want = {0: 0, 7: 7, 8: 8, 11: 8, 12: 9, 16: 10, 31: 11, 32: 12, 63: 13, 64: 14, 127: 15, 128: 15}
-    assert {n: attention._buckets(16, 128)[n] for n in want} == want
+    assert {n: relative_bias._buckets(16, 128)[n] for n in want} == want
 
 
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_relative_bias_looks_up_each_distance(bidirectional):
-    net = attention.RelativeBias(3, 32, 128, bidirectional)
+    net = relative_bias.RelativeBias(3, 32, 128, bidirectional)
     embedding = np.arange(96, dtype=np.float32).reshape(3, 32)
     bias = net.apply({'params': {'rel_embedding': embedding}}, jnp.array([0, 5, 400]), jnp.arange(500))
     assert bias.shape == (3, 3, 500) and bias.dtype == jnp.float32
@@ -213,11 +214,11 @@ def test_relative_bias_looks_up_each_distance(bidirectional):
 def chunked(monkeypatch, size, query, segments):
     """Attention and its gradients with room for the scores of `size` queries."""
     B, K, _, H, _ = query.shape
-    monkeypatch.setattr(attention, 'MAX_SCORES', size * B * K * H * sum(s.key.shape[-3] for s in segments))
+    monkeypatch.setattr(segmented, 'MAX_SCORES', size * B * K * H * sum(s.key.shape[-3] for s in segments))
 
     def total(query, keys, values, biases):
         parts = [s._replace(key=k, value=v, bias=b) for s, k, v, b in zip(segments, keys, values, biases)]
-        out = attention.attend(query, parts, softcap=5.0)
+        out = segmented.attend(query, parts, softcap=5.0)
         return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
 
     trained = query, *([getattr(s, name) for s in segments] for name in ('key', 'value', 'bias'))
@@ -233,8 +234,8 @@ def test_queries_in_chunks_attend_to_the_same(monkeypatch):
     causal = jnp.tri(R, dtype=bool)[None, None]
     prompt = RNG.random((B, 1, 1, 5)) < 0.7
     segments = [
-        attention.Segment(normal(B, 5, N, E), normal(B, 5, N, E), prompt),
-        attention.Segment(normal(B, K, R, N, E), normal(B, K, R, N, E), causal, normal(H, R, R)),
+        segmented.Segment(normal(B, 5, N, E), normal(B, 5, N, E), prompt),
+        segmented.Segment(normal(B, K, R, N, E), normal(B, K, R, N, E), causal, normal(H, R, R)),
     ]
     query = normal(B, K, R, H, E)
     (want, gradients, whole), (got, found, held) = (chunked(monkeypatch, size, query, segments) for size in (R, 3))

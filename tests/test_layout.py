@@ -29,7 +29,8 @@ UPWARD = {
 # Only the networks are made of layers; gin may name RopeScaling, and readers of configs make one.
 ONLY_FOR = {
     'models.layers': r'models\..*',
-    'models.attention': r'models\..*|cli\.configurables|interop\.hf_config|interop\.gguf_keys',
+    'models.attention.rotary': r'models\..*|cli\.configurables|interop\.hf_config|interop\.gguf_keys',
+    'models.attention.segmented': r'models\..*',
 }
 
 # Names that say nothing of what they are bound to. CONTRIBUTING.md: a name says what a thing is.

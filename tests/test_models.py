@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from perl_jax.cli import configure
-from perl_jax.models import attention
+from perl_jax.models.attention import rotary
 from perl_jax.parallel import partitioning
 
 MODELS = pathlib.Path(__file__).parents[1] / 'gin/models'
@@ -105,8 +105,8 @@ def test_a_file_is_short(name):
 def test_llama():
     c = network('llama3_8b').config
     assert (c.rope_theta, c.norm_epsilon, c.rope_scaling) == (5e5, 1e-5, None)
-    assert network('llama3_1_8b').config.rope_scaling == attention.RopeScaling(8.0, 1.0, 4.0, 8192)
-    assert network('llama3_2_1b').config.rope_scaling == attention.RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert network('llama3_1_8b').config.rope_scaling == rotary.RopeScaling(8.0, 1.0, 4.0, 8192)
+    assert network('llama3_2_1b').config.rope_scaling == rotary.RopeScaling(32.0, 1.0, 4.0, 8192)
     assert network('llama3_1_70b', 'layers.RopeScaling.factor = 2.0').config.rope_scaling.factor == 2.0
     assert [network(f'smollm2_{size}').config.rope_theta for size in ('135m', '360m', '1_7b')] == [1e5, 1e5, 1.3e5]
 
@@ -132,7 +132,7 @@ def test_gemma():
         assert (c.attention_softcap, c.logits_softcap, c.global_every) == (None, None, 6)
         assert (c.rope_theta, c.local_rope_theta, c.qk_norm) == (1e6, 1e4, True)
     assert [c.sliding_window for c in three.values()] == [512, 1024, 1024, 1024]
-    assert [c.rope_scaling for c in three.values()] == [None, *[attention.RopeScaling(8.0)] * 3]
+    assert [c.rope_scaling for c in three.values()] == [None, *[rotary.RopeScaling(8.0)] * 3]
     scales = [(c.query_scale or c.head_dim**-0.5) ** -2 for c in (*two.values(), *three.values())]
     assert scales == pytest.approx([256, 256, 144, 256, 256, 256, 168])  # query_pre_attn_scalar
 

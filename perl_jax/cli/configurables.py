@@ -53,7 +53,8 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
     from perl_jax.data import datasets
     from perl_jax.evals import answering, infer
     from perl_jax.evals.judging import models
-    from perl_jax.models import attention, decoder, lora, t5
+    from perl_jax.models import decoder, lora, t5
+    from perl_jax.models.attention import rotary
     from perl_jax.optim import schedules, tuning
     from perl_jax.parallel import partitioning
     from perl_jax.rewards import ensembles, sources
@@ -81,7 +82,7 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
             settings.checked(decoder.Decoder, config=decoder.DecoderConfig), decoder.DecoderConfig,
         ],
         'perl_jax.networks.t5': [settings.checked(t5.T5, config=t5.T5Config), t5.T5Config],
-        'perl_jax.layers': [attention.RopeScaling],
+        'perl_jax.layers': [rotary.RopeScaling],
         'perl_jax.interop.hf': [lineage.network],
         'perl_jax.interop.tokenizers': [tokenizers.TokenizersVocabulary],
         **_algorithms(),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from perl_jax.errors import UserError
-from perl_jax.models.attention import RopeScaling
+from perl_jax.models.attention.rotary import RopeScaling
 
 ROPE_FREQS = 'rope_freqs.weight'
 _READ = (  # gguf.config reads these

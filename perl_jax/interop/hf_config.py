@@ -27,7 +27,7 @@ from perl_jax.interop.hf_families import (
     refuse,
     size,
 )
-from perl_jax.models.attention import RopeScaling
+from perl_jax.models.attention.rotary import RopeScaling
 from perl_jax.models.decoder import Decoder, DecoderConfig
 from perl_jax.models.t5 import T5, T5Config
 

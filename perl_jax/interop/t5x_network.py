@@ -46,7 +46,7 @@ class Cache(struct.PyTreeNode):
 
 
 class T5XNetwork(nn.Module):
-    """A network of T5X with the methods of ours.
+    """A network of T5X as a Network (models/network.py).
 
     Attributes:
       module: an encoder-decoder with T5X's `encode` and `decode`, whose last norm is called decoder_norm.
@@ -76,7 +76,7 @@ class T5XNetwork(nn.Module):
     def __call__(
         self, inputs: jax.Array, inputs_mask: jax.Array, targets: jax.Array, ends: jax.Array | None = None
     ) -> jax.Array:
-        """See networks.t5.T5; a prompt's token 0 is padding to T5X."""
+        """`Network.__call__`; a prompt's token 0 is padding to T5X."""
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         hidden = self._decoded(*self._encoded(inputs, inputs_mask, targets.shape[1]), tokens)
         if ends is not None:
@@ -84,20 +84,20 @@ class T5XNetwork(nn.Module):
         return hidden
 
     def prefill(self, inputs: jax.Array, inputs_mask: jax.Array, K: int, R: int) -> tuple[jax.Array, Cache]:
-        """Read the prompts and the start token. Returns the last hidden [B, D] and the cache."""
+        """Read the prompts and the start token: `Network.prefill`."""
         encoded, prompts = self._encoded(inputs, inputs_mask, K)
         tokens = jnp.zeros((len(inputs), K, 1 + R), jnp.int32)
         return self._decoded(encoded, prompts, tokens[..., :1])[:, 0, 0], Cache(encoded, prompts, tokens)
 
     def decode(self, tokens: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Read response token `step` of every branch: tokens [B, K] -> hidden [B, K, D]."""
+        """Read one more token of every response: `Network.decode`. T5X's network reads those before again."""
         tokens_so_far = jax.lax.dynamic_update_slice_in_dim(cache.tokens, tokens[..., None], step + 1, axis=2)
         hidden = self._decoded(cache.encoded, cache.prompts, tokens_so_far)
         last_hidden = jax.lax.dynamic_index_in_dim(hidden, step + 1, axis=2, keepdims=False)
         return last_hidden, cache.replace(tokens=tokens_so_far)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden [..., D] -> float32 [..., V]."""
+        """Compute the logits of hidden states: `Network.logits`."""
         params, hidden = self.variables['params'], hidden.astype(jnp.float32)
         if not self.config.logits_via_embedding:
             return hidden @ params['decoder']['logits_dense']['kernel'].astype(jnp.float32)

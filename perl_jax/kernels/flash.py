@@ -47,7 +47,7 @@ def attend(
       key, value: [B, T, N, E].
       prompt_mask: bool [B, P], padded on the right.
       K: branches, of equal length; 0 for prompts alone.
-      scale, softcap: as in `attention.attend`.
+      scale, softcap: as in `segmented.attend`.
       interpret: run the kernel's operations one by one on any machine, for tests.
 
     Returns:

@@ -18,8 +18,9 @@ from flax.linen import spmd
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from perl_jax import masked, sharded
-from perl_jax.models import attention, branches, layers
-from perl_jax.models.branches import KeyValue, Packed
+from perl_jax.models import layers
+from perl_jax.models.attention import branches, rotary
+from perl_jax.models.attention.branches import KeyValue, Packed
 from perl_jax.models.decoder_config import DecoderConfig
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 from perl_jax.models.unpadding import Unpadding
@@ -74,7 +75,7 @@ class _Attention(nn.Module):
         rope = context.rope
         if local is not None:
             rope = jax.tree.map(lambda near, far: jnp.where(local, near, far), context.local_rope, rope)
-        q, k = attention.rotate(q, rope), attention.rotate(k, rope)
+        q, k = rotary.rotate(q, rope), rotary.rotate(k, rope)
         new_kv = None
         if context.return_kv:
             new_kv = jax.tree.map(_by_heads, (packed.branches(k), packed.branches(v)) if packed.K else (k, v))
@@ -137,7 +138,7 @@ class _Stack(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer that returns hidden states; `logits` is a method of its own.
+    """A decoder-only transformer, a Network (models/network.py).
 
     Attributes:
       config: sizes, numerics and family.
@@ -158,24 +159,13 @@ class Decoder(nn.Module):
         targets: Int[AnyArray, 'B K R'],
         ends: Int[AnyArray, 'B K'] | None = None,
     ) -> Float[Array, 'B K R+1 D'] | Float[Array, 'B K D']:
-        """Read prompts and all their responses at once.
-
-        Args:
-          inputs: int [B, P], the prompts, padded on the right.
-          inputs_mask: bool [B, P], true at their tokens.
-          targets: int [B, K, R], the responses, padded on the right.
-          ends: int [B, K], tokens that each response has read, where only one state of each is needed.
-
-        Returns:
-          hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
-          With `ends`, only hidden[b, k, ends[b, k]], [B, K, D].
-        """
+        """Read prompts and all their responses at once: `Network.__call__`."""
         (B, P), (_, K, R) = inputs.shape, targets.shape
         length = masked.lengths(inputs_mask)
 
         def select(y: jax.Array) -> jax.Array:
             if ends is not None:
-                return attention.tokens_at(y, _state_index(ends[..., None], length, P, R))
+                return _tokens_at(y, _state_index(ends[..., None], length, P, R))
             return jnp.concatenate([_last_token(y[:, :P], length), y[:, P:]], axis=1)
 
         x, _ = self._apply_layers(*_packed(inputs, inputs_mask, targets), inputs_mask, None, select, P=P, K=K)
@@ -195,7 +185,15 @@ class Decoder(nn.Module):
         real_tokens: Unpadding,
         real_targets: Unpadding,
     ) -> Float[Array, 'G 1 C D'] | Float[Array, 'B K D']:
-        """Like `__call__`, but dense layers compute `real_tokens` alone (called by unpadding.apply).
+        """Like `__call__`, but dense layers compute the real tokens alone (called by unpadding.apply).
+
+        Args:
+          inputs: as `__call__`, and so are `inputs_mask`, `targets` and `ends`.
+          inputs_mask: bool [B, P].
+          targets: int [B, K, R].
+          ends: int [B, K] or None.
+          real_tokens: of prompts followed by their responses, [B, P + K R].
+          real_targets: of the responses, [B, K, R].
 
         Returns:
           hidden [G, 1, C, D], which predicts the `real_targets`. With `ends` as `__call__`, [B, K, D].
@@ -203,9 +201,9 @@ class Decoder(nn.Module):
         (B, P), (_, K, R) = inputs.shape, targets.shape
         tokens_read = jnp.broadcast_to(jnp.arange(R), (B, K, R)) if ends is None else ends[..., None]
         state_index = _state_index(tokens_read, masked.lengths(inputs_mask), P, R)
-        slots = attention.tokens_at(real_tokens.slot.reshape(real_tokens.shape), state_index)
+        slots = _tokens_at(real_tokens.slot.reshape(real_tokens.shape), state_index)
         slots = real_targets.unpad(slots) if ends is None else slots.reshape(len(real_tokens.slot), -1)
-        select = lambda y: attention.tokens_at(y, slots)  # noqa: E731
+        select = lambda y: _tokens_at(y, slots)  # noqa: E731
         packed = _packed(inputs, inputs_mask, targets)
         x, _ = self._apply_layers(*packed, inputs_mask, None, select, unpadding=real_tokens, P=P, K=K)
         return x[:, None] if ends is None else x.reshape(B, K, -1)
@@ -213,17 +211,7 @@ class Decoder(nn.Module):
     def prefill(
         self, inputs: Int[AnyArray, 'B P'], inputs_mask: Bool[AnyArray, 'B P'], K: int, R: int
     ) -> tuple[Float[Array, 'B D'], Cache]:
-        """Read the prompts, and allocate the cache of their responses.
-
-        Args:
-          inputs: int [B, P].
-          inputs_mask: bool [B, P].
-          K: responses to each prompt.
-          R: the most tokens of a response.
-
-        Returns:
-          The last token's hidden state [B, D], and the cache.
-        """
+        """Read the prompts, and allocate the cache of their responses: `Network.prefill`."""
         c, (B, P) = self.config, inputs.shape
         positions = jnp.broadcast_to(jnp.arange(P), (B, P))
         select = lambda y: _last_token(y, masked.lengths(inputs_mask))  # noqa: E731
@@ -237,16 +225,7 @@ class Decoder(nn.Module):
     def decode(
         self, tokens: Int[Array, 'B K'], step: Int[Array, ''], cache: Cache
     ) -> tuple[Float[Array, 'B K D'], Cache]:
-        """Read one more token of every response.
-
-        Args:
-          tokens: int [B, K].
-          step: int [], their index in the response, the same for all.
-          cache: of the prompts and the previous tokens.
-
-        Returns:
-          hidden [B, K, D], and the cache with these tokens in it.
-        """
+        """Read one more token of every response: `Network.decode`."""
         # Layers only read the cache, which is written once for all layers at the end: XLA then updates it in place.
         (B, K) = tokens.shape
         positions = jnp.broadcast_to((masked.lengths(cache.prompt_mask) + step)[:, None], (B, K))
@@ -257,14 +236,7 @@ class Decoder(nn.Module):
         return x, cache.replace(responses=_write(cache.responses, new_kv, step))
 
     def logits(self, hidden: Float[Array, '*batch D']) -> Float[Array, '*batch V']:
-        """Compute the logits of hidden states.
-
-        Args:
-          hidden: [..., D], in the network's dtype.
-
-        Returns:
-          float32 [..., V], softcapped if the config has a softcap.
-        """
+        """Compute the logits of hidden states, softcapped if the config has a softcap: `Network.logits`."""
         c = self.config
         out = self.token_embedder.attend if c.logits_via_embedding else self.decoder.logits_dense
         logits = out(hidden).astype(jnp.float32)
@@ -278,9 +250,9 @@ class Decoder(nn.Module):
         packed = Packed(positions, prompt_mask, cached, P, K)
         if unpadding is not None:
             tokens, positions = unpadding.unpad(tokens), unpadding.unpad(positions)
-        rope = attention.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        rope = rotary.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         if c.sliding_window is not None:
-            local_rope = attention.rope_table(positions, c.head_dim, c.local_rope_theta or c.rope_theta)
+            local_rope = rotary.rope_table(positions, c.head_dim, c.local_rope_theta or c.rope_theta)
         x = self.token_embedder(tokens)
         if c.scale_embedding:
             x *= jnp.asarray(c.emb_dim**0.5, x.dtype)  # rounded to the model's dtype, as Gemma has it
@@ -316,9 +288,14 @@ def _state_index(
     return state_index.reshape(len(state_index), -1)
 
 
+def _tokens_at(x: Shaped[Array, 'B T *rest'], index: Int[Array, 'B Q']) -> Shaped[Array, 'B Q *rest']:
+    """Select tokens by their index in the row: [B, T, ...], int [B, Q] -> [B, Q, ...]."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
 def _last_token(x: Shaped[Array, 'B P *rest'], length: Int[AnyArray, ' B']) -> Shaped[Array, 'B 1 *rest']:
     """x at each prompt's last real token: [B, P, ...], length [B] -> [B, 1, ...]."""
-    return attention.tokens_at(x, jnp.maximum(length - 1, 0)[:, None])
+    return _tokens_at(x, jnp.maximum(length - 1, 0)[:, None])
 
 
 def _by_heads(x: Float[Array, '*batch m n E']) -> Float[Array, '*batch n m E']:

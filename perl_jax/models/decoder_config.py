@@ -6,7 +6,7 @@ import dataclasses
 
 from perl_jax import settings
 from perl_jax.errors import UserError
-from perl_jax.models.attention import RopeScaling
+from perl_jax.models.attention.rotary import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)

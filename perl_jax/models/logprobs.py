@@ -27,7 +27,7 @@ def logits(network: nn.Module, variables: Variables, hidden: Float[Array, '*batc
     """Logits of hidden states.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: `bind(base, adapter)`.
       hidden: [..., D], in the network's dtype.
 
@@ -51,7 +51,7 @@ def token_logprobs(
     computes them again.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: `bind(base, adapter)`.
       hidden: [B, K, R, D], or [G, 1, C, D] for a batch with a fill: `response_hidden`.
       batch: prompts and responses, whose targets these are.
@@ -90,7 +90,7 @@ def token_logprobs_entropy(
     """`token_logprobs`, and the entropy of the distribution at each position.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: `bind(base, adapter)`.
       hidden: [B, K, R, D], or [G, 1, C, D] for a batch with a fill: `response_hidden`.
       batch: prompts and responses, whose targets these are.
@@ -123,7 +123,7 @@ def token_kl(
     """KL(policy || anchor) over the whole vocabulary at each position.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: the policy's, `bind(base, adapter)`.
       hidden: the policy's, [B, K, R, D], or [G, 1, C, D] for a batch with a fill: `response_hidden`.
       anchor_variables: the anchor's.
@@ -150,7 +150,7 @@ def response_hidden(
     """The states that predict a batch's targets, in one forward pass.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: `bind(base, adapter)`.
       batch: prompts and responses.
       **apply: keyword arguments of `network.apply` (`rngs` for dropout).
@@ -168,7 +168,7 @@ def response_logprobs(
     """Log-probs of a batch's responses under one role, in one forward pass.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: `bind(base, adapter)`.
       batch: prompts and responses.
       temperature: the logits are divided by it.

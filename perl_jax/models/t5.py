@@ -24,9 +24,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perl_jax import settings, sharded
 from perl_jax.errors import UserError
-from perl_jax.models import attention, layers
-from perl_jax.models.attention import RelativeBias, Segment
-from perl_jax.models.branches import KeyValue
+from perl_jax.models import layers
+from perl_jax.models.attention import segmented
+from perl_jax.models.attention.branches import KeyValue
+from perl_jax.models.attention.relative_bias import RelativeBias
+from perl_jax.models.attention.segmented import Segment
 from perl_jax.models.layers import Dense, Mlp, RMSNorm
 from perl_jax.types import AnyArray
 
@@ -129,7 +131,7 @@ class _Attention(nn.Module):
         return self._heads(self.key(x)), self._heads(self.value(x))
 
     def __call__(self, x: Float[Array, 'B K T D'], segments: list[Segment]) -> Float[Array, 'B K T D']:
-        return self.out(attention.attend(self._heads(self.query(x)), segments, scale=1.0))
+        return self.out(segmented.attend(self._heads(self.query(x)), segments, scale=1.0))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
@@ -255,7 +257,7 @@ class _Decoder(nn.Module):
 
 
 class T5(nn.Module):
-    """T5's encoder-decoder (Raffel et al. 2020, arXiv 1910.10683); its methods are those of Decoder.
+    """T5's encoder-decoder (Raffel et al. 2020, arXiv 1910.10683); a Network (models/network.py).
 
     Attributes:
       config: sizes and numerics.
@@ -274,18 +276,9 @@ class T5(nn.Module):
         self, inputs: Int[AnyArray, 'B P'], inputs_mask: Bool[AnyArray, 'B P'], targets: Int[AnyArray, 'B K R'],
         ends: Int[AnyArray, 'B K'] | None = None,
     ) -> Float[Array, 'B K R+1 D'] | Float[Array, 'B K D']:  # fmt: skip
-        """Read prompts with the encoder, and all their responses with the decoder.
+        """Read prompts with the encoder, and all their responses with the decoder: `Network.__call__`.
 
-        Args:
-          inputs: int [B, P], the prompts, padded on the right.
-          inputs_mask: bool [B, P], true at their tokens.
-          targets: int [B, K, R], the responses, padded on the right.
-          ends: int [B, K], tokens that each response has read, where only one state of each is needed.
-
-        Returns:
-          hidden [B, K, R + 1, D]: `hidden[..., :-1, :]` predicts each response token, `hidden[..., 1:, :]` has read it.
-          The first has read the start token, which is 0.
-          With `ends`, only hidden[b, k, ends[b, k]], [B, K, D].
+        The first state of a response has read the start token, which is 0.
         """
         tokens = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
@@ -299,17 +292,7 @@ class T5(nn.Module):
     def prefill(
         self, inputs: Int[AnyArray, 'B P'], inputs_mask: Bool[AnyArray, 'B P'], K: int, R: int
     ) -> tuple[Float[Array, 'B D'], Cache]:
-        """Read the prompts and the start token, and allocate the cache of the responses.
-
-        Args:
-          inputs: int [B, P].
-          inputs_mask: bool [B, P].
-          K: responses to each prompt.
-          R: the most tokens of a response.
-
-        Returns:
-          The start token's hidden state [B, D], and the cache.
-        """
+        """Read the prompts and the start token, and allocate the cache of the responses: `Network.prefill`."""
         c, B = self.config, inputs.shape[0]
         encoded = self.encoder(self.token_embedder(inputs), inputs_mask)
         start = self.token_embedder(jnp.zeros((B, K, 1), jnp.int32))
@@ -322,23 +305,14 @@ class T5(nn.Module):
     def decode(
         self, tokens: Int[Array, 'B K'], step: Int[Array, ''], cache: Cache
     ) -> tuple[Float[Array, 'B K D'], Cache]:
-        """Read one more token of every response.
-
-        Args:
-          tokens: int [B, K].
-          step: int [], their index in the response, the same for all.
-          cache: of the prompts and the previous tokens.
-
-        Returns:
-          hidden [B, K, D], and the cache with these tokens in it.
-        """
+        """Read one more token of every response: `Network.decode`."""
         # Layers only read the cache, which is written once for all layers at the end: XLA then updates it in place.
         x, at = self.token_embedder(tokens[..., None]), step + 1
         hidden, new_kv = self.decoder(x, cache.prompt_mask, cache=cache, at=at, return_kv=True)
         return hidden[:, :, 0], cache.replace(responses=_write(cache.responses, new_kv, at))
 
     def logits(self, hidden: Float[Array, '*batch D']) -> Float[Array, '*batch V']:
-        """Hidden [..., D] -> float32 [..., V], computed in float32 as T5X does."""
+        """Compute the logits of hidden states, in float32 as T5X does: `Network.logits`."""
         if not self.config.logits_via_embedding:
             return self.decoder.logits_dense(hidden)
         embedding = self.token_embedder.embedding.astype(jnp.float32)

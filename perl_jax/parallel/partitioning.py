@@ -276,7 +276,7 @@ def init_params(network: nn.Module, key: jax.Array, dtype: str = 'float32') -> P
     """Draw random parameters for a network. Pure.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       key: a key of jax.random; the same key draws the same parameters.
       dtype: of every parameter.
 

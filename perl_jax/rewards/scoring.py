@@ -21,7 +21,7 @@ def score(network: nn.Module, variables: Variables, batch: Responses, **apply: A
     """Score responses by a learned reward: the scalar head on the hidden state of the last token.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: the reward's variables, `bind(base, adapter)` with an adapter that has a head.
       batch: prompts and responses.
       **apply: keyword arguments of `network.apply` (`rngs` for dropout).
@@ -40,7 +40,7 @@ def member_scores(
     """Score responses by several rewards on one base, which may differ in rank, targets or tuning.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       base: the frozen parameters.
       adapters: of the M members, each with a head.
       batch: prompts and responses.

@@ -74,7 +74,7 @@ def make_learner(
     """Make the functions of an RL run, jitted for a network on a mesh. Nothing is computed yet.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       objective: what the policy learns by.
       tuning: the policy's trainable parameters and optimizer; the value's are `objective.value`.
       eos_ids: any of these tokens ends a response.

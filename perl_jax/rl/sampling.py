@@ -72,7 +72,7 @@ def sample(
     Each prompt is read once for all of its responses. To jit it, make `config` and `network` static.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       variables: of the role that responds, `bind(base, adapter)`.
       prompts: [B, P].
       rng: a key of jax.random.

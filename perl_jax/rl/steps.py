@@ -46,7 +46,7 @@ def experience(
     truncated the distribution; then they are recomputed.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       objective: sampling, KL and shaping.
       policy: base and adapter that the rollout was sampled from.
       anchor: base and adapter of the KL's reference; None as adapter is the base itself.
@@ -114,7 +114,7 @@ def values(network: nn.Module, base: PyTree, adapter: lora.Adapter, batch: Respo
     """V(X_t) before each token, without dropout; see `precomputes_values`.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       base: the value's frozen parameters.
       adapter: the value's adapter, with a head.
       batch: prompts and responses.
@@ -181,7 +181,7 @@ def value_step(
     """One optimizer step of the value. Pure.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       objective: its algorithm is a ValueAlgorithm.
       tx: the value's optimizer.
       base: the value's frozen parameters.
@@ -235,7 +235,7 @@ def policy_step(
     """One optimizer step of the policy. Pure. The anchor's network runs only where the full KL is in the loss.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       objective: algorithm, KL, temperature and entropy bonus.
       tx: the policy's optimizer.
       base: the policy's frozen parameters.

@@ -54,7 +54,7 @@ def reward_step(
     """One optimizer step on the sum of the batches' mean losses. Pure.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       tx: the optimizer.
       base: the frozen parameters.
       state: of an adapter with a head.
@@ -106,7 +106,7 @@ def ensemble_step(
     """`reward_step` of each member on its own batches, in one program.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       tx: the optimizer of all members.
       base: the frozen parameters, which they share.
       states: of each member, by role.

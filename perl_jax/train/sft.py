@@ -47,7 +47,7 @@ def sft_step(
     """One optimizer step of SFT on the mean of -log p over target tokens. Pure.
 
     Args:
-      network: a Decoder, a T5, or a module with their methods.
+      network: a Decoder, a T5, or another Network (models/network.py).
       tx: the optimizer.
       base: the frozen parameters.
       state: of the adapter that is trained.

@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from perl_jax import masked
 from perl_jax.kernels import flash
-from perl_jax.models import attention
-from perl_jax.models.attention import Segment
+from perl_jax.models.attention import segmented
+from perl_jax.models.attention.segmented import Segment
 from perl_jax.types import AnyArray
 
 KeyValue = tuple[jax.Array, jax.Array]
@@ -77,7 +77,7 @@ def attend(
       local: bool [], whether tokens attend to the last `window` tokens alone, themselves included; None is no.
       window: see `local`.
       use_flash: use one kernel for prompts and branches where `flash.usable`.
-      scale, softcap: as in `attention.attend`.
+      scale, softcap: as in `segmented.attend`.
 
     Returns:
       [B, T, H * E] in the query's dtype; the softmax is float32.
@@ -99,7 +99,7 @@ def attend(
     if P:
         positions = packed.positions[:, None, :P]
         prompt_segment = Segment(key[:, :P], value[:, :P], _causal(P) & in_window(positions, positions))
-        outs.append(attention.attend(query[:, None, :P], [prompt_segment], **scores_kwargs)[:, 0])
+        outs.append(segmented.attend(query[:, None, :P], [prompt_segment], **scores_kwargs)[:, 0])
     if packed.K:
         positions = packed.branches(packed.positions)
         prompt = (key[:, :P], value[:, :P]) if cache is None else cache[0]
@@ -113,7 +113,7 @@ def attend(
             cached_positions = masked.lengths(packed.prompt_mask)[:, None, None] + cached_steps[None, None]
             mask = (cached_steps < packed.cached)[None, None, None] & in_window(positions, cached_positions)
             segments.append(Segment(*cache[1], mask))
-        out = attention.attend(packed.branches(query), segments, **scores_kwargs)
+        out = segmented.attend(packed.branches(query), segments, **scores_kwargs)
         outs.append(out.reshape(len(out), -1, out.shape[-1]))
     return jnp.concatenate(outs, axis=1)
 
