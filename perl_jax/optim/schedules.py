@@ -69,22 +69,10 @@ def scheduled(
       An optimizer whose `update` also takes `step`.
 
     Raises:
-      UserError: `tx` is not an optax optimizer (but T5X's own, for example), or has a schedule of its own, which counts
-        updates, while a step makes several.
+      UserError: as `check`.
     """
-    if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
-        raise UserError(
-            f"{name} is {type(tx).__module__}.{type(tx).__name__}, no optimizer of optax: a T5X model file, which sets "
-            f'its own, comes before the recipe; or add --gin.{name}=@optax.adafactor()'
-        )
-    if not callable(schedule):
-        raise UserError(f'{name}: its schedule is {schedule!r}; give a function of the step, as @schedules.linear() is')
+    check(name, tx, schedule, updates)
     tx = optax.with_extra_args_support(tx)
-    if updates > 1 and _has_schedule(tx):
-        raise UserError(
-            f'{name} has a schedule of its own, which counts updates: {updates} a step with this ALGORITHM; give its '
-            'learning rate as a number, and SCHEDULE (VALUE_SCHEDULE) as shares of it by step'
-        )
 
     def update(
         grads: PyTree, state: PyTree, params: PyTree | None = None, *, step: Int[Array, ''], **extra: Any
@@ -95,6 +83,33 @@ def scheduled(
 
     # optax's protocol has no required keyword.
     return optax.GradientTransformationExtraArgs(tx.init, update)  # pyright: ignore[reportArgumentType]
+
+
+def check(name: str, tx: optax.GradientTransformation, schedule: optax.Schedule, updates: int = 1) -> None:
+    """Raise if an optimizer cannot be scheduled.
+
+    Args:
+      name: the optimizer's macro, for messages.
+      tx: the optimizer.
+      schedule: step of the loop -> factor of the learning rate.
+      updates: optimizer updates per step of the loop.
+
+    Raises:
+      UserError: `tx` is not an optax optimizer (but T5X's own, for example), or has a schedule of its own, which counts
+        updates, while a step makes several.
+    """
+    if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
+        raise UserError(
+            f"{name} is {type(tx).__module__}.{type(tx).__name__}, no optimizer of optax: a T5X model file, which sets "
+            f'its own, comes before the recipe; or add --gin.{name}=@optax.adafactor()'
+        )
+    if not callable(schedule):
+        raise UserError(f'{name}: its schedule is {schedule!r}; give a function of the step, as @schedules.linear() is')
+    if updates > 1 and _has_schedule(tx):
+        raise UserError(
+            f'{name} has a schedule of its own, which counts updates: {updates} a step with this ALGORITHM; give its '
+            'learning rate as a number, and SCHEDULE (VALUE_SCHEDULE) as shares of it by step'
+        )
 
 
 def _has_schedule(tx: optax.GradientTransformation) -> bool:

@@ -28,7 +28,7 @@ class Tuning:
     """
 
     spec: Spec | Sequence[Spec]
-    optimizer: SkipValidation[optax.GradientTransformation]  # `tx` says what is wrong with another's
+    optimizer: SkipValidation[optax.GradientTransformation]  # `check` says what is wrong with another's
     schedule: optax.Schedule = schedules.constant
     num_microbatches: settings.Count = 1
 
@@ -47,6 +47,18 @@ class Tuning:
             raise UserError('Tuning.spec is a list, an ensemble, which only a reward may be: give one LoraSpec')
         return self.spec
 
+    def check(self, name: str, updates: int = 1) -> None:
+        """Raise what `tx` would, before data and weights are read.
+
+        Args:
+          name: the optimizer's macro, for messages.
+          updates: optimizer updates per step of the loop.
+
+        Raises:
+          UserError: as `schedules.check`.
+        """
+        schedules.check(name, self.optimizer, self.schedule, updates)
+
     def tx(self, name: str, updates: int = 1) -> optax.GradientTransformationExtraArgs:
         """Make the scheduled optimizer.
 
@@ -58,6 +70,6 @@ class Tuning:
           An optimizer whose `update` also takes `step`.
 
         Raises:
-          UserError: as `schedules.scheduled`.
+          UserError: as `schedules.check`.
         """
         return schedules.scheduled(name, self.optimizer, self.schedule, updates)

@@ -72,20 +72,20 @@ def train(
         run_vocabulary, (dataset, prompts) = vocabulary.choose((dataset, answers.dataset), base.path, run.model_dir)
         vocabulary.check_rewards(_reward_folders(reward), run_vocabulary)
 
-        # Compiled when first called. Before data and weights, since it raises for optimizers that it cannot schedule.
-        learner = make_learner(
-            network=network, objective=objective, tuning=tuning, eos_ids=lexicon.eos_ids(run_vocabulary.vocabulary),
-            partitioner=partitioner, length_buckets=dataset.length_buckets,
-        )  # fmt: skip
-
         # The prompts, before the weights: errors in them are found sooner.
         stream = datasets.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
         stream = dataclasses.replace(stream, sort_by_length=objective.takes_prompts_apart)  # data/bucketing.py
         heldout = datasets.load(prompts, 'prompts') if prompts else None
         lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size, [*stream.datasets, heldout])
 
-        # One frozen base for four roles, the state at step 0, and the scores, whose adapters are frozen too.
+        # The functions of a step, which are compiled when first called. One frozen base for four roles.
+        learner = make_learner(
+            network=network, objective=objective, tuning=tuning, eos_ids=stream.eos_ids, partitioner=partitioner,
+            length_buckets=dataset.length_buckets,
+        )  # fmt: skip
         frozen_base, roles, state = _load(base, partitioner, run.random_seed, learner, key)
+
+        # The scores: the reward's adapters are frozen too.
         reward_base = dataclasses.replace(frozen_base, params=roles.reward)
         score_fn = sources.scorer(reward, network, reward_base, partitioner, stream.vocabulary)
 
@@ -183,6 +183,9 @@ def _check(
 ) -> None:
     """Raise for settings that contradict each other, and if weights or reward runs are not where they should be."""
     minibatches = objective.algorithm.minibatches
+    tuning.check('OPTIMIZER', objective.updates)
+    if objective.value is not None:
+        objective.value.check('VALUE_OPTIMIZER', objective.updates)
     if not reward:
         raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
     if any(isinstance(source, LearnedReward) and not source.folders for source in reward):
