@@ -27,7 +27,8 @@ import measure
 import numpy as np
 import policy_step
 
-from perl_jax.data import streams
+from perl_jax.data.batches import streams
+from perl_jax.data.batches.dataset import Dataset
 from perl_jax.optim import train_state
 from perl_jax.parallel import memory
 from perl_jax.parallel.partitioning import Partitioner
@@ -44,7 +45,7 @@ def main() -> None:
     arrays = {name: x[rows] for name, x in arrays.items()}  # the same as the peers'
     for name in {'inputs', 'targets'} & arrays.keys():
         arrays[name] = 2 + arrays[name] % (model.config.vocab_size - 2)
-    dataset = streams.Dataset(arrays, [{}] * len(arrays['inputs']), None, policy_step.EOS)
+    dataset = Dataset(arrays, [{}] * len(arrays['inputs']), None, policy_step.EOS)
     row_indices = np.arange(args.batch)
     stream = streams.Stream(
         [dataset], [1.0], args.batch, args.seed, row_indices, args.buckets, partitioner.data_parallel_size

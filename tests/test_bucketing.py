@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from perl_jax import masked
-from perl_jax.data import bucketing, streams
+from perl_jax.data.batches import bucketing, streams
+from perl_jax.data.batches.dataset import Dataset
 from perl_jax.models.lora import FullSpec
 from perl_jax.rl import shaping
 from perl_jax.rl.algorithms.grpo import GRPO
@@ -35,7 +36,7 @@ def bimodal(buckets, batch_size, rows=None, widths=(tiny.P, tiny.R), short=1, se
     )
     arrays = {'inputs': inputs, 'inputs_mask': inputs_mask, 'targets': targets, 'targets_mask': targets_mask}
     rows = np.arange(batch_size) if rows is None else np.array(rows)
-    dataset = streams.Dataset(arrays, [{'row': i} for i in range(n)], None, (1,))
+    dataset = Dataset(arrays, [{'row': i} for i in range(n)], None, (1,))
     return streams.Stream([dataset], [1.0], batch_size, seed, rows, buckets)
 
 
@@ -153,7 +154,7 @@ def test_shapes_are_few_and_as_many_as_said_at_most(buckets, members):
         for name, shape in {'inputs': (n, P), 'targets': (n, K, R)}.items():
             lengths = rng.integers(1, shape[-1] + 1, shape[:-1])
             arrays[name], arrays[f'{name}_mask'] = tiny.ragged(rng, lengths, shape[-1])
-        dataset = streams.Dataset(arrays, [{}] * n, None, (1,))
+        dataset = Dataset(arrays, [{}] * n, None, (1,))
         made.append(streams.Stream([dataset], [1.0], 2, K, np.arange(2), buckets))
     shapes = set()
     for step in range(800):

@@ -13,7 +13,9 @@ import seqio
 import tiny
 
 from perl_jax import types
-from perl_jax.data import datasets, providers, streams
+from perl_jax.data import datasets, providers
+from perl_jax.data.batches import order, streams
+from perl_jax.data.batches.dataset import Dataset
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.tasks import registration, toy
@@ -276,7 +278,7 @@ def ragged(n=200, buckets=4, batch_size=8, rows=None):
     )
     arrays = {'inputs': inputs, 'inputs_mask': inputs_mask, 'targets': targets, 'targets_mask': targets_mask}
     rows = np.arange(batch_size) if rows is None else np.array(rows)
-    dataset = streams.Dataset(arrays, [{'row': i} for i in range(n)], None, 1)
+    dataset = Dataset(arrays, [{'row': i} for i in range(n)], None, 1)
     return dataset, streams.Stream([dataset], [1.0], batch_size, 0, rows, buckets)
 
 
@@ -346,8 +348,8 @@ def test_a_batch_is_a_function_of_seed_and_step():
     config = dataclasses.replace(config, limit=100)
     one, two = (datasets.stream(config, 'pairs', 3) for _ in range(2))
     ahead = [one(step) for step in range(20)]  # one has gone all the way, the other asks for 7 at once
-    streams._permutation.cache_clear()
-    streams._cycle.cache_clear()
+    order._permutation.cache_clear()
+    order._cycle.cache_clear()
     (batch, examples), (again, same) = ahead[7], two(7)
     assert all(np.array_equal(getattr(batch, f.name), getattr(again, f.name)) for f in dataclasses.fields(batch))
     assert examples == same
@@ -361,10 +363,10 @@ def test_batches_do_not_depend_on_the_process():
     """Nor on the seed of Python's hashes, which a restart changes."""
     code = """
 import numpy as np
-from perl_jax.data import streams
-print([streams._permutation(3, 0, 2, 9).tolist(), streams._cycle((3.0, 1.0), 5)[0].tolist()])
+from perl_jax.data.batches import order
+print([order._permutation(3, 0, 2, 9).tolist(), order._cycle((3.0, 1.0), 5)[0].tolist()])
 """
-    here = [streams._permutation(3, 0, 2, 9).tolist(), streams._cycle((3.0, 1.0), 5)[0].tolist()]
+    here = [order._permutation(3, 0, 2, 9).tolist(), order._cycle((3.0, 1.0), 5)[0].tolist()]
     environment = os.environ | {'PYTHONHASHSEED': '17'}
     there = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
     assert there.stdout.strip() == str(here)

@@ -15,7 +15,8 @@ import tiny_gguf
 from test_tokenizers import write_json
 
 from perl_jax.cli import configure
-from perl_jax.data import datasets, lexicon, streams
+from perl_jax.data import datasets, lexicon
+from perl_jax.data.batches.dataset import Dataset
 from perl_jax.errors import UserError
 from perl_jax.tasks import toy  # noqa: F401
 from perl_jax.tokenizers.tokenizers import TokenizersVocabulary
@@ -138,7 +139,7 @@ def test_a_vocabulary_larger_than_the_embedding(tmp_path):
 def test_a_row_with_a_token_that_the_model_lacks(tmp_path):
     """A chat format puts in control tokens that no text becomes; beyond the embedding their states are NaN."""
     v = seqio.ByteVocabulary()
-    rows = lambda *ids: streams.Dataset({'inputs': np.int32([ids])}, [{}], v, (1,))  # noqa: E731
+    rows = lambda *ids: Dataset({'inputs': np.int32([ids])}, [{}], v, (1,))  # noqa: E731
     assert rows(3, 258, 4).largest_id == 258
     lexicon.check_vocabulary(v, 300, [rows(3, 299, 4), None])
     with pytest.raises(UserError, match='a row has the token id 300 and the model only vocab_size = 300; set VOCAB'):

@@ -17,7 +17,8 @@ import numpy as np
 
 from perl_jax import settings, types
 from perl_jax.data import lexicon, pair_weights, providers, rows, token_files
-from perl_jax.data.streams import Dataset, Example, Stream
+from perl_jax.data.batches.dataset import Dataset, Example
+from perl_jax.data.batches.streams import Stream
 from perl_jax.data.token_files import TokenFiles
 from perl_jax.data.user_code import task_errors
 from perl_jax.errors import UserError

@@ -33,7 +33,7 @@ from flax import serialization
 
 from perl_jax import json_files, types
 from perl_jax.data import pair_weights
-from perl_jax.data.streams import Example
+from perl_jax.data.batches.dataset import Example
 from perl_jax.errors import UserError
 from perl_jax.settings import Natural
 

@@ -26,7 +26,7 @@ from perl_jax.rl.objective import Objective
 from perl_jax.types import Experience, Metrics, Responses, Rollout, TrainState
 
 Role = tuple[PyTree, lora.Adapter | None]  # base and adapter, the arguments of lora.bind
-SHUFFLE = 2**31 + 1  # distinguishes this draw from all others of the same seed (data/streams.py)
+SHUFFLE = 2**31 + 1  # distinguishes this draw from all others of the same seed (data/batches/order.py)
 
 
 def experience(

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from perl_jax.data import bucketing, datasets, lexicon, vocabulary
+from perl_jax.data import datasets, lexicon, vocabulary
+from perl_jax.data.batches import bucketing
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.errors import UserError
 from perl_jax.evals import answering, task_metrics
@@ -74,7 +75,7 @@ def train(
 
         # The prompts, before the weights: errors in them are found sooner.
         stream = datasets.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
-        stream = dataclasses.replace(stream, sort_by_length=objective.takes_prompts_apart)  # data/bucketing.py
+        stream = dataclasses.replace(stream, sort_by_length=objective.takes_prompts_apart)  # data/batches/bucketing.py
         heldout = datasets.load(prompts, 'prompts') if prompts else None
         lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size, [*stream.datasets, heldout])
 

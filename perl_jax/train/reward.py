@@ -21,9 +21,10 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from perl_jax import sharded
-from perl_jax.data import bucketing, datasets, lexicon, vocabulary
+from perl_jax.data import datasets, lexicon, vocabulary
+from perl_jax.data.batches import bucketing
+from perl_jax.data.batches.streams import common_shape
 from perl_jax.data.datasets import DatasetConfig
-from perl_jax.data.streams import common_shape
 from perl_jax.errors import UserError
 from perl_jax.evals import reward_metrics, task_metrics
 from perl_jax.models import lora

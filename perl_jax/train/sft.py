@@ -14,7 +14,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from perl_jax import masked, sharded
-from perl_jax.data import bucketing, datasets, lexicon, vocabulary
+from perl_jax.data import datasets, lexicon, vocabulary
+from perl_jax.data.batches import bucketing
 from perl_jax.data.datasets import DatasetConfig
 from perl_jax.evals import answering, reward_metrics, task_metrics
 from perl_jax.evals.answering import Answers

@@ -1,0 +1,1 @@
+"""From rows in memory to batches: batch n is a function of (seed, n)."""
