@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from toy_runs import ENVIRONMENT, configured, contents, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
-from perl_jax.cli import configurables, exits, main
+from perl_jax.cli import configurables, exits, macros, main
 from perl_jax.data import datasets
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -276,7 +276,7 @@ def test_a_folder_that_is_missing_is_told_before_the_data_are_read(tmp_path, mon
 def test_what_is_missing_is_named(macro):
     names = {'MODEL_DIR', 'INITIAL_CHECKPOINT_PATH', 'REWARD_MODEL_DIR'} - {macro}
     argv = ['policy', '--gin_file=recipes/toy_policy.gin', *(quoted(name, 'none') for name in names)]
-    assert f'{macro} is not given; add --gin.{macro}=VALUE' in perl(*argv).line
+    assert f'{macro} is not given; add --gin.{macro}="{macros.EXAMPLES[macro]}"' in perl(*argv).line
 
 
 def test_a_command_leaves_gin_unlocked_and_empty(toys, tmp_path):
@@ -308,7 +308,9 @@ def test_a_run_without_evaluation_data(phase, toys, tmp_path):
 
 def test_a_model_is_missing(tmp_path):
     argv = ['sft', '--gin_file=runs/sft.gin', quoted('MODEL_DIR', tmp_path / 'run')]
-    assert 'NETWORK is not given; add --gin_file=models/from_hf.gin' in perl(*argv).line
+    line = perl(*argv).line
+    assert 'NETWORK, TASK_FEATURE_LENGTHS, TRAIN_STEPS are not given; add ' in line
+    assert ' --gin_file=models/from_hf.gin ' in line
     assert not (tmp_path / 'run').exists()
 
 

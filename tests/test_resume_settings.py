@@ -1,5 +1,6 @@
 """What happens to each setting when a run goes on: taken and said, or refused by name."""
 
+import inspect
 import re
 
 import pytest
@@ -9,10 +10,12 @@ from perl_jax.cli import configurables, configure
 from perl_jax.errors import UserError
 from perl_jax.runs import resume
 from perl_jax.runs.resume import Macro
+from perl_jax.tasks.user_files import task
 
 POLICY = configure.settings((GOLDEN / 'toy_policy.gin').read_text())
 REWARD = configure.settings((GOLDEN / 'toy_reward.gin').read_text())
-SFT = configure.settings((GOLDEN / 'toy_sft.gin').read_text())
+FILES = {f'task.{name}': 'one' for name in inspect.signature(task.task).parameters}  # of gin/data/files.gin
+SFT = configure.settings((GOLDEN / 'toy_sft.gin').read_text()) | FILES
 EACH = [(phase, name) for phase, settings in (('policy', POLICY), ('reward', REWARD), ('sft', SFT)) for name in settings
         if '.' in name]  # fmt: skip
 NOT_COMPARED = {'RunConfig.model_dir', 'RunConfig.accept_other_data'}
@@ -112,10 +115,11 @@ def test_what_keeps_prompts_from_being_dealt_by_length_is_of_the_data(macro, val
 
 
 def test_other_data_are_taken_on_purpose():
-    accepted = POLICY | {'RunConfig.accept_other_data': True}
+    accepted = POLICY | FILES | {'RunConfig.accept_other_data': True}
     for name in resume.DATA | resume.SAMPLED:
+        name = name.replace('task.*', 'task.prompt')
         name = name.replace('train_*', 'train_policy').replace('*Data', 'train/Data').removeprefix('*')
-        assert check(POLICY, other(accepted, name)), name
+        assert check(POLICY | FILES, other(accepted, name)), name
     with pytest.raises(UserError, match='rank'):  # but nothing else
         check(POLICY, other(accepted, 'LoraSpec.rank'))
 

@@ -102,13 +102,16 @@ def hub(monkeypatch, calls, **splits):
             raise ConnectionError('no network\nand more')
         return splits
 
-    monkeypatch.setitem(sys.modules, 'datasets', types.SimpleNamespace(load_dataset=load_dataset))
+    stand_in = types.SimpleNamespace(
+        load_dataset=load_dataset, get_dataset_config_names=lambda path: ['default', 'small']
+    )
+    monkeypatch.setitem(sys.modules, 'datasets', stand_in)
 
 
 def test_the_hub_through_a_stand_in(source, monkeypatch):
     calls = []
     hub(monkeypatch, calls, train=rows('a', 'b'), test=rows('t'), other=rows('o'))
-    for name in ('hf:OWNER/NAME', 'hf:OWNER/NAME:config', 'hf:OWNER/NAME/folder/inner'):
+    for name in ('hf:OWNER/NAME', 'hf:OWNER/NAME:config', 'hf:OWNER/NAME/folder/inner', 'hf:OWNER/NAME/small'):
         monkeypatch.setenv('MY_SOURCE', name)
         assert texts(source, 'test') == ['t']
         assert sorted(texts(source) + texts(source, 'validation')) == ['a', 'b']
@@ -116,13 +119,14 @@ def test_the_hub_through_a_stand_in(source, monkeypatch):
         ('OWNER/NAME', None, None),
         ('OWNER/NAME', 'config', None),
         ('OWNER/NAME', None, 'folder/inner'),
+        ('OWNER/NAME', 'small', None),
     ]
 
 
 def test_the_hub_in_one_line_where_it_fails(source, monkeypatch):
     monkeypatch.setenv('MY_SOURCE', 'hf:OWNER/NAME')
     monkeypatch.setitem(sys.modules, 'datasets', None)
-    with pytest.raises(UserError, match=r"MY_SOURCE=hf:OWNER/NAME needs the package datasets: .*perl_jax\[datasets\]"):
+    with pytest.raises(UserError, match=r'MY_SOURCE=hf:OWNER/NAME needs the package datasets: .*perl_jax\[datasets\]'):
         source.rows('train')
     hub(monkeypatch, [])
     with pytest.raises(UserError, match='hf:OWNER/NAME cannot be loaded .ConnectionError: no network.: do this$'):

@@ -11,7 +11,7 @@ import perl_jax
 from perl_jax.errors import UserError
 
 GIN = pathlib.Path(perl_jax.__file__).parent / 'gin'
-FOLDERS = ('recipes', 'models', 'tuning', 'algorithms', 'rewards', 'mesh', 'sweeps')
+FOLDERS = ('recipes', 'models', 'data', 'tuning', 'algorithms', 'rewards', 'mesh', 'sweeps')
 PHASES = ('sft', 'reward', 'policy')
 KINDS = (*FOLDERS, 'tasks', 'settings')
 _INCLUDE = re.compile(r"^include '([^']+)'\n", re.MULTILINE)

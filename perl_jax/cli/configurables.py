@@ -60,6 +60,7 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
     from perl_jax.rewards import ensembles, sources
     from perl_jax.rl import kl, objective, sampling, shaping
     from perl_jax.runs import base, lineage
+    from perl_jax.tasks.user_files import task as user_files
     from perl_jax.tokenizers import tokenizers
     from perl_jax.tools import exchange, sweep
     from perl_jax.tools.plan import programs
@@ -72,6 +73,7 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
         'perl_jax.train_policy': [policy.train],
         'perl_jax.base': [base.BaseConfig],
         'perl_jax.data': [datasets.DatasetConfig],
+        'perl_jax.files': [user_files.task],
         'perl_jax.lora': [lora.LoraSpec, lora.FullSpec],
         'perl_jax.partitioning': [partitioning.Partitioner, partitioning.standard_logical_axis_rules],
         'perl_jax.runs': [loop.RunConfig],

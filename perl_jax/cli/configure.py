@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import perl_jax
-from perl_jax.cli import configurables, macros, old_names, t5x_names, unread
+from perl_jax.cli import configurables, data_flags, macros, old_names, t5x_names, unread
 from perl_jax.cli.parser import Parser
 from perl_jax.errors import UserError
-from perl_jax.parallel.stderr import silenced
 from perl_jax.runs import resume
 from perl_jax.settings import SettingError
 
@@ -42,43 +41,14 @@ def parse_flags(command: str, argv: list[str]) -> tuple[list[str], list[str], li
         else:
             rewritten.append(argument)
     parsed, remaining = parser.parse_known_args(rewritten)
-    _, remaining = parse_data_flags(command, remaining)
+    _, remaining = data_flags.parse_locations(command, remaining)
     search_paths = [path for path in parsed.gin_search_paths.split(',') if path]
     return parsed.gin_file, parsed.gin_bindings, search_paths, remaining
 
 
-def parse_data_flags(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Parse T5X's flags for data locations and pass them to SeqIO.
-
-    Returns:
-      The flags that are set, and the remaining arguments.
-
-    Raises:
-      UserError: a folder does not exist.
-    """
-    parser = Parser(prog=f'perl_jax {command}', add_help=False)
-    names = '--seqio_additional_cache_dirs', '--tfds_data_dir'
-    for name in names:
-        parser.add_argument(name, default='')
-    parsed, remaining = parser.parse_known_args(argv)
-    set_flags = {name: value for name, value in zip(names, vars(parsed).values(), strict=True) if value}
-    if not set_flags:
-        return [], remaining
-    load_tensorflow()
-    import seqio
-    import tensorflow as tf
-
-    dirs = {name: [path for path in value.split(',') if path] for name, value in set_flags.items()}
-    for name, path in ((name, path) for name, paths in dirs.items() for path in paths):
-        if not tf.io.gfile.isdir(path):
-            raise UserError(f"{command}: {name}: there is no folder '{path}'")
-    seqio.add_global_cache_dirs(dirs.get(names[0], []))
-    if names[1] in set_flags:
-        seqio.set_tfds_data_dir_override(set_flags[names[1]])
-    return [f'{name}={value}' for name, value in set_flags.items()], remaining
-
-
-def configured(name: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
+def configured(
+    name: str, files: list[str], bindings: list[str], paths: list[str], unneeded: Iterable[str] = ()
+) -> Callable[..., Any]:
     """Read gin files and bindings and return the configurable `name`.
 
     Args:
@@ -86,9 +56,10 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
       files: gin files; later ones override earlier ones.
       bindings: gin bindings, which override the files.
       paths: folders to search for gin files, before the package's.
+      unneeded: macros that are None where nothing sets them, though a file requires them.
 
     Raises:
-      UserError: an invalid file or binding, or one of `bindings` that nothing uses.
+      UserError: an invalid file or binding, or one of `bindings` that nothing uses; or macros without a value.
     """
     import gin.config
 
@@ -99,6 +70,10 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
             gin.parse_config(old_names.translate(binding))
         flag_macros |= set(_MACRO.findall(binding))
     macros.check(gin.config_str(), file_macros, flag_macros, t5x_values | _t5x_values(flag_macros))
+    missing = macros.missing()
+    gin.parse_config([f'{name} = None' for name in missing if name in unneeded])
+    if missing := [name for name in missing if name not in unneeded]:
+        raise UserError(f'gin: {macros.describe_missing(missing)}')
     with _gin_errors():
         gin.bind_parameter('perl_jax.runs.RunConfig.config_text', operative_config_text)  # called when complete
         gin.bind_parameter('perl_jax.runs.RunConfig.check_resume', _check_resume)
@@ -120,7 +95,7 @@ def configured(name: str, files: list[str], bindings: list[str], paths: list[str
         except SettingError as error:
             shown_name = _name_of(error.setting, kwargs)
             if error.problem.startswith(' = None: ') and shown_name.isupper():  # a macro that the recipe leaves open
-                raise UserError(f'{shown_name} is not given; add --gin.{shown_name}=VALUE') from error
+                raise UserError(macros.describe_missing([shown_name])) from error
             raise UserError(f'{shown_name}{error.problem}') from error
         except TypeError as error:
             if match := re.search(r'No values supplied by Gin or caller for arguments: \[(.*?)\]', str(error)):
@@ -180,11 +155,14 @@ def operative_config_text(vocabulary: str | None = None) -> str:
     """
     import gin.config
 
-    for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items() if vocabulary else ():
-        macro = (scope, selector) == ('VOCABULARY', 'gin.macro')
-        key = 'value' if macro else 'vocabulary' if selector == 'perl_jax.data.DatasetConfig' else None
-        if key in values and isinstance(values[key], str | None):  # a path may be relative to the working folder
+    for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items():  # a path may be relative to this folder
+        macro = scope if selector == 'gin.macro' else None
+        key = 'value' if macro == 'VOCABULARY' else 'vocabulary' if selector == 'perl_jax.data.DatasetConfig' else None
+        if vocabulary and key in values and isinstance(values[key], str | None):
             values[key] = vocabulary
+        key = 'value' if macro == 'PATHS' else 'paths' if selector == 'perl_jax.files.task' else None
+        if key in values:
+            values[key] = data_flags.absolute_places(values[key])
     _record_uncalled_functions()
     text = gin.operative_config_str()
     scopes: dict[str, set[str]] = {}
@@ -249,7 +227,7 @@ def _read(files: list[str], paths: list[str]) -> tuple[dict[str, Any], list[str]
     Returns:
       The values they give to T5X settings that have no effect here; the texts of those that are neither ours nor T5X's.
     """
-    load_tensorflow()
+    data_flags.load_tensorflow()
     import gin.config
 
     configurables.register()
@@ -320,12 +298,6 @@ def current_config_text() -> str:
     return gin.config_str()
 
 
-def load_tensorflow() -> None:
-    """Import TensorFlow with stderr silenced, since the import writes to it at any log level."""
-    with silenced():
-        import tensorflow  # noqa: F401
-
-
 @contextlib.contextmanager
 def _gin_errors(binding: str | None = None) -> Iterator[None]:
     """Convert gin's errors about its files, or about one binding, into a UserError."""
@@ -335,10 +307,7 @@ def _gin_errors(binding: str | None = None) -> Iterator[None]:
         raise UserError(f'gin: an imported module ended the program ({error.code!r}); mend that module') from error
     except _GIN_ERRORS as error:
         text = ' '.join(str(error).split())
-        if macro := re.match(r"(?:No bindings specified for ')?([\w.]+)/(?:gin\.)?macro", text):
-            example = '--gin_file=models/from_hf.gin, or another of models/' if macro[1] == 'NETWORK' else ''
-            text = f'{macro[1]} is not given; add {example or f"--gin.{macro[1]}=VALUE"}'
-        elif 'Unable to open file' in text or 'No such file' in text:
+        if 'Unable to open file' in text or 'No such file' in text:
             text += ' Recipes are named like recipes/toy_sft.gin'
         elif unknown := re.match(r"No configurable matching (?:reference )?'@?([\w.]+)", text):
             remedy = "correct it, or import its module in a gin file, below 'from __gin__ import dynamic_registration'"

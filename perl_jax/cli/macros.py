@@ -14,7 +14,53 @@ import perl_jax
 from perl_jax.cli import t5x_names
 from perl_jax.errors import UserError
 
+EXAMPLES = {  # of what a required macro may be, as its flag's value
+    'MODEL_DIR': "'runs/mine'",
+    'INITIAL_CHECKPOINT_PATH': "'runs/sft'",
+    'REWARD_MODEL_DIR': "'runs/reward'",
+    'MIXTURE_OR_TASK_NAME': "'toy_sft'",
+    'TASK_FEATURE_LENGTHS': "{'inputs': 512, 'targets': 128}",
+    'TRAIN_STEPS': '1000',
+    'PATHS': "'rows.jsonl'",
+    'KIND': "'pairs'",
+}
 _MACRO = re.compile(r'^(\w+)\s*=|%(\w+)', re.MULTILINE)
+
+
+def missing() -> list[str]:
+    """Return the macros of gin's configuration that are required, or read, and have no value."""
+    import gin.config
+
+    config = gin.config._CONFIG
+    unbound = {name for name in _references(config) if (name, 'gin.macro') not in config}
+    required = {x for (x, selector), values in config.items() if selector == 'gin.macro' and _is_required(values)}
+    return sorted(unbound | required)
+
+
+def describe_missing(names: list[str]) -> str:
+    """Return a line about missing macros, with flags that work when they are pasted into a shell."""
+    flags = [
+        '--gin_file=models/from_hf.gin' if name == 'NETWORK'
+        else f'--gin.{name}="{EXAMPLES.get(name, "VALUE")}"'
+        for name in names
+    ]  # fmt: skip
+    return f'{", ".join(names)} {"are" if len(names) > 1 else "is"} not given; add {" ".join(flags)}'
+
+
+def _references(config: Mapping[Any, Any]) -> set[str]:
+    import gin.config
+
+    macro = gin.config.get_configurable(gin.config.macro)
+    return {reference.config_key[0] for reference in gin.config.iterate_references(config, to=macro)}
+
+
+def _is_required(values: Mapping[str, Any]) -> bool:
+    import gin.config
+
+    value = values.get('value')
+    if not isinstance(value, gin.config.ConfigurableReference) or value.config_key[1] != 'gin.constant':
+        return False
+    return value.scoped_configurable_fn() is gin.config.REQUIRED
 
 
 def check(text: str, file_macros: set[str], flag_macros: set[str], t5x_values: Mapping[str, Any]) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perl_jax import __version__
-from perl_jax.cli import configure, exits, t5x_names
+from perl_jax.cli import configure, data_flags, exits, t5x_names, user_data
 from perl_jax.errors import UserError
 from perl_jax.parallel import startup, survivor
-from perl_jax.settings import Count, Natural, flag
+from perl_jax.settings import Count, flag
 
 COUNT = flag(Count)
 
@@ -31,14 +31,16 @@ PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA 
   perl_jax sweep    --gin_file=sweeps/toy.gin --gin.SWEEP_DIR="'runs/sweep'"   a grid of runs, tables, plots
   perl_jax average  --model_dirs=runs/a,runs/b --model_dir=runs/ab   one reward of several (WARM)
   perl_jax plan     --gin_file=recipes/toy_policy.gin --topology=v5e:4x4   memory and time on a TPU
-  perl_jax inspect  --task=toy_pairs                             a task's examples and lengths
+  perl_jax inspect  --data=rows.jsonl                            how your rows are read; or --task=toy_pairs
+  perl_jax init     mine --model=hf://OWNER/NAME --data=rows.jsonl   recipes for your model and rows
   perl_jax list     recipes                                      or models, tuning, mesh, tasks, settings ..
   perl_jax show     recipes/toy_sft.gin                          a gin file with all that it includes
   perl_jax copy     recipes/toy_sft.gin mine.gin                 a recipe to edit, for --gin_file
   perl_jax export   --model_dir=runs/toy/policy --format=hf --output=out    for transformers; or peft, or t5x
   perl_jax import   --format=peft --input=DIR --model_dir=runs/theirs --gin_file=models/llama3_2_1b.gin
 
-sft, reward and policy take T5X's flags, as does eval on top of a run's own config.gin:
+sft, reward and policy take --data=ROWS and --model=WEIGHTS, with or without a recipe, and T5X's flags; eval
+takes the latter on top of a run's own config.gin:
   --gin_file=FILE          a gin file; repeatable, later ones override (add tuning/full.gin for full tuning)
   --gin.NAME=VALUE         one binding or macro; strings need inner quotes: --gin.MODEL_DIR="'runs/x'"
   --gin_bindings='A = 1'   the same in gin's syntax; repeatable
@@ -96,15 +98,21 @@ def _join(command: str, argv: list[str]) -> list[str]:
 
 def _run(command: str, argv: list[str]) -> None:
     files, bindings, paths, flags_left = configure.parse_flags(command, _join(command, argv))
+    data_files, data_bindings, flags_left = data_flags.parse_rows(command, flags_left)
     if flags_left[:1] in (['-h'], ['--help']):
         print(HELP, end='')
         return
     if flags_left:
         page = f'; {t5x_names.PAGE}' if t5x_names.is_flag(flags_left[0]) else ''
         raise UserError(f"{command}: unknown argument '{flags_left[0]}' (perl_jax --help{page})")
-    if not files:
-        raise UserError(f'{command}: give a recipe, such as --gin_file=recipes/toy_{command}.gin')
-    configure.configured(f'train_{command}.train', files, bindings, paths)()
+    if not files and not data_files:
+        raise UserError(
+            f'{command}: give a recipe, such as --gin_file=recipes/toy_{command}.gin; `perl_jax init` writes one for '
+            'your model and data'
+        )
+    if data_files:  # a recipe may be left out, and includes this file
+        files = [f'runs/{command}.gin', *files, *data_files]
+    configure.configured(f'train_{command}.train', files, [*data_bindings, *bindings], paths)()
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -176,16 +184,11 @@ def _import(argv: list[str]) -> None:
     parser.add_argument('--model_dir', required=True, help='the MODEL_DIR to make')
     args = vars(parser.parse_args(flags_left))
     # models/from_hf.gin reads this macro; the user's bindings come later and override it.
-    defaults = [] if args['format'] == 'peft' else [f'INITIAL_CHECKPOINT_PATH = {_absolute(args["input"])!r}']
+    defaults = [] if args['format'] == 'peft' else [f'INITIAL_CHECKPOINT_PATH = {data_flags.absolute(args["input"])!r}']
     if args['format'] == 'peft' and not any('INITIAL_CHECKPOINT_PATH' in binding for binding in bindings):
         defaults = [f'INITIAL_CHECKPOINT_PATH = {peft.base_of(args["input"])!r}']
     import_run = configure.configured('exchange.import_run', ['runs/import.gin', *files], [*defaults, *bindings], paths)
     import_run(**args, config_text=configure.current_config_text())
-
-
-def _absolute(path: str) -> str:
-    """Return an absolute path, so that it is valid in every working folder."""
-    return path if '://' in path or path.startswith('package:') else os.path.abspath(os.path.expanduser(path))
 
 
 def _judge(argv: list[str]) -> None:
@@ -233,7 +236,7 @@ def _average(argv: list[str]) -> None:
 
 
 def _sweep(argv: list[str]) -> None:
-    data_flags, argv = configure.parse_data_flags('sweep', argv)
+    location_flags, argv = data_flags.parse_locations('sweep', argv)
     files, bindings, paths, flags_left = configure.parse_flags('sweep', argv)
     parser = configure.Parser(prog='perl_jax sweep')
     parser.add_argument('--dry_run', action='store_true', help='print the commands and do nothing')
@@ -243,7 +246,7 @@ def _sweep(argv: list[str]) -> None:
         raise UserError('sweep: give a grid, such as --gin_file=sweeps/toy.gin')
     if args['jobs'] is None:
         del args['jobs']
-    configure.configured('sweep.run', files, bindings, paths)(**args, search_paths=paths, data_flags=data_flags)
+    configure.configured('sweep.run', files, bindings, paths)(**args, search_paths=paths, data_flags=location_flags)
 
 
 def _plan(argv: list[str]) -> None:
@@ -254,6 +257,7 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument('--compare', help='compare the run with tuning/NAME.gin: full, lora_unshared')
     parser.add_argument('--fit', choices=['batch'], help='search for the largest batch that fits')
     parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument('--model', help=f'{data_flags.MODEL}, whose network is planned')
     args = parser.parse_args(flags_left)
     if not files:
         raise UserError('plan: give a recipe, such as --gin_file=recipes/toy_policy.gin')
@@ -262,8 +266,12 @@ def _plan(argv: list[str]) -> None:
     phase = configure.phase(files, paths)
     planner_file = f'runs/plan_{phase}.gin'
 
+    model_files, model_bindings = data_flags.weights(args.model)
+    unneeded = 'MODEL_DIR', 'INITIAL_CHECKPOINT_PATH'  # no weights are read and nothing is written
+
     def configure_planner(tuning_files: list[str]) -> Callable[..., Any]:
-        return configure.configured(f'programs.{phase}', [*files, *tuning_files, planner_file], bindings, paths)
+        gin_files = [*files, *model_files, *tuning_files, planner_file]
+        return configure.configured(f'programs.{phase}', gin_files, [*model_bindings, *bindings], paths, unneeded)
 
     tunings = {'': []} | ({args.compare: [f'tuning/{args.compare}.gin']} if args.compare else {})
     for tuning_files in tunings.values():  # fail on invalid settings before compiling anything
@@ -273,20 +281,6 @@ def _plan(argv: list[str]) -> None:
     plan.run(planners, [name or None for name in topologies], args.fit, args.json)
 
 
-def _inspect(argv: list[str]) -> None:
-    configure.load_tensorflow()
-    from perl_jax.tools import inspect_task
-
-    parser = configure.Parser(prog='perl_jax inspect')
-    parser.add_argument('--task', required=True, help='a registered SeqIO task or mixture')
-    parser.add_argument('--module', action='append', default=[], help='a module with your tasks to import; repeatable')
-    parser.add_argument('--split', default='train')
-    parser.add_argument('--num', type=flag(Natural), default=3, help='how many examples to show')
-    parser.add_argument('--vocabulary', help='another tokenizer: its file, a model folder, a .gguf or a MODEL_DIR')
-    _, argv = configure.parse_data_flags('inspect', argv)
-    inspect_task.show(**vars(parser.parse_args(argv)))
-
-
 def _list(argv: list[str]) -> None:
     from perl_jax.cli import catalog
 
@@ -294,7 +288,7 @@ def _list(argv: list[str]) -> None:
     parser.add_argument('kind', choices=catalog.KINDS)
     kind = parser.parse_args(argv).kind
     if kind == 'tasks':
-        configure.load_tensorflow()
+        data_flags.load_tensorflow()
     print('\n'.join(catalog.lines(kind)))
 
 
@@ -324,7 +318,8 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     'sweep': _sweep,
     'average': _average,
     'plan': _plan,
-    'inspect': _inspect,
+    'inspect': user_data.inspect,
+    'init': user_data.init,
     'export': _export,
     'import': _import,
     'list': _list,

@@ -42,6 +42,12 @@ DATA = {
     '*DatasetConfig.limit': 'the rows',
     '*DatasetConfig.use_cached': 'how rows were prepared',
     '*DatasetConfig.length_buckets': 'which rows come together',
+    'task.paths': 'the rows',
+    'task.kind': 'the rows',
+    'task.columns': 'the rows',
+    'task.*_template': 'their texts',
+    'task.chat': 'their texts',
+    'task.system': 'their texts',
     '*RunConfig.random_seed': 'the order of the rows, and every draw',
 }
 SAMPLED = {  # in a policy run, whose batches are its own answers
@@ -57,8 +63,9 @@ TAKEN = (
     'BaseConfig.path',  # the weights may have moved: their fingerprint is compared
     '*DatasetConfig.vocabulary',  # likewise, its tokens are compared (vocabulary.py)
     *COMPUTATION, 'Decoder.*', 'T5.*',
+    'task.model',  # likewise: where a chat template is read
     'train/DatasetConfig.tokens_dir', 'train/DatasetConfig.max_dropped',
-    'eval/DatasetConfig.*', 'prompts/DatasetConfig.*', 'DatasetConfig.*',
+    'eval/DatasetConfig.*', 'prompts/DatasetConfig.*', 'DatasetConfig.*', 'prompts/task.*',
     '*LoraSpec.dropout', 'RunConfig.*', 'Partitioner.*', 'standard_logical_axis_rules.*',
     *OPTIMIZERS, '*linear.*',
     '*KLConfig.*', '*PPO.*', '*GRPO.*', '*SamplingConfig.*', '*LearnedReward.*', '*TextReward.*',

@@ -191,7 +191,8 @@ def _check(
         raise UserError('REWARD = []: name a source of reward, such as @rewards.LearnedReward()')
     if any(isinstance(source, LearnedReward) and not source.folders for source in reward):
         raise UserError(
-            'REWARD_MODEL_DIR is not given; add --gin.REWARD_MODEL_DIR=VALUE, or a REWARD without a LearnedReward'
+            'REWARD_MODEL_DIR is not given; add --gin.REWARD_MODEL_DIR="\'runs/reward\'", or a REWARD without a '
+            'LearnedReward'
         )
     if dataset.batch_size % minibatches:
         setting = f'{type(objective.algorithm).__name__}.minibatches = {minibatches}'

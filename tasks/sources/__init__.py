@@ -1,8 +1,9 @@
 r"""Where a data set's rows come from: an environment variable names files, the Hugging Face hub or TFDS.
 
-    TLDR_SOURCE=/data/tldr                         a file, or a folder of files: .jsonl, .json (lines or one list),
-                                                   both also .gz, and .parquet
-    TLDR_SOURCE=hf:OWNER/NAME[/FOLDER][:CONFIG]    the `datasets` package: pip install 'perl_jax[datasets]'
+    TLDR_SOURCE=/data/tldr                         a file, a folder of files or a pattern such as /data/*.jsonl:
+                                                   .jsonl, .json (lines or one list), both also .gz, and .parquet
+    TLDR_SOURCE=hf:OWNER/NAME[/FOLDER][:CONFIG]    the `datasets` package: pip install 'perl_jax[datasets]'; FOLDER
+                                                   may be the name of a config too
     TLDR_SOURCE=tfds:NAME[/CONFIG]                 tensorflow_datasets, from TFDS_DATA_DIR if that is set
 
 A split is, in this order: what a row's own field `split` says; what a file or folder says by its name (train*, valid*
@@ -10,8 +11,11 @@ or dev*, test*) or the hub by its splits; and where there is no such split, a sh
 row's group, so that no post, prompt or episode is in two: half of validation for test, 5% of train for each otherwise.
 """
 
+import csv
 import dataclasses
 import functools
+import glob
+import itertools
 import os
 import pathlib
 import re
@@ -23,7 +27,8 @@ from perl_jax.errors import UserError
 from perl_jax.tasks import splits
 from perl_jax.tasks.sources import files, odd_rows
 
-Rows = Iterable[tuple[str, Any]]  # (place: which file and row, content)
+Rows = Iterable[tuple[str, Any]]  # (which file and row, content)
+Place = str | tuple[str, ...] | tuple[tuple[str, str], ...]  # one, several, or (split, one) of each split
 _SHARE = 5  # percent of the groups of train that a missing split takes
 _SPLIT = re.compile(r'(train|valid|val|dev|test)(?![a-z])|(validation)')
 
@@ -59,15 +64,17 @@ class Source:
         place = os.environ.get(self.variable) or self.default
         if not place:
             raise UserError(f'{self.variable} is not set: {self.hint}')
+        return self.rows_at(place, split)
+
+    def rows_at(self, place: Place, split: str) -> list[Any]:
+        """As `rows`, from this place instead of the variable's."""
         return _read(self, place, split)
 
 
 # Two places of one split each: pairs and prompts of a data set are read one after the other.
 @functools.lru_cache(maxsize=2)
-def _read(source: Source, place: str, split: str) -> list[Any]:
-    scheme, _, name = place.partition(':')
-    open_ = {'hf': _hub, 'tfds': _tfds}.get(scheme)
-    by_split = open_(source, name) if open_ else _local(source, pathlib.Path(place).expanduser())
+def _read(source: Source, place: Place, split: str) -> list[Any]:
+    by_split = rows_by_split(source, place)
     upstream = next((s for s in (split, *(('validation',) if split == 'test' else ()), 'train') if s in by_split), None)
     if upstream is None:
         raise UserError(f'{source.variable}={place} has no split {split!r}, only {", ".join(by_split)}: {source.hint}')
@@ -85,6 +92,28 @@ def _read(source: Source, place: str, split: str) -> list[Any]:
         return parsed if belongs == split else None
 
     return odd_rows.parse(f'{source.variable}={place}', by_split[upstream](), read, most=source.most)
+
+
+def rows_by_split(source: Source, place: Place) -> dict[str, Callable[[], Rows]]:
+    """Returns a function for each split that the files or the hub name; its rows are read when it is called.
+
+    Raises:
+      UserError: nothing is there, or a package is missing.
+    """
+    if not isinstance(place, str):
+        merged: dict[str, list[Callable[[], Rows]]] = {}
+        for item in place:
+            named, path = (None, item) if isinstance(item, str) else item
+            for split, rows in rows_by_split(source, path).items():
+                merged.setdefault(named or split, []).append(rows)
+        return {split: functools.partial(_chain, parts) for split, parts in merged.items()}
+    scheme, _, name = place.partition(':')
+    open_ = {'hf': _hub, 'tfds': _tfds}.get(scheme)
+    return open_(source, name) if open_ else _local(source, pathlib.Path(place).expanduser())
+
+
+def _chain(parts: Iterable[Callable[[], Rows]]) -> Rows:
+    return itertools.chain.from_iterable(rows() for rows in parts)
 
 
 def _split_named(name: str) -> str | None:
@@ -116,6 +145,8 @@ def _hub(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
     owner, _, rest = path.partition('/')
     title, _, folder = rest.partition('/')
     try:
+        if folder and not config and folder in datasets.get_dataset_config_names(f'{owner}/{title}'):
+            config, folder = folder, ''
         by_split = datasets.load_dataset(f'{owner}/{title}', config or None, data_dir=folder or None)
     except Exception as error:  # the package has dozens of its own; what the user needs is the name and the reason
         raise UserError(f'{source.variable}=hf:{name} cannot be loaded ({_line(error)}): {source.hint}') from None
@@ -137,12 +168,15 @@ def _tfds(source: Source, name: str) -> dict[str, Callable[[], Rows]]:
 
 
 def _local(source: Source, path: pathlib.Path) -> dict[str, Callable[[], Rows]]:
+    path, paths = _matches(path)
+    if not path.exists():
+        raise UserError(f'{source.variable}={path}: there is no such file or folder: {source.hint}')
     readers = []
     for kinds in (source.files, files.READERS):
         if not readers:
-            readers = [(p, reader) for pattern, reader in kinds for p in _glob(path, pattern)]
+            readers = [(p, reader) for pattern, reader in kinds for p in paths if p.match(pattern)]
     if not readers:
-        patterns = ', '.join(pattern for pattern, _ in source.files + files.READERS)
+        patterns = ', '.join(dict.fromkeys(pattern for pattern, _ in source.files + files.READERS))
         raise UserError(f'{source.variable}={path} holds none of {patterns}: {source.hint}')
     by_split = {}
     for file, reader in sorted(readers, key=lambda item: item[0]):
@@ -154,8 +188,14 @@ def _local(source: Source, path: pathlib.Path) -> dict[str, Callable[[], Rows]]:
     return {split: functools.partial(_read_files, readers) for split, readers in by_split.items() if split}
 
 
-def _glob(path: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    return [p for p in ([path] if path.is_file() else path.rglob('*')) if p.is_file() and p.match(pattern)]
+def _matches(path: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The folder that names of splits are looked for in, or the file; and the files of a file, folder or pattern."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return path, [p for p in ([path] if path.is_file() else path.rglob('*')) if p.is_file()]
+    root = path
+    while glob.has_magic(str(root)):
+        root = root.parent
+    return root, [p for p in map(pathlib.Path, glob.iglob(str(path), recursive=True)) if p.is_file()]
 
 
 def _read_files(readers: Iterable[tuple[pathlib.Path, Callable]]) -> Rows:
@@ -163,7 +203,7 @@ def _read_files(readers: Iterable[tuple[pathlib.Path, Callable]]) -> Rows:
         files.check_pointer(file)
         try:
             yield from _numbered(file.name, reader(file))
-        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error) as error:
             raise UserError(f'{file} cannot be read ({_line(error)}): mend it or get it again') from None
 
 

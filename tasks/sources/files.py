@@ -1,15 +1,19 @@
-"""Reads the kinds of files that any data set may be in: JSON lines or one list, also packed by gzip, and Parquet."""
+"""Reads files of rows: JSON lines or one list, .csv and .tsv, all of them also packed by gzip; Parquet."""
 
+import contextlib
+import csv
+import functools
 import gzip
 import io
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from perl_jax.errors import UserError
 
 _POINTER = b'version https://git-lfs'
 _MAX_RATIO, _MIN_UNPACKED = 200, 2**26  # of a .gz: bytes that it may unpack to, by its size, and at least
+_MAX_FIELD = 2**24  # characters; csv itself takes 2**17
 
 
 def check_pointer(file: pathlib.Path) -> None:
@@ -19,12 +23,18 @@ def check_pointer(file: pathlib.Path) -> None:
             raise UserError(f'{file} is a pointer of Git LFS in place of the file: run `git lfs pull` in its clone')
 
 
-def _json(file: pathlib.Path) -> Iterable:
-    """JSON lines whatever the suffix, or one list. A line that is not JSON comes as text, which is an odd row."""
+@contextlib.contextmanager
+def _text(file: pathlib.Path) -> Iterator[io.TextIOWrapper]:
     with (  # with or without a byte order mark
         _Unpacked(file) if file.suffix == '.gz' else file.open('rb') as opened,
-        io.TextIOWrapper(opened, encoding='utf-8-sig') as lines,
+        io.TextIOWrapper(opened, encoding='utf-8-sig', newline='') as text,
     ):
+        yield text
+
+
+def _json(file: pathlib.Path) -> Iterable:
+    """JSON lines whatever the suffix, or one list. A line that is not JSON comes as text, which is an odd row."""
+    with _text(file) as lines:
         first = lines.read(1)
         lines.seek(0)
         if first == '[':
@@ -36,6 +46,15 @@ def _json(file: pathlib.Path) -> Iterable:
                     yield json.loads(line)
                 except (ValueError, RecursionError):
                     yield line
+
+
+def _table(file: pathlib.Path, delimiter: str = ',') -> Iterable:
+    """Rows of a .csv or .tsv by the names in its first line; one of another length comes as text, an odd row."""
+    csv.field_size_limit(_MAX_FIELD)
+    with _text(file) as text:
+        for row in csv.DictReader(text, delimiter=delimiter, strict=True):
+            is_complete = None not in row and None not in row.values()
+            yield row if is_complete else 'not as many fields as names'
 
 
 class _Unpacked(gzip.GzipFile):
@@ -64,3 +83,5 @@ def _parquet(file: pathlib.Path) -> Iterable:
 
 
 READERS = (('*.jsonl', _json), ('*.json', _json), ('*.jsonl.gz', _json), ('*.json.gz', _json), ('*.parquet', _parquet))
+_tsv = functools.partial(_table, delimiter='\t')
+TABLES = (('*.csv', _table), ('*.csv.gz', _table), ('*.tsv', _tsv), ('*.tsv.gz', _tsv))  # of a user's own rows alone

@@ -54,6 +54,18 @@ class Template:
         return Formatted(render.render(metadata, control, conversation, add_generation_prompt=True, name=self.name))
 
 
+def exists(path: str) -> bool:
+    """Returns whether a model or tokenizer has a chat template.
+
+    Args:
+      path: as in Template, or of weights without a tokenizer, which have none.
+    """
+    try:
+        return bool(_loaded(path)[0].templates)
+    except UserError:  # no tokenizer, or none that is a file
+        return False
+
+
 def file_of(path: str) -> pathlib.Path:
     """Returns the tokenizer's file at a path or in a folder; it may not exist."""
     path = _of_run(path)

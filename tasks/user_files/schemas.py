@@ -1,0 +1,260 @@
+"""Which columns a row has, and what it therefore holds: the forms of rows that data sets of preferences come in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from perl_jax.tasks import splits
+from perl_jax.tasks.user_files import conversations
+from perl_jax.tasks.user_files.conversations import Messages
+
+Prompt = str | Messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prompt with its answers.
+
+    Attributes:
+      prompt: a text or messages.
+      answers: (chosen, rejected) of a pair, one answer of a demonstration or rating, none of a prompt.
+      label: of a rating, from 0 (bad) to 1 (good).
+    """
+
+    prompt: Prompt
+    answers: tuple[str, ...] = ()
+    label: float | None = None
+
+    @property
+    def group(self) -> str:
+        """What the rows of one prompt share, by which splits and intervals take them together."""
+        if isinstance(self.prompt, str):
+            return splits.normalised(self.prompt)
+        return splits.normalised(next((m['content'] for m in self.prompt if m['role'] == 'user'), ''))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """A form of rows.
+
+    Attributes:
+      name: for messages.
+      columns: the columns that make a row one of this form.
+      kind: pairs, thumbs, sft or prompts: the most that it can train.
+      read: from a row, its columns by the names above, to its examples; a KeyError, TypeError or ValueError says what
+        is wrong with it.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    kind: str
+    read: Callable[[Mapping[str, Any]], list[Example]]
+
+
+# Other names of a column. Of two that mean the same in one row, COLUMNS has to say which.
+SPELLINGS = {
+    'prompt': ('inputs', 'question', 'query'),
+    'answer': ('completion', 'response', 'targets', 'output'),
+    'messages': ('conversations', 'conversation', 'dialog'),
+    'instruction': (),
+    'input': (),
+    'chosen': (),
+    'rejected': (),
+    'label': (),
+    'history': (),
+    'human_ref_A': (),
+    'human_ref_B': (),
+    'labels': (),
+}
+
+USES = {  # of rows of a kind
+    'pairs': ('pairs', 'sft', 'prompts'),
+    'thumbs': ('thumbs', 'sft', 'prompts'),
+    'sft': ('sft', 'prompts'),
+    'prompts': ('prompts',),
+}
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row[column]
+    if not isinstance(value, str):
+        raise ValueError(f'{column} is no text but {str(value)[:40]!r}')
+    if not value.strip():
+        raise ValueError(f'{column} is empty')
+    return value
+
+
+def _prompt(row: Mapping[str, Any], column: str = 'prompt') -> Prompt:
+    value = row[column]
+    if conversations.is_transcript(value) or (conversations.is_messages(value) and value):
+        messages = conversations.messages(value)
+        if messages[-1]['role'] == 'assistant' and not messages[-1]['content']:  # `Assistant:`, to be answered
+            messages = messages[:-1]
+        return messages
+    return _text(row, column)
+
+
+def _answer(row: Mapping[str, Any], column: str) -> str:
+    """An answer: a text, or the one message of a list."""
+    if not conversations.is_messages(row[column]):
+        return _text(row, column)
+    last = conversations.messages(row[column])[-1]
+    if last['role'] != 'assistant':
+        raise ValueError(f'{column}: the last message is by {last["role"]}, where an answer is expected')
+    return _text({column: last['content']}, column)
+
+
+def _preference(row: Mapping[str, Any]) -> list[Example]:
+    return [Example(_prompt(row), (_answer(row, 'chosen'), _answer(row, 'rejected')))]
+
+
+def _transcripts(row: Mapping[str, Any]) -> list[Example]:
+    chosen, rejected = (conversations.messages(row[column]) for column in ('chosen', 'rejected'))
+    (prompt, better), (other_prompt, worse) = map(conversations.split_last, (chosen, rejected))
+    if prompt != other_prompt:
+        raise ValueError('chosen and rejected part before the last answer')
+    if not better.strip() or not worse.strip():
+        raise ValueError('an answer is empty')
+    return [Example(prompt, (better, worse))]
+
+
+def _shp(row: Mapping[str, Any]) -> list[Example]:
+    answers = _text(row, 'human_ref_A'), _text(row, 'human_ref_B')
+    if row['labels'] not in (0, 1, '0', '1'):
+        raise ValueError(f'labels is {row["labels"]!r}, not 1 (A is better) or 0')
+    better, worse = answers if int(row['labels']) else answers[::-1]
+    return [Example(_text(row, 'history'), (better, worse))]
+
+
+def _rating(row: Mapping[str, Any]) -> list[Example]:
+    return [Example(_prompt(row), (_answer(row, 'answer'),), _label(row['label']))]
+
+
+_LABELS = {'true': 1.0, 'false': 0.0, '1': 1.0, '0': 0.0}  # as a .csv writes them
+
+
+def _label(value: Any) -> float:
+    number = _LABELS.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(number, bool | int | float) or not 0 <= number <= 1:
+        raise ValueError(f'label is {value!r}; give true or false, or a number from 0 to 1')
+    return float(number)
+
+
+def _rated_dialog(row: Mapping[str, Any]) -> list[Example]:
+    prompt, answer = conversations.split_last(conversations.messages(row['messages']))
+    return [Example(prompt, (_text({'the last message': answer}, 'the last message'),), _label(row['label']))]
+
+
+def _dialog(row: Mapping[str, Any]) -> list[Example]:
+    turns = conversations.answers(conversations.messages(row['messages']))
+    return [Example(prompt, (_text({'a message': answer}, 'a message'),)) for prompt, answer in turns]
+
+
+def _instruction(row: Mapping[str, Any]) -> list[Example]:
+    further = row.get('input')
+    parts = [_text(row, 'instruction'), *([_text(row, 'input')] if further not in (None, '') else [])]
+    return [Example('\n\n'.join(parts), (_answer(row, 'answer'),))]
+
+
+def _demonstration(row: Mapping[str, Any]) -> list[Example]:
+    return [Example(_prompt(row), (_answer(row, 'answer'),))]
+
+
+def _only_prompt(row: Mapping[str, Any]) -> list[Example]:
+    return [Example(_prompt(row))]
+
+
+SCHEMAS = (  # the first whose columns a row has
+    Schema('SHP', ('history', 'human_ref_A', 'human_ref_B', 'labels'), 'pairs', _shp),
+    Schema('preferences', ('prompt', 'chosen', 'rejected'), 'pairs', _preference),
+    Schema('preferences in dialogs', ('chosen', 'rejected'), 'pairs', _transcripts),
+    Schema('ratings', ('prompt', 'answer', 'label'), 'thumbs', _rating),
+    Schema('rated dialogs', ('messages', 'label'), 'thumbs', _rated_dialog),
+    Schema('dialogs', ('messages',), 'sft', _dialog),
+    Schema('instructions', ('instruction', 'answer'), 'sft', _instruction),
+    Schema('demonstrations', ('prompt', 'answer'), 'sft', _demonstration),
+    Schema('prompts', ('prompt',), 'prompts', _only_prompt),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognised:
+    """The form of a row.
+
+    Attributes:
+      schema: the first that fits.
+      columns: {our name: the row's} of the columns that it reads.
+    """
+
+    schema: Schema
+    columns: Mapping[str, str]
+
+
+@functools.lru_cache(maxsize=256)
+def recognise(names: tuple[str, ...], user_columns: tuple[tuple[str, str], ...] = ()) -> Recognised:
+    """Returns the form of rows with these columns.
+
+    Args:
+      names: the row's columns.
+      user_columns: (our name, the row's) of columns that the user names: COLUMNS.
+
+    Raises:
+      ValueError: no form has them, or two columns mean the same.
+    """
+    columns = dict(user_columns)
+    if lacking := [column for column in columns.values() if column not in names]:
+        raise ValueError(f'it lacks {lacking[0]!r}, which COLUMNS names; it has {", ".join(names)}')
+    taken = set(columns.values())
+    for name, spellings in SPELLINGS.items():
+        present = [x for x in (name, *spellings) if x in names and x not in taken]
+        if name in columns or not present:
+            continue
+        if len(present) > 1:
+            example = f"COLUMNS = {{'{name}': '{present[0]}'}}"
+            raise ValueError(f'columns {" and ".join(present)} may each be the {name}; say which, as in {example}')
+        columns[name] = present[0]
+    for schema in SCHEMAS:
+        if columns.keys() >= set(schema.columns):
+            optional = ('input',) if schema.name == 'instructions' else ()
+            return Recognised(schema, {x: columns[x] for x in (*schema.columns, *optional) if x in columns})
+    raise ValueError(f'columns {", ".join(names)} are of no known form: {known_forms()}; name yours with COLUMNS')
+
+
+def known_forms() -> str:
+    """Returns the known forms for a message: 'prompt, chosen, rejected (preferences); ..'."""
+    return '; '.join(f'{", ".join(schema.columns)} ({schema.name})' for schema in SCHEMAS)
+
+
+def examples(recognised: Recognised, row: Mapping[str, Any], kind: str) -> list[Example]:
+    """Returns the examples of a row for a kind of training.
+
+    Args:
+      recognised: the row's form.
+      row: a row of a file.
+      kind: sft, pairs, thumbs or prompts. Pairs give their chosen answer to sft, and ratings the liked ones.
+
+    Returns:
+      Those that it has; none of a pair of equal texts, and for sft none of a rating below 0.5.
+
+    Raises:
+      KeyError, TypeError, ValueError: what is wrong with the row.
+    """
+    schema = recognised.schema
+    if kind not in USES[schema.kind]:
+        raise ValueError(
+            f'columns {", ".join(row)} are {schema.name}, which give {", ".join(USES[schema.kind])} and no {kind}'
+        )
+    return list(_as_kind(schema.read({name: row.get(column) for name, column in recognised.columns.items()}), kind))
+
+
+def _as_kind(read: Iterable[Example], kind: str) -> Iterable[Example]:
+    for example in read:
+        if kind == 'prompts':
+            yield Example(example.prompt)
+        elif kind == 'sft' and (example.label is None or example.label >= 0.5):
+            yield Example(example.prompt, example.answers[:1])
+        elif kind == 'thumbs' or (kind == 'pairs' and example.answers[0] != example.answers[1]):
+            yield example
