@@ -37,8 +37,8 @@ def read(row: Mapping) -> Conversation:
     for message in row['messages']:
         text = ' '.join(message['text'].split())
         if text:
-            who = names.setdefault(message['participant'], _name(len(names)))
-            lines.append(f'{who}: {_NUMBER.sub("[number]", text)}')
+            speaker = names.setdefault(message['participant'], _name(len(names)))
+            lines.append(f'{speaker}: {_NUMBER.sub("[number]", text)}')
     if not lines:
         raise ValueError('no message has a text')
     return Conversation(str(row['id']), '\n'.join(lines) + '\n\nTL;DR:')

@@ -127,9 +127,9 @@ class _Source(seqio.FunctionDataSource):
         where = f'task {self._name}, split {split}, example {number}'
         needed = [key for key in types if key in (*TEXTS[self._kind], 'label')]
         lacks = [key for key in types if key not in example]
-        more = [key for key in example if key not in (needed if lacks else types)]
-        if lacks or more:
-            differences = [f'{verb} {", ".join(keys)}' for verb, keys in (('lacks', lacks), ('has', more)) if keys]
+        unknown = [key for key in example if key not in (needed if lacks else types)]
+        if lacks or unknown:
+            differences = [f'{verb} {", ".join(keys)}' for verb, keys in (('lacks', lacks), ('has', unknown)) if keys]
             rule = f'{self._kind} needs {", ".join(needed)}, and further fields are those of the first example'
             raise UserError(f'{where}: it {"; ".join(differences)}: {rule}')
         for key, kind in types.items():

@@ -98,8 +98,8 @@ def slip(rng: random.Random, answer: Answer) -> Answer:
 
 def mistakes(answer: Answer, meant: Order) -> int:
     """How many arguments are wrong, missing or too many."""
-    have, want = collections.Counter(answer), collections.Counter(right(meant))
-    return max((have - want).total(), (want - have).total())
+    answered, expected = collections.Counter(answer), collections.Counter(right(meant))
+    return max((answered - expected).total(), (expected - answered).total())
 
 
 def compare(rng: random.Random, meant: Order, first: Order) -> tuple[Answer, Answer]:

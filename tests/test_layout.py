@@ -35,8 +35,9 @@ ONLY_FOR = {
 
 # Names that say nothing of what they are bound to. CONTRIBUTING.md: a name says what a thing is.
 EMPTY_NAMES = {
-    'asked', 'both', 'every', 'found', 'given', 'held', 'here', 'it', 'kept', 'made', 'mend', 'now', 'of', 'one',
-    'ours', 'own', 'part', 'pick', 'said', 'seen', 'that', 'theirs', 'there', 'wanted', 'what', 'whole',
+    'asked', 'both', 'every', 'found', 'given', 'have', 'held', 'here', 'how', 'it', 'kept', 'made', 'mend',
+    'now', 'of', 'one', 'ours', 'own', 'part', 'pick', 'said', 'seen', 'some', 'that', 'theirs', 'there', 'wanted',
+    'what', 'who', 'whole',
 }  # fmt: skip
 
 # Modules that are imported under another name than their distribution's, or that come with another one.

@@ -41,7 +41,12 @@ COFFEE = {  # with --arrays
 WORKS |= COFFEE
 CASES = {f'{size} {name}': (size, *WORKS[name]) for size in SIZES for name in WORKS}
 OURS = {'reward': ['reward_step.py'], 'rl': ['policy_step.py', '--algorithm=grpo']}
-OURS_COFFEE, BUCKETS = ['data.py', '--algorithm=grpo'], ['--buckets=8']  # where lengths vary
+OURS_COFFEE = ['data.py', '--algorithm=grpo']
+GIN = HERE.parents[1] / 'gin'
+SETTINGS = {  # whose LENGTH_BUCKETS ours are measured with: of files that are read in this order the last one counts
+    'reward': ['runs/reward.gin', 'recipes/coffee_reward.gin'],
+    'rl': ['runs/policy.gin', 'recipes/coffee_policy.gin'],
+}
 METRICS = {
     'seconds': ('s a step', 1),
     'command_seconds': ('s to the first step', 1),  # from the command to the end of that step
@@ -60,52 +65,56 @@ def main() -> None:
     parser.add_argument('--output', type=pathlib.Path, default=STORE)
     args = parser.parse_args()
     pythons = {'ours': sys.executable, 'tunix': args.tunix, 'trl': args.trl}
-    for who in [who for who, python in pythons.items() if not python]:
-        print(f'{who}: left out, for --{who} was not given', file=sys.stderr)
-        del pythons[who]
+    for library in [library for library, python in pythons.items() if not python]:
+        print(f'{library}: left out, for --{library} was not given', file=sys.stderr)
+        del pythons[library]
     measured = {}
     cases = [case for case in CASES if args.only in case and (args.arrays or '{}' not in CASES[case][2])]
     for case in cases:
-        rounds, runs = {who: [] for who in pythons}, dict(pythons)
+        rounds, runs = {library: [] for library in pythons}, dict(pythons)
         for _ in range(args.rounds):
-            for who, python in list(runs.items()):
+            for library, python in list(runs.items()):
                 try:
-                    rounds[who].append(ran(who, python, case, args))
+                    rounds[library].append(ran(library, python, case, args))
                 except (OSError, ValueError) as error:
-                    print(f'{who}: left out of {case}: {error}', file=sys.stderr)
-                    del runs[who]
-        completed = {who: rounds[who] for who in runs}
+                    print(f'{library}: left out of {case}: {error}', file=sys.stderr)
+                    del runs[library]
+        completed = {library: rounds[library] for library in runs}
         medians = {
-            who: {key: statistics.median(line[key] for line in lines) for key in METRICS}
-            for who, lines in completed.items()
+            library: {key: statistics.median(line[key] for line in lines) for key in METRICS}
+            for library, lines in completed.items()
         }
         measured[case] = {'medians': medians, 'rounds': completed}
         save(args.output, measured)
     cases, names = json.loads(args.output.read_text())['cases'], ['ours', 'tunix', 'trl']
-    parts = {'peers': [case for case in cases if not in_buckets(case)], 'in buckets': [*filter(in_buckets, cases)]}
-    for name, some in parts.items():  # what recipes set, and what they do not
-        chosen = {case: cases[case] for case in some}
-        rows = table(chosen, names)
+    for name, with_buckets in (('peers', False), ('in buckets', True)):
+        rows = table({case: result for case, result in cases.items() if in_buckets(result) == with_buckets}, names)
         print(rows)
         if args.output == STORE:
             place = re.compile(f'(<!-- {name} -->\n).*?(<!-- end -->)', re.DOTALL)
             PAGE.write_text(place.sub(lambda m, rows=rows: m[1] + rows + m[2], PAGE.read_text()))
 
 
-def in_buckets(case: str) -> bool:
-    """Whether lengths vary, so that ours are measured with LENGTH_BUCKETS."""
-    return '--ends' in CASES[case][2] or '{}' in CASES[case][2]
+def in_buckets(result: dict) -> bool:
+    """Whether ours were measured with LENGTH_BUCKETS, in any round."""
+    return any(line.get('buckets', 1) > 1 for line in result['rounds'].get('ours', []))
 
 
-def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
+def shipped_buckets(work: str) -> int:
+    """Return the LENGTH_BUCKETS of the recipe, so that what is measured is what ships."""
+    text = '\n'.join((GIN / name).read_text() for name in SETTINGS[work])
+    return int(re.findall(r'^LENGTH_BUCKETS = (\d+)', text, re.MULTILINE)[-1])
+
+
+def ran(library: str, python: str, case: str, args: argparse.Namespace) -> dict:
     """The line of one process. ValueError: its last words."""
     size, work, shape = CASES[case]
     our_command = OURS_COFFEE if '{}' in shape else OURS[work]
-    buckets = BUCKETS if in_buckets(case) else []
+    buckets = [f'--buckets={shipped_buckets(work)}'] if our_command[0] != 'reward_step.py' else []
     model = ['--batch=8', f'--gin_file=models/bench_{size.lower()}.gin']
     script, shape = [str(HERE.parent / our_command[0]), *our_command[1:], *buckets], shape.format(args.arrays)
-    if who != 'ours':
-        script, model = [str(HERE / f'{who}_step.py'), f'--work={work}'], SIZES[size].split()
+    if library != 'ours':
+        script, model = [str(HERE / f'{library}_step.py'), f'--work={work}'], SIZES[size].split()
     command = [python, *script, *model, *shape.split(), f'--steps={args.steps}']
     env = os.environ | {'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -115,7 +124,7 @@ def ran(who: str, python: str, case: str, args: argparse.Namespace) -> dict:
     line = json.loads(done.stdout.strip().splitlines()[-1])
     if line.get('arrays'):
         line['arrays'] = pathlib.Path(line['arrays']).name
-    print(f'{case}, {who}: {line["seconds"]:.4g} s', file=sys.stderr)
+    print(f'{case}, {library}: {line["seconds"]:.4g} s', file=sys.stderr)
     return line
 
 
@@ -135,12 +144,12 @@ def table(measured: dict, names: list[str]) -> str:
     for case, result in measured.items():
         row = [case]
         for key, (_, scale) in METRICS.items():
-            values = {who: line[key] / scale for who, line in result['medians'].items() if key in line}
-            cells = {who: f'{value:.3g}' for who, value in values.items()}
-            for who in set(cells) - {'ours'}:
+            values = {library: line[key] / scale for library, line in result['medians'].items() if key in line}
+            cells = {library: f'{value:.3g}' for library, value in values.items()}
+            for library in set(cells) - {'ours'}:
                 if values.get('ours', 0) > 0:
-                    cells[who] += f' ({values[who] / values["ours"]:.2f}x)'
-            row += [cells.get(who, '-') for who in names]
+                    cells[library] += f' ({values[library] / values["ours"]:.2f}x)'
+            row += [cells.get(library, '-') for library in names]
         rows.append(row)
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows) + '\n'
 

@@ -212,8 +212,8 @@ def groups(name: str, examples: Sequence[Mapping[str, Any]], field: str | None =
     """
     field = group_field(name, examples, field)
     names = [str(i) if field is None else str(example[field]) for i, example in enumerate(examples)]
-    how = 'each by itself' if field is None else f'in {len(set(names)):,} groups by `{field}`'
-    logging.getLogger('perl_jax').info(f'{name}: intervals over {len(names):,} rows, {how}')
+    units = 'each by itself' if field is None else f'in {len(set(names)):,} groups by `{field}`'
+    logging.getLogger('perl_jax').info(f'{name}: intervals over {len(names):,} rows, {units}')
     return names
 
 

@@ -126,8 +126,8 @@ def leaves(path: str | os.PathLike) -> dict[str, Any]:
     apart: dict[tuple[str, ...], list[Leaf]] = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if (have := tuple(int(n) for n in reversed(tensor.shape))) != shape:
-            raise UserError(f'{path}: {name} is {list(have)}, and {list(shape)} by the metadata; take a whole file')
+        if (actual := tuple(int(n) for n in reversed(tensor.shape))) != shape:
+            raise UserError(f'{path}: {name} is {list(actual)}, and {list(shape)} by the metadata; take a whole file')
         try:
             _dequantize(np.zeros((1, _block(tensor)[1]), np.uint8), tensor)
         except NotImplementedError as e:
@@ -166,8 +166,8 @@ class _Tensor:
         inside = slice(columns.start - first * block, columns.stop - first * block)
         step = rows_at_once((last - first) * block, 4)
         for start in range(0, len(rows), step):
-            some = slice(start, start + step)
-            out[some] = _dequantize(data[rows[some]], self.tensor)[:, inside]
+            chunk = slice(start, start + step)
+            out[chunk] = _dequantize(data[rows[chunk]], self.tensor)[:, inside]
 
 
 def _block(tensor: Any) -> tuple[int, int]:

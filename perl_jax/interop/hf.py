@@ -289,13 +289,13 @@ def _leaf(entries: list[safetensors.Entry], leaf: str) -> Leaf:
 
 def _agree(folder: pathlib.Path, network_of_config: nn.Module, network: nn.Module) -> None:
     """What changes the result must be the same in config.json and in the run's gin file."""
-    want, have = describe(network_of_config), describe(network)
-    if want['class'] != have['class']:
-        raise UserError(f"{folder}: is for {want['class']}, the run's gin file says {have['class']}")
+    of_file, of_run = describe(network_of_config), describe(network)
+    if of_file['class'] != of_run['class']:
+        raise UserError(f"{folder}: is for {of_file['class']}, the run's gin file says {of_run['class']}")
     if isinstance(network, T5):
         _check_start(folder / 'generation_config.json')
-    if key := difference(want, have):
-        raise UserError(f"{folder}/config.json: {key} is {want[key]!r}, the model's gin file says {have[key]!r}")
+    if key := difference(of_file, of_run):
+        raise UserError(f"{folder}/config.json: {key} is {of_file[key]!r}, the model's gin file says {of_run[key]!r}")
 
 
 def _check_start(path: pathlib.Path) -> None:

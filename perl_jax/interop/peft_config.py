@@ -155,12 +155,12 @@ def _check_init(path: pathlib.Path, init: Any) -> None:
     kind = init.lower() if isinstance(init, str) else init
     if kind is None or isinstance(kind, bool) or kind in _INITS or kind == 'true':
         return
-    how = ''
+    remedy = ''
     if isinstance(kind, str) and kind.startswith(_CHANGES_THE_BASE):
-        how = ' as it changes the base; save it as plain LoRA, with path_initial_model_for_weight_conversion'
+        remedy = ' as it changes the base; save it as plain LoRA, with path_initial_model_for_weight_conversion'
     elif isinstance(kind, str) and kind.startswith('loftq'):
-        how = ' as it changes the base; merge it in PEFT (merge_and_unload, save_pretrained), and import --format=hf'
-    raise UserError(f'{path}: init_lora_weights = {init!r} is not supported{how}')
+        remedy = ' as it changes the base; merge it in PEFT (merge_and_unload, save_pretrained), and import --format=hf'
+    raise UserError(f'{path}: init_lora_weights = {init!r} is not supported{remedy}')
 
 
 def _check_regex(path: pathlib.Path, key: str, pattern: str) -> None:

@@ -53,9 +53,9 @@ def network(module: Any) -> T5:
     if (activations := tuple(c.mlp_activations)) not in _ACTIVATIONS:
         raise UserError(f'network.T5Config.mlp_activations = {activations}: there are {list(_ACTIVATIONS)}')
     activation, gated = _ACTIVATIONS[activations]
-    same = {name: getattr(c, name) for name in _SIZES}
+    sizes = {name: getattr(c, name) for name in _SIZES}
     dtype = cast(settings.Dtype, jnp.dtype(c.dtype).name)  # which T5Config checks
-    return T5(T5Config(**same, activation=activation, gated=gated, dtype=dtype))
+    return T5(T5Config(**sizes, activation=activation, gated=gated, dtype=dtype))
 
 
 def check(module: Any) -> None:
