@@ -20,17 +20,41 @@ def lengths(mask: Bool[AnyArray, '*batch T']) -> Int[AnyArray, '*batch']:
 
 
 def total(x: Float[AnyArray, '*batch T'], mask: Bool[AnyArray, '*batch T']) -> Float[Array, '*batch']:
-    """Sum over the real tokens. Padding is ignored, even NaN."""
+    """Sum over the real tokens. Padding is ignored, even NaN.
+
+    Args:
+      x: [..., T].
+      mask: bool [..., T], true at the real tokens.
+
+    Returns:
+      [...].
+    """
     return jnp.where(mask, x, 0).sum(-1)
 
 
 def mean(x: Float[AnyArray, '*batch T'], mask: Bool[AnyArray, '*batch T']) -> Float[Array, '']:
-    """Mean over all real tokens of all rows; 0 where there are none."""
+    """Mean over all real tokens of all rows.
+
+    Args:
+      x: [..., T].
+      mask: bool [..., T], true at the real tokens.
+
+    Returns:
+      []; 0 if there are none.
+    """
     return total(x, mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def is_any(tokens: Int[AnyArray, '*batch'], ids: int | Sequence[int]) -> Bool[AnyArray, '*batch']:
-    """Whether each token is one of a few static `ids`, such as a vocabulary's EOS ids."""
+    """Whether each token is one of a few, such as a vocabulary's EOS ids.
+
+    Args:
+      tokens: int [...].
+      ids: static.
+
+    Returns:
+      bool [...].
+    """
     return functools.reduce(operator.or_, [tokens == int(i) for i in np.ravel(ids)])
 
 
@@ -40,11 +64,27 @@ def share(mask: Bool[AnyArray, '*batch T']) -> Float[AnyArray, '*batch T']:
 
 
 def weighted(x: Float[AnyArray, '*batch T'], weights: Float[AnyArray, '*batch T']) -> Float[Array, '']:
-    """Weighted sum over the tokens. Tokens of weight 0 are ignored, even NaN."""
+    """Weighted sum over the tokens. Tokens of weight 0 are ignored, even NaN.
+
+    Args:
+      x: [..., T].
+      weights: [..., T], 0 at the padding.
+
+    Returns:
+      [].
+    """
     return jnp.where(weights != 0, x * weights, 0).sum()
 
 
 def at_last(x: Float[AnyArray, '*batch'], mask: Bool[AnyArray, '*batch T']) -> Float[Array, '*batch T']:
-    """Place `x` at each row's last real token and 0 elsewhere; a row without real tokens is all 0."""
+    """Place a number at each row's last real token.
+
+    Args:
+      x: [...], a number for each row.
+      mask: bool [..., T], true at the real tokens.
+
+    Returns:
+      [..., T], 0 elsewhere; a row without real tokens is all 0.
+    """
     is_last = jax.nn.one_hot(lengths(mask) - 1, mask.shape[-1], dtype=bool)
     return jnp.where(is_last, x[..., None], 0)

@@ -15,12 +15,20 @@ from perl_jax.types import AnyArray
 def matmul(
     x: Float[Array, '*batch in'], kernel: Float[AnyArray, 'in out'], axes: tuple[str | None, str | None]
 ) -> Float[Array, '*batch out']:
-    """x [batch, ..., in] times a kernel [in, out] whose 'embed' axis FSDP shards: the smaller of the two is moved.
+    """Multiply by a kernel whose 'embed' axis FSDP shards: the smaller of the two is moved.
 
     With many tokens the kernel is gathered before the product. (By default XLA multiplies shard by shard and passes the
     shards around a ring, which takes half as long again for a few thousand tokens a chip and for LoRA's thin matrices.)
     With few tokens, as in decoding, the tokens are gathered: every chip multiplies all rows by its shard of the kernel,
     and the products are exchanged. Both choices come from the plan: docs/explanation/memory.md.
+
+    Args:
+      x: [batch, ..., in].
+      kernel: [in, out].
+      axes: the logical axes of the kernel.
+
+    Returns:
+      [batch, ..., out].
     """
     inner_axes, num_tokens = (None,) * (x.ndim - 2), x.size // x.shape[-1]
     gathered_axes = gathered(axes)

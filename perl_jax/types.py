@@ -152,7 +152,15 @@ class Roles(struct.PyTreeNode):
 
     @classmethod
     def copies(cls, base: PyTree, copy: Callable[[PyTree], PyTree]) -> Roles:
-        """Give each role a base of its own; the policy's is `base` itself."""
+        """Give each role a base of its own.
+
+        Args:
+          base: the policy's, which is not copied.
+          copy: makes a copy of its arrays.
+
+        Returns:
+          Roles with four trees.
+        """
         return cls(policy=base, value=copy(base), anchor=copy(base), reward=copy(base))
 
 

@@ -56,7 +56,7 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
     from perl_jax.models import decoder, lora, t5
     from perl_jax.models.attention import rotary
     from perl_jax.optim import schedules, tuning
-    from perl_jax.parallel import partitioning
+    from perl_jax.parallel import partitioning, rules
     from perl_jax.rewards import ensembles, sources
     from perl_jax.rl import kl, objective, sampling, shaping
     from perl_jax.runs import base, lineage
@@ -75,7 +75,7 @@ def named() -> Mapping[str, Sequence[Callable[..., Any]]]:
         'perl_jax.data': [datasets.DatasetConfig],
         'perl_jax.files': [user_files.task],
         'perl_jax.lora': [lora.LoraSpec, lora.FullSpec],
-        'perl_jax.partitioning': [partitioning.Partitioner, partitioning.standard_logical_axis_rules],
+        'perl_jax.partitioning': [partitioning.Partitioner, rules.standard_logical_axis_rules],
         'perl_jax.runs': [loop.RunConfig],
         'perl_jax.rewards': [sources.LearnedReward, sources.TextReward],
         'perl_jax.ensembles': [ensembles.mean, ensembles.minimum, ensembles.median, ensembles.lower_bound],

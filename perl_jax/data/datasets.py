@@ -335,7 +335,11 @@ def _check_dropped(total: int, dropped: int, first_reason: str, name: str, vocab
 
 
 def decode(vocabulary: Any, batch: types.Responses) -> list[list[str]]:
-    """Returns the responses as text, without EOS and padding: a list of K texts for each of B prompts."""
+    """Decode responses with their vocabulary, without EOS and padding.
+
+    Returns:
+      A list of K texts for each of B prompts.
+    """
     tokens, mask = np.asarray(batch.targets), np.asarray(batch.targets_mask)
     eos_ids = getattr(vocabulary, 'eos_ids', ())  # SeqIO's vocabularies have one EOS, at which `decode` stops by itself
 

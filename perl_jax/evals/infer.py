@@ -120,8 +120,21 @@ def eval_policy(
 ) -> dict[str, intervals.Figure]:
     """Sample one answer to each prompt of a split and report the mean of each metric with a 95% interval.
 
-    `group` and `by` are those of `eval_reward`. The SeqIO metric_fns of a task are reported as TASK/NAME. Writes
-    MODEL_DIR/eval_SPLIT.json.
+    The SeqIO metric_fns of a task are reported as TASK/NAME. Writes MODEL_DIR/eval_SPLIT.json.
+
+    Args:
+      model_dir: the MODEL_DIR of the SFT run or the policy.
+      base: the base of the run.
+      dataset: the prompts of the run's evaluations.
+      sampling: how answers are drawn, one to a prompt.
+      metric_fns: {name: function(prompt, response, example)}.
+      split: the split to answer.
+      group: the field by which examples are grouped in the bootstrap (intervals.groups).
+      by: the field whose values are also measured separately (intervals.figures).
+      partitioner: the devices.
+
+    Returns:
+      {metric: Figure}.
     """
     config = dataclasses.replace(_required_dataset(dataset), split=split, limit=None)
     with partitioner.scope():

@@ -1,4 +1,4 @@
-"""The mesh ('replica', 'data', 'model'), T5X's logical axis rules, and the shardings that follow from both.
+"""The mesh ('replica', 'data', 'model'), and the shardings that follow from it and the rules (rules.py).
 
 Base parameters have logical axis names (layers.py); a LoRA pair has its kernel's names with 'lora_rank' between them;
 optimizer state is sharded as its parameters. This module computes with shapes only, and allocates nothing but in
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,39 +28,10 @@ from perl_jax.errors import UserError
 from perl_jax.models.lora import Adapter
 from perl_jax.parallel import leaves, topology
 from perl_jax.parallel.leaves import Leaf
+from perl_jax.parallel.rules import Rules, standard_logical_axis_rules
 from perl_jax.types import TrainState
 
 AXES = ('replica', 'data', 'model')
-Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
-
-
-def standard_logical_axis_rules(
-    activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 1, additional_rules: Rules = ()
-) -> Rules:
-    """Returns the mesh axis of each logical axis: T5X's function of this name, with an axis for LoRA.
-
-    An array uses a mesh axis once, by the first rule that matches. So 'embed' on 'data' splits only parameters (FSDP,
-    `parameter_partitioning_dims` = 2), since an activation's batch already uses 'data'; 'embed' on 'model' splits the
-    activations between layers (`activation_partitioning_dims` = 2).
-    """
-    embed = [('embed', 'model')] * (activation_partitioning_dims == 2)
-    embed += [('embed', 'data')] * (parameter_partitioning_dims == 2)
-    return (
-        ('batch', ('replica', 'data')),
-        ('vocab', 'model'),
-        ('mlp', 'model'),
-        ('heads', 'model'),
-        ('kv_heads', 'model'),
-        ('joined_kv', 'model'),
-        *embed,
-        *additional_rules,
-        ('embed', None),
-        ('kv', None),
-        ('relpos_buckets', None),
-        ('length', None),
-        ('layers', None),
-        ('lora_rank', None),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +115,10 @@ class Partitioner:
     def check_params(self, shapes: PyTree, axes: PyTree) -> None:
         """Check that every parameter divides over the mesh axes that the rules give it.
 
+        Args:
+          shapes: of the parameters.
+          axes: their logical axes.
+
         Raises:
           UserError: naming the parameter and its axis.
         """
@@ -205,7 +180,16 @@ class Partitioner:
         return jax.tree.map(lambda names: self.sharding(*names), axes, is_leaf=lambda x: isinstance(x, tuple))
 
     def adapter(self, shapes: Adapter, axes: PyTree, dtype: Any = None) -> Adapter:
-        """Shapes of an adapter with shardings, given the logical axes of its base; `dtype` is for full tuning's."""
+        """Give the shapes of an adapter their shardings.
+
+        Args:
+          shapes: of the adapter.
+          axes: the logical axes of each parameter of its base.
+          dtype: of the parameters of full tuning; None leaves theirs.
+
+        Returns:
+          The shapes with shardings.
+        """
         laid = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             shapes,
@@ -216,7 +200,16 @@ class Partitioner:
         return laid.replace(params=jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), laid.params))
 
     def state(self, state: TrainState, axes: PyTree, tx: optax.GradientTransformation) -> TrainState:
-        """Shardings of a train state (arrays or shapes), given the logical axes of its base."""
+        """Find the shardings of a train state. The optimizer's moments lie where their parameters do.
+
+        Args:
+          state: arrays or shapes.
+          axes: the logical axes of each parameter of its base.
+          tx: the optimizer.
+
+        Returns:
+          A TrainState of shardings.
+        """
         adapter = self.tree(adapter_axes(state.adapter, axes))
         copy = self.sharding()
         opt = optax.tree_utils.tree_map_params(
@@ -300,7 +293,15 @@ def unbox(tree: PyTree) -> PyTree:
 
 
 def adapter_axes(adapter: Adapter, base_axes: PyTree) -> Adapter:
-    """Returns logical axes of an adapter: those of a pair are its kernel's, with 'lora_rank' between them."""
+    """Returns the logical axes of an adapter: those of a pair are its kernel's, with 'lora_rank' between them.
+
+    Args:
+      adapter: arrays or shapes.
+      base_axes: the logical axes of each parameter of its base.
+
+    Returns:
+      A tuple of axes for each leaf.
+    """
     lora = params = head = None
     if adapter.lora is not None:
         kernels = trees.flatten(base_axes)

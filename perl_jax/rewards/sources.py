@@ -179,7 +179,18 @@ def scorer(
     partitioner: Partitioner,
     vocabulary: Any,
 ) -> Scorer:
-    """Return the weighted sum of several sources: (rollout, this process's examples) -> float32 [B, K], metrics."""
+    """Make the function that scores a rollout by the weighted sum of several sources.
+
+    Args:
+      sources: learned rewards, functions of texts, or both.
+      network: the policy's, which scores too.
+      base: the reward's frozen base.
+      partitioner: the devices.
+      vocabulary: decodes responses for functions of texts.
+
+    Returns:
+      (rollout, this process's examples) -> scores float32 [B, K], and metrics by name.
+    """
     weighted_scorers = [(source.weight, source.scorer(network, base, partitioner, vocabulary)) for source in sources]
 
     def score_rollout(rollout: Responses, examples: Sequence[Mapping[str, Any]]) -> tuple[jax.Array, Metrics]:

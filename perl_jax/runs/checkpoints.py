@@ -100,7 +100,14 @@ class Checkpoints:
         return {k: v for k, v in self._metadata(step).items() if k not in ('metrics', 'checksums')}
 
     def save(self, step: int, state: PyTree, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
-        """Save in the background; returns as soon as the arrays are copied."""
+        """Save in the background; returns as soon as the arrays are copied.
+
+        Args:
+          step: completed steps.
+          state: a tree of arrays, by role.
+          about: `phase`, `base` and `adapters` of the file (see above); and `window`, metrics that are not written yet.
+          metrics: of the evaluation at this step, if there was one.
+        """
         saved = serialization.to_state_dict(state)
         measured = {name: float(value) for name, value in (metrics or {}).items()}
         about = about | self.extra_fields | {'metrics': measured, 'checksums': _checksums(saved)}

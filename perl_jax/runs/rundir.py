@@ -110,7 +110,13 @@ class RunDir:
         yield from range(self.first, self.total)
 
     def log(self, step: int, metrics: Logged, batch_size: int) -> None:
-        """Record the metrics of training step `step` (from 1). `metrics['tokens']` is the number of its real tokens."""
+        """Record the metrics of a training step. They are fetched from the device at the next step's, to not wait.
+
+        Args:
+          step: completed steps, from 1.
+          metrics: scalars by name; 'tokens' is the number of real tokens.
+          batch_size: examples of the step.
+        """
         self._settle()
         self.pending = (step, metrics, batch_size, step % self.period == 0 or step == self.total)
         self.bar.update()
@@ -125,7 +131,16 @@ class RunDir:
         return self.window
 
     def evaluated(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None) -> None:
-        """Write evaluation metrics (with 'eval/' before their names) and sampled answers of a step."""
+        """Write the metrics and the sampled answers of an evaluation.
+
+        Args:
+          step: completed steps.
+          metrics: by name, before which 'eval/' is put.
+          samples: rows of samples.jsonl.
+
+        Raises:
+          UserError: a metric is not finite.
+        """
         if metrics:  # empty without evaluation data
             self._write_metrics(step, self.finite(step, {f'eval/{k}': v for k, v in metrics.items()}))
         self.bar.set_postfix({k: f'{v:.3g}' for k, v in metrics.items()}, refresh=False)
@@ -134,6 +149,10 @@ class RunDir:
 
     def finite(self, step: int, values: Logged) -> dict[str, float]:
         """Returns the values as floats.
+
+        Args:
+          step: completed steps, for the message.
+          values: scalars by name.
 
         Raises:
           UserError: one of them is not finite, which stops the run.
@@ -201,7 +220,7 @@ class RunDir:
 
 
 def write_imported(model_dir: str, about: dict[str, Any], source: str, config: str) -> None:
-    """Write the files of a MODEL_DIR, apart from checkpoints/, for an imported or averaged adapter."""
+    """Write the files of a MODEL_DIR, apart from checkpoints/, for an adapter that comes from `source`."""
     logs.replace(os.path.join(model_dir, 'config.gin'), config)
     times = {'started': _timestamp(), 'imported': source, 'finished': _timestamp(), 'seconds': 0.0}
     logs.replace(os.path.join(model_dir, 'run.json'), json.dumps(times | about, indent=2) + '\n')
@@ -300,7 +319,11 @@ def locked(model_dir: str) -> Iterator[None]:
 
 
 def check(model_dir: str, about: dict[str, Any]) -> None:
-    """Refuse a MODEL_DIR that another run, or the same one on another base, has written; writes nothing."""
+    """Refuse a MODEL_DIR that another run, or the same one on another base, has written; writes nothing.
+
+    Raises:
+      UserError: the folder belongs to another run, or has checkpoints without a run.json.
+    """
     old_info = read(model_dir)
     folder = epath.Path(model_dir, 'checkpoints')  # empty if a run was killed at its start
     if old_info is None and folder.is_dir() and any(folder.iterdir()):

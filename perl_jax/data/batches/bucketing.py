@@ -25,7 +25,16 @@ WINDOW = 16  # batches that are sorted together: enough rows to find similar len
 
 
 def bucket_level(length: Any, full_width: int, buckets: int) -> Any:
-    """Returns the index, from 1, of the smallest of `buckets` equally spaced widths that holds `length` tokens."""
+    """Returns the smallest of `buckets` equally spaced widths that holds so many tokens.
+
+    Args:
+      length: tokens, a number or an array.
+      full_width: the largest of the widths.
+      buckets: their number.
+
+    Returns:
+      Its index, from 1.
+    """
     return np.maximum(1, -(-length // -(-full_width // buckets)))
 
 
@@ -33,6 +42,14 @@ def widths(level: int, full_widths: Mapping[str, int], buckets: int) -> dict[str
     """Returns the widths of inputs and targets at a level.
 
     Both use one level, which limits the number of shapes (`max_shapes`).
+
+    Args:
+      level: 1 to `buckets`.
+      full_widths: {'inputs': P, 'targets': R}.
+      buckets: the number of levels.
+
+    Returns:
+      Widths in tokens, by the same names.
     """
     return {name: min(width, level * -(-width // buckets)) for name, width in full_widths.items()}
 
@@ -42,6 +59,10 @@ def max_shapes(buckets: int, phase: str) -> int:
 
     At level m the share of real tokens is 1/m to m/m. A policy's answers are sampled after their prompts are truncated:
     at every level their share of real tokens is 1/`buckets` to 1.
+
+    Args:
+      buckets: the number of levels.
+      phase: 'sft', 'reward' or 'policy'.
     """
     return buckets**2 if phase == 'policy' else buckets * (buckets + 1) // 2
 
@@ -57,13 +78,16 @@ def log_shape_limit(buckets: int, phase: str) -> None:
 def batched_order(
     row_lengths: Mapping[str, np.ndarray], prompt_width: int, buckets: int, batch_size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns the order in which batches take a window of rows, int [n]: similar lengths share a batch.
+    """Returns the order in which batches take a window of n rows, int [n]: similar lengths share a batch.
 
     Rows are sorted by the bucket of their prompt, then by their longest response; the batches are shuffled.
 
     Args:
       row_lengths: token counts of the rows (the function below), {'inputs': [n], 'targets': [n]}.
       prompt_width: P, the width of prompts that are not truncated.
+      buckets: the number of levels.
+      batch_size: rows of a batch, a divisor of n.
+      rng: shuffles the batches, and the rows within each.
     """
     response_lengths = row_lengths.get('targets', row_lengths['inputs'])
     prompt_levels = bucket_level(row_lengths['inputs'], prompt_width, buckets)
@@ -80,6 +104,14 @@ def row_lengths(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def truncate(batch: Any, widths: Mapping[str, int]) -> Any:
-    """Returns a batch (types.py) whose tokens and masks [..., T] are truncated to the widths of inputs and targets."""
+    """Truncate the tokens and masks of a batch.
+
+    Args:
+      batch: of a class of types.py.
+      widths: {'inputs': P, 'targets': R}, those of its level.
+
+    Returns:
+      The batch, [..., P] and [..., R].
+    """
     fields = {name: getattr(batch, name) for kind in widths for name in (kind, f'{kind}_mask')}
     return batch.replace(**{name: x[..., : widths[name.removesuffix('_mask')]] for name, x in fields.items()})
