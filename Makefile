@@ -21,11 +21,12 @@ help:
 demo: $(DEMO)
 	@launch/demo.sh $(DEMO_ARGS)
 
-# By file, since the tests of a file share runs and programs. The tests of meshes need 8 (fake) devices, which JAX can only be told before it starts: a process of their own.
+# By file, since the tests of a file share runs and programs; in the order of tests/conftest.py, and not the files of the
+# most tests first. The tests of meshes need 8 (fake) devices, which JAX can only be told before it starts: a process of their own.
 test: SELECTION = -m 'not slow'
 test test-all: lint
 	@failed=0; \
-	$(BIN)/python -m pytest -n 2 --dist=loadfile $(SELECTION) --ignore=tests/multidevice tests || failed=1; \
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder $(SELECTION) --ignore=tests/multidevice tests || failed=1; \
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest tests/multidevice || failed=1; \
 	exit $$failed
 
