@@ -31,6 +31,7 @@ HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 TX = optax.adafactor(1e-2, multiply_by_parameter_scale=False)
 
 
+@functools.cache
 def make(spec, seed=0, step=3):
     """A role's state in the middle of its training."""
     state = jax.jit(lambda: train_state.create(jax.random.key(seed), tiny.base(), spec, TX, head=(D, 1.0)))()

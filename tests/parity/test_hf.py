@@ -1,6 +1,7 @@
 """The decoder against transformers, family by family, by way of the checkpoints that both read and write."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -93,11 +94,17 @@ def batch():
     return Responses(inputs, np.ones_like(inputs, bool), targets, np.ones_like(targets, bool))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_states(network, variables):
+    """Behind the prompt, [3, 1, 13, D]."""
+    b = batch()
+    return network.apply(variables, b.inputs, b.inputs_mask, b.targets)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def ours(network, variables):
     """Logits behind the prompt, [3, 13, V]."""
-    b = batch()
-    hidden = network.apply(variables, b.inputs, b.inputs_mask, b.targets)
-    return np.asarray(network.apply(variables, hidden, method='logits')[:, 0])
+    return network.apply(variables, hidden_states(network, variables), method='logits')[:, 0]
 
 
 def theirs(model):
@@ -230,9 +237,8 @@ def test_rewards_go_to_peft_with_their_head(saved, family, tmp_path):
     model = peft.PeftModel.from_pretrained(classifier, tmp_path).eval()
     with torch.no_grad():
         want = model(torch.tensor(TOKENS)).logits.numpy()[:, 0]
-    b = batch()
     variables = lora.bind(base, adapter)
-    hidden = network.apply(variables, b.inputs, b.inputs_mask, b.targets)
+    hidden = hidden_states(network, variables)
     assert np.abs(want).max() > 0.5
     np.testing.assert_allclose(lora.readout(variables, hidden[:, 0, -1]), want, atol=1e-4)
     shapes, _ = partitioning.abstract_params(network)
@@ -258,8 +264,7 @@ def test_classifiers_that_transformers_made_come_in_as_rewards(family, prefix, t
     assert hf.is_classifier(str(tmp_path))
     shapes, _ = partitioning.abstract_params(network)
     base = leaves.to_host(hf.leaves(str(tmp_path), network, shapes, classifier=True), 'float32')
-    b = batch()
-    hidden = network.apply({'params': jax.tree.map(jnp.asarray, base)}, b.inputs, b.inputs_mask, b.targets)
+    hidden = hidden_states(network, {'params': jax.tree.map(jnp.asarray, base)})
     with torch.no_grad():
         want = model(torch.tensor(TOKENS)).logits.numpy()[:, 0]
     assert np.abs(want).max() > 0.5
