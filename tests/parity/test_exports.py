@@ -1,11 +1,14 @@
 """What is exported knows what it is: transformers and peft, in another process, with nothing but the folders."""
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
+import atexit
 import contextlib
+import functools
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import types
 
 import numpy as np
@@ -17,6 +20,8 @@ pytest.importorskip('transformers', reason='needs transformers')
 pytest.importorskip('peft', reason='needs peft')
 import tiny_gguf  # noqa: E402
 from toy_runs import perl, quoted, ran, toy  # noqa: E402
+
+from perl_jax.runs import finished  # noqa: E402
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 PROMPT = 'hello 12 world'
@@ -65,15 +70,42 @@ print(json.dumps({
     'ids': [tokenizer(text)['input_ids'] for text in texts],
 }))
 """
-from perl_jax.runs import finished  # noqa: E402
+
+# It imports for seven seconds what READER needs, and runs it in a child for each line of stdin: what it prints goes to
+# `output`.
+FORKS = """
+import importlib, json, os, sys, warnings
+warnings.simplefilter('ignore')
+for name in 'torch', 'peft', 'transformers.models.auto.modeling_auto', 'transformers.models.llama.modeling_llama':
+    importlib.import_module(name)
+for line in sys.stdin:
+    output, code, *arguments = json.loads(line)
+    if not (child := os.fork()):
+        file = os.open(output, os.O_WRONLY)
+        os.dup2(file, 1), os.dup2(file, 2)
+        sys.argv[1:] = arguments
+        exec(code, {'__name__': '__main__'})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@functools.cache
+def server():
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, '-c', FORKS], stdin=pipe, stdout=pipe, text=True, cwd='/')
+    atexit.register(process.communicate)  # closes its input, at whose end it ends
+    return process
 
 
 def reads(kind, folder, *texts):
     """What transformers says of a folder, in a process that has nothing of ours."""
-    command = [sys.executable, '-c', READER, kind, str(folder), *texts]
-    done = subprocess.run(command, capture_output=True, text=True, cwd='/', check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.NamedTemporaryFile('r') as output:
+        server().stdin.write(json.dumps([output.name, READER, kind, str(folder), *texts]) + '\n')
+        server().stdin.flush()
+        code, said = server().stdout.readline(), output.read()
+    assert code == '0\n', said[-3000:]
+    return json.loads(said.splitlines()[-1])
 
 
 def export(run, kind, output, *flags):
