@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 
+import forks
 import numpy as np
 import pytest
-from toy_runs import ENVIRONMENT, contents, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
+from toy_runs import contents, perl, quoted, ran, rows, state, steps, toy, toys  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -50,10 +51,7 @@ def unbroken(toys, tmp_path_factory):
 
 def kill(argv, ready, how=signal.SIGKILL):
     """Starts a command in a process of its own and sends it a signal as soon as `ready()`; what it said."""
-    env = os.environ | ENVIRONMENT
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'perl_jax', *argv], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
-    )
+    process = forks.Forked(argv)
     while process.poll() is None and not ready():
         time.sleep(0.001)
     process.send_signal(how)
