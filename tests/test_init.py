@@ -53,6 +53,7 @@ def test_lengths_are_those_of_the_data(mine):
     assert f'99% of the prompts have at most {len(ids)}' in text
 
 
+@pytest.mark.slow
 def test_the_recipes_run_in_turn(mine):
     folder, _ = mine
     for phase in ('sft', 'reward', 'policy'):
@@ -66,6 +67,7 @@ def test_the_recipes_run_in_turn(mine):
     assert ran('sample', f'--model_dir={folder}/out/policy', '--num=1').out.startswith('<|im_start|>hello')
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_rows_alone(mine, tmp_path, monkeypatch):
     """PATHS is absolute in config.gin, whatever was typed, and other rows are refused by name."""
     folder, _ = mine
