@@ -14,6 +14,16 @@ GIN = pathlib.Path(perl_jax.__file__).parent / 'gin'
 FOLDERS = ('recipes', 'models', 'data', 'tuning', 'algorithms', 'rewards', 'mesh', 'sweeps')
 PHASES = ('sft', 'reward', 'policy')
 KINDS = (*FOLDERS, 'tasks', 'settings')
+_USAGE = """\
+usage: perl_jax {phase} --gin_file=FILE [--gin.NAME=VALUE ..] [--data=ROWS] [--columns=NAME=COLUMN,..] [--model=WEIGHTS]
+
+  --gin_file=FILE     a recipe, such as recipes/toy_{phase}.gin; repeatable, later ones override
+  --gin.NAME=VALUE    a setting; strings need inner quotes: --gin.MODEL_DIR="'runs/x'"
+  --data=ROWS         your own rows: a file, folder or pattern, hf:OWNER/NAME or tfds:NAME
+  --columns=..        what their columns mean: prompt=question,chosen=good
+  --model=WEIGHTS     a Hugging Face folder, hf://OWNER/NAME or a .gguf, or the MODEL_DIR of an SFT run
+Further flags: perl_jax --help
+"""
 _INCLUDE = re.compile(r"^include '([^']+)'\n", re.MULTILINE)
 _SETTING = re.compile(r'^([A-Z]\w*) = ([^#\n]*)', re.MULTILINE)
 
@@ -37,6 +47,15 @@ def settings(phase: str) -> dict[str, str]:
     """Return the macros of a phase with their defaults as gin writes them, 'required' where there is none."""
     defaults = dict(_SETTING.findall(resolve(f'runs/{phase}.gin')))
     return {name: 'required' if value.strip() == '%gin.REQUIRED' else value.strip() for name, value in defaults.items()}
+
+
+def phase_help(phase: str) -> str:
+    """Return what a phase's `--help` prints: its flags, then the header of its gin file and the defaults."""
+    header = re.match(r'(#.*\n)*', find(f'runs/{phase}.gin').read_text())[0]  # type: ignore[index]
+    text = re.sub(r'^# ?', '', header, flags=re.MULTILINE)
+    defaults = ''.join(f'  {name:26}{default}\n' for name, default in settings(phase).items())
+    heading = 'Settings, as --gin.NAME=VALUE, and their defaults:'
+    return f'{_USAGE.format(phase=phase)}\n{text}\n{heading}\n\n{defaults}'.rstrip()
 
 
 def resolve(name: str) -> str:

@@ -17,7 +17,7 @@ import perl_jax
 from perl_jax.cli import configurables, data_flags, macros, old_names, t5x_names, unread
 from perl_jax.cli.parser import Parser
 from perl_jax.errors import UserError
-from perl_jax.runs import resume
+from perl_jax.runs import provenance, resume
 from perl_jax.settings import SettingError
 
 # What gin raises, and the parser of Python that reads its values: brackets that are not closed, or too many.
@@ -77,6 +77,7 @@ def configured(
     with _gin_errors():
         gin.bind_parameter('perl_jax.runs.RunConfig.config_text', operative_config_text)  # called when complete
         gin.bind_parameter('perl_jax.runs.RunConfig.check_resume', _check_resume)
+        gin.bind_parameter('perl_jax.runs.RunConfig.provenance', provenance.describe)
         gin.finalize()
     file_names = [x for text in user_texts if name.startswith('train_') for x in settings(text)]
 

@@ -9,6 +9,7 @@ from perl_jax.cli.parser import Parser
 from perl_jax.errors import UserError
 from perl_jax.parallel.stderr import silenced
 
+NAMES = '--data', '--columns', '--model', '--seqio_additional_cache_dirs', '--tfds_data_dir'
 KINDS = {'sft': 'sft', 'reward': 'reward', 'policy': 'prompts'}  # of the rows that a phase reads
 DATA = 'rows: a file, folder or pattern, hf:OWNER/NAME or tfds:NAME; several, comma-separated'
 COLUMNS = "what the rows' columns mean, where it is not recognised: prompt=question,chosen=good,rejected=bad"
@@ -81,7 +82,7 @@ def parse_locations(command: str, argv: list[str]) -> tuple[list[str], list[str]
       UserError: a folder does not exist.
     """
     parser = Parser(prog=f'perl_jax {command}', add_help=False)
-    names = '--seqio_additional_cache_dirs', '--tfds_data_dir'
+    names = NAMES[-2:]
     for name in names:
         parser.add_argument(name, default='')
     parsed, remaining = parser.parse_known_args(argv)

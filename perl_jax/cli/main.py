@@ -10,6 +10,7 @@ from typing import Any
 
 from perl_jax import __version__
 from perl_jax.cli import configure, data_flags, exits, t5x_names, user_data
+from perl_jax.cli.parser import nearest
 from perl_jax.errors import UserError
 from perl_jax.parallel import startup, survivor
 from perl_jax.settings import Count, flag
@@ -78,7 +79,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: Sequence[str]) -> None:
     command, *arguments = argv
     if command not in _COMMANDS:
-        raise UserError(f"no command is called '{command}'; there are {', '.join(_COMMANDS)} (perl_jax --help)")
+        names = f'there are {", ".join(_COMMANDS)}'
+        raise UserError(f"no command is called '{command}'{nearest(command, _COMMANDS)}; {names} (perl_jax --help)")
     _COMMANDS[command](arguments)
 
 
@@ -100,11 +102,14 @@ def _run(command: str, argv: list[str]) -> None:
     files, bindings, paths, flags_left = configure.parse_flags(command, _join(command, argv))
     data_files, data_bindings, flags_left = data_flags.parse_rows(command, flags_left)
     if flags_left[:1] in (['-h'], ['--help']):
-        print(HELP, end='')
+        from perl_jax.cli import catalog
+
+        print(catalog.phase_help(command))
         return
     if flags_left:
         page = f'; {t5x_names.PAGE}' if t5x_names.is_flag(flags_left[0]) else ''
-        raise UserError(f"{command}: unknown argument '{flags_left[0]}' (perl_jax --help{page})")
+        names = nearest(flags_left[0], ('--gin_file', '--gin_bindings', '--gin_search_paths', *data_flags.NAMES))
+        raise UserError(f"{command}: unknown argument '{flags_left[0]}'{names} (perl_jax {command} --help{page})")
     if not files and not data_files:
         raise UserError(
             f'{command}: give a recipe, such as --gin_file=recipes/toy_{command}.gin; `perl_jax init` writes one for '

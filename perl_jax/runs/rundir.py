@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 from perl_jax import json_files
 from perl_jax.errors import UserError
 from perl_jax.parallel import memory
-from perl_jax.runs import logs
+from perl_jax.runs import logs, progress
 from perl_jax.settings import NonNegative, Size
 
 Logged = Mapping[str, ArrayLike]  # scalars by name
@@ -75,7 +75,6 @@ class RunDir:
           window: what `settle` returned at step `first`.
         """
         from clu import metric_writers
-        from tqdm import tqdm
 
         self.folder, self.total, self.period = model_dir, total, log_period
         self.is_writer = jax.process_index() == 0
@@ -93,10 +92,7 @@ class RunDir:
                 logs.replace(os.path.join(model_dir, name), config)
             self.events = metric_writers.SummaryWriter(model_dir)
         self._save_about(finished=None)
-        self.bar = tqdm(
-            total=total, initial=first, desc=about['phase'], unit='step', dynamic_ncols=True, mininterval=0.5,
-            disable=not self.is_writer,
-        )  # fmt: skip
+        self.bar = progress.Bar(about['phase'], first=first, total=total, is_shown=self.is_writer)
         self.phase, self.first = about['phase'], first
         self.pending: tuple[int, Logged, int, bool] | None = None
         self.window = list(window)  # metrics that are not written yet
@@ -119,7 +115,9 @@ class RunDir:
         """
         self._settle()
         self.pending = (step, metrics, batch_size, step % self.period == 0 or step == self.total)
-        self.bar.update()
+        if step == self.first + 1:  # compiling took longer than fetching will
+            self._settle()
+        self.bar.advance()
 
     def settle(self, flush: bool) -> list[dict[str, float]]:
         """Fetch pending metrics, and with `flush` write them, as before an evaluation.
@@ -143,7 +141,7 @@ class RunDir:
         """
         if metrics:  # empty without evaluation data
             self._write_metrics(step, self.finite(step, {f'eval/{k}': v for k, v in metrics.items()}))
-        self.bar.set_postfix({k: f'{v:.3g}' for k, v in metrics.items()}, refresh=False)
+        self.bar.show_evaluation(metrics)
         self._append('samples.jsonl', [{'step': step, 'phase': self.phase} | row for row in samples or []])
         self.window_start, self.examples, self.tokens = time.perf_counter(), 0, 0
 
@@ -185,6 +183,7 @@ class RunDir:
             self.tokens += values.pop('tokens')
             self.examples += batch_size
             self.window.append(values)
+            self.bar.show_step(values)
             self.step = step
             force = force or is_due
         if force and self.window:

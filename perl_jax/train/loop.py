@@ -20,7 +20,7 @@ from perl_jax.errors import Preempted, UserError
 from perl_jax.models import lora
 from perl_jax.parallel.distributed import preemption
 from perl_jax.runs import base as bases
-from perl_jax.runs import lineage, resume, rundir
+from perl_jax.runs import lineage, progress, resume, rundir
 from perl_jax.runs.base import Base
 from perl_jax.runs.checkpoints import Checkpoints
 from perl_jax.types import TrainState
@@ -39,6 +39,7 @@ class RunConfig:
       config_text: VOCABULARY, or None for the task's own -> the text of config.gin.
       check_resume: (config.gin of the last start, of this one) -> {name: line} of the settings that changed and are
         taken; raises UserError for one that may not change (runs/resume.py).
+      provenance: () -> fields of run.json about where the run came from (runs/provenance.py).
       accept_other_data: resume although settings of the data have changed, so that later batches differ.
     """
 
@@ -49,6 +50,7 @@ class RunConfig:
     random_seed: settings.Natural = 0
     config_text: Callable[[str | None], str] = lambda vocabulary: ''
     check_resume: Callable[[str, str], Mapping[str, str]] = lambda before, after: {}
+    provenance: Callable[[], Mapping[str, str]] = dict
     accept_other_data: bool = False
 
     def __post_init__(self) -> None:
@@ -166,6 +168,7 @@ def start(
         **(vocabulary.run_fields if vocabulary else {}),
         'devices': bases.describe_devices(),
         **({'rewards': lineage.rewards([config.model_dir, *learns_from])} if learns_from else {}),
+        **config.provenance(),
     }
     text = config.config_text(vocabulary and vocabulary.setting)
     changes = _changes(config, text)
@@ -211,6 +214,9 @@ def start(
                 finished = True
             finally:
                 folder.close(finished)
+        if jax.process_index() == 0:
+            line = progress.closing_line(phase, config.model_dir, folder.bar.evaluation)
+            logging.getLogger('perl_jax').info(line)
 
 
 def _report(phase: str, first: int, line: str) -> None:
