@@ -128,25 +128,9 @@ class Checkpoints:
           UserError: the checkpoint cannot be read, or has another structure: of another optimizer or adapter.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(target))
-        saved_arrays, expected_arrays = self._shapes(step), _shapes(template)
-        others = saved_arrays.keys() ^ expected_arrays.keys()
-        if suspects:  # without a changed setting, other shapes are a damage, which reading names
-            others |= {name for name, _ in saved_arrays.items() ^ expected_arrays.items()}
-        if others:
-            name = min(others)
-            place = 'of another shape'
-            if (name in saved_arrays) != (name in expected_arrays):
-                place = 'there' if name in saved_arrays else 'not there'
-            saved_roles, expected_roles = ({x.partition('/')[0] for x in y} for y in (saved_arrays, expected_arrays))
-            roles = sorted(saved_roles ^ expected_roles)
-            option = next((_OPTIONS[role] for role in roles if role in _OPTIONS), 'OPTIMIZER or TUNING')
-            remedy = f'use the {option} that it was made with'
-            if suspects and not roles:
-                option, remedy = 'optimizer state', f'{"; ".join(suspects)}: put it back'
-            raise UserError(
-                f'checkpoint {os.path.join(self.folder, str(step))} is of another {option}: {name} is {place}; '
-                f'{remedy}, or name another MODEL_DIR'
-            )
+        if difference := _difference(self._shapes(step), _shapes(template), suspects):
+            folder = os.path.join(self.folder, str(step))
+            raise UserError(f'checkpoint {folder} {difference}, or name another MODEL_DIR')
         restored = self._read(step, state=ocp.args.StandardRestore(template))['state']
         self._verify(step, restored)
         return serialization.from_state_dict(target, restored)
@@ -251,6 +235,25 @@ class Checkpoints:
         others = [other for other in self.manager.all_steps() if other != step]
         rest = f'and step {max(others)} is used' if others else 'and the run begins again; no other step is left'
         return f'restore that folder from a copy, or move it elsewhere, {rest}'
+
+
+def _difference(saved: Mapping[str, Any], expected: Mapping[str, Any], suspects: Sequence[str]) -> str | None:
+    """Returns in which array a saved state differs from the one expected, and a remedy; None if it does not."""
+    differing = saved.keys() ^ expected.keys()
+    if suspects:  # without a changed setting, other shapes are a damage, which reading names
+        differing |= {name for name, _ in saved.items() ^ expected.items()}
+    if not differing:
+        return None
+    name = min(differing)
+    state = 'of another shape'
+    if (name in saved) != (name in expected):
+        state = 'there' if name in saved else 'not there'
+    roles = sorted({x.partition('/')[0] for x in saved} ^ {x.partition('/')[0] for x in expected})
+    option = next((_OPTIONS[role] for role in roles if role in _OPTIONS), 'OPTIMIZER or TUNING')
+    remedy = f'use the {option} that it was made with'
+    if suspects and not roles:
+        option, remedy = 'optimizer state', f'{"; ".join(suspects)}: put it back'
+    return f'is of another {option}: {name} is {state}; {remedy}'
 
 
 def _restored_as(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -196,9 +197,12 @@ def train(
 
         # The data, read with the base's own tokenizer; each member of an ensemble has its own order.
         run_vocabulary, (dataset, eval_dataset) = vocabulary.choose((dataset, eval_dataset), base.path, run.model_dir)
-        rows, split = partitioner.rows(dataset.batch_size), (sharded.partitions('batch'), tuning.num_microbatches)
+        make_stream = functools.partial(
+            datasets.stream, rows=partitioner.rows(dataset.batch_size), groups=sharded.partitions('batch'),
+            parts=tuning.num_microbatches,
+        )  # fmt: skip
         streams = {
-            role: [datasets.stream(config, kind, seed, rows, *split) for config, kind in zip(dataset.each(), kinds)]
+            role: [make_stream(config, kind, seed) for config, kind in zip(dataset.each(), kinds)]
             for role, seed in zip(roles, seeds)
         }
         configs = eval_dataset.each() if eval_dataset else []
@@ -214,8 +218,10 @@ def train(
         shapes = jax.eval_shape(create, keys, frozen_base.params)
         shardings = {role: partitioner.state(state, frozen_base.axes, tx) for role, state in shapes.items()}
         states = jax.jit(create, out_shardings=shardings)(keys, frozen_base.params)
-        full = all(spec.tuning == 'full' for spec in specs)  # their states hold the weights
-        params, frozen_base = None if full else frozen_base.params, frozen_base.without_arrays()
+        params = frozen_base.params
+        if all(spec.tuning == 'full' for spec in specs):  # the states hold the weights: free the base
+            params = None
+        frozen_base = frozen_base.without_arrays()
 
         step_fn = functools.partial(ensemble_step, network, tx, num_microbatches=tuning.num_microbatches)
         step_fn = train_state.compile_step(step_fn, shardings)
@@ -231,10 +237,10 @@ def train(
         with loop.start('reward', run, tunings, frozen_base, states, vocabulary=run_vocabulary, best=best) as session:
             states = session.states
             for step in session.steps():
-                shape = common_shape([stream for each in streams.values() for stream in each], step)  # 1
+                shape = common_shape(list(itertools.chain(*streams.values())), step)  # 1
                 batches = {
-                    role: [partitioner.batch(stream(step, shape)[0]) for stream in each]
-                    for role, each in streams.items()
+                    role: [partitioner.batch(stream(step, shape)[0]) for stream in role_streams]
+                    for role, role_streams in streams.items()
                 }
                 states, metrics = step_fn(params, states, batches, keys)  # 2, 3
                 metrics = metrics | {'schedule': tuning.schedule(step)}

@@ -104,10 +104,8 @@ def train(
       UserError: invalid or contradictory settings, data, weights or MODEL_DIR.
     """
     network, key = base.network, jax.random.key(run.random_seed)
-    metric_fns, sampling = (
-        text_functions.resolve_functions(answers.metric_fns),
-        answers.sampling_config(SamplingConfig()),
-    )
+    metric_fns = text_functions.resolve_functions(answers.metric_fns)
+    sampling = answers.sampling_config(SamplingConfig())
     with partitioner.scope():
         tx = tuning.tx('OPTIMIZER')
         bases.check(base)
@@ -118,8 +116,10 @@ def train(
         # The data, read with the base's own tokenizer, before the weights: errors in them are found sooner.
         configs = dataset, eval_dataset, answers.dataset
         run_vocabulary, (dataset, eval_dataset, prompts_dataset) = vocabulary.choose(configs, base.path, run.model_dir)
-        split = sharded.partitions('batch'), tuning.num_microbatches
-        stream = datasets.stream(dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), *split)
+        stream = datasets.stream(
+            dataset, 'sft', run.random_seed, partitioner.rows(dataset.batch_size), groups=sharded.partitions('batch'),
+            parts=tuning.num_microbatches,
+        )  # fmt: skip
         heldout = datasets.load(eval_dataset, 'sft') if eval_dataset else None
         prompts = datasets.load(prompts_dataset, 'prompts') if prompts_dataset else None
         loaded = *stream.datasets, heldout, prompts
