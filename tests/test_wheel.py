@@ -100,6 +100,14 @@ def test_wheel_runs_from_another_folder(venv, tmp_path):
     assert not list(tmp_path.iterdir()), 'a look at the data must write nothing'
 
 
+def test_the_wheels_inspect_reads_rows_in_any_folder(venv, tmp_path):
+    rows = ''.join(f'What is {i} + {i}?,{2 * i}\n' for i in range(8))
+    (tmp_path / 'rows.csv').write_text(f'question,answer\n{rows}')
+    said = run(venv / 'bin/perl_jax', 'inspect', '--data=rows.csv', '--split=train', cwd=tmp_path)
+    assert 'recognised: demonstrations (prompt = question, answer) in 8 rows; they serve sft, policy' in said
+    assert '--short' in run(venv / 'bin/perl_jax', 'demo', '--help', cwd=tmp_path)
+
+
 def test_an_index_takes_the_metadata(metadata):
     """PyPI refuses a distribution whose requirements have a URL, at the upload and not before."""
     needed = [Requirement(line) for line in metadata.get_all('Requires-Dist')]

@@ -20,6 +20,7 @@ COUNT = flag(Count)
 HELP = """\
 PERL (arXiv 2403.10704) in JAX: reward models and RL policies trained with LoRA on one frozen base.
 
+  perl_jax demo                                                  all of it on a toy task, in minutes
   perl_jax sft      --gin_file=recipes/toy_sft.gin    --gin.MODEL_DIR="'runs/toy/sft'"
   perl_jax reward   --gin_file=recipes/toy_reward.gin --gin.MODEL_DIR="'runs/toy/reward'" \\
                     --gin.INITIAL_CHECKPOINT_PATH="'runs/toy/sft'"
@@ -286,6 +287,16 @@ def _plan(argv: list[str]) -> None:
     plan.run(planners, [name or None for name in topologies], args.fit, args.json)
 
 
+def _demo(argv: list[str]) -> None:
+    from perl_jax.tools import demo
+
+    parser = configure.Parser(prog='perl_jax demo')
+    parser.add_argument('--short', action='store_true', help='a few steps of each phase, as a smoke test')
+    parser.add_argument('--output', help='the folder of the runs; default: runs/demo, or runs/demo_short')
+    args = parser.parse_args(argv)
+    demo.run(args.output or ('runs/demo_short' if args.short else 'runs/demo'), args.short)
+
+
 def _list(argv: list[str]) -> None:
     from perl_jax.cli import catalog
 
@@ -325,6 +336,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     'plan': _plan,
     'inspect': user_data.inspect,
     'init': user_data.init,
+    'demo': _demo,
     'export': _export,
     'import': _import,
     'list': _list,
