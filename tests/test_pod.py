@@ -8,9 +8,10 @@ import signal
 import subprocess
 import time
 
+import forked_pods
 import numpy as np
 import pytest
-from toy_runs import ENVIRONMENT, quoted, rows, steps, toy, toys  # noqa: F401
+from toy_runs import ENVIRONMENT, quoted, ran, rows, steps, toy, toys  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -30,19 +31,38 @@ FSDP = (
 )
 
 
-def pod(count, folder, phase, toys, *flags):
-    """Start a small run of so many processes; their output goes to `folder`.logs."""
+def command(folder, phase, toys, *flags):
+    """The command line of a small run."""
     sources = {'sft': (), 'reward': toys.sources[:1], 'policy': (*toys.sources, STEADY)}[phase]
-    argv = toy(phase, folder, *sources, *flags)
+    return toy(phase, folder, *sources, *flags)
+
+
+def pod(count, folder, phase, toys, *flags, launcher=ROOT / 'launch/local_pod.sh'):
+    """Start it as so many processes; their output goes to `folder`.logs."""
+    argv = command(folder, phase, toys, *flags)
     env = os.environ | ENVIRONMENT | {'LOGS': f'{folder}.logs', 'GRACE': '1'}
-    launch = [ROOT / 'launch/local_pod.sh', str(count), '--', 'perl_jax', *argv]
+    launch = [launcher, str(count), '--', 'perl_jax', *argv]
     return subprocess.Popen(launch, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def forked(*args):
+    """`pod`, whose processes need not import the libraries."""
+    return pod(*args, launcher=forked_pods.launcher())
 
 
 def finish(process):
     """Its exit code and what it wrote to stderr."""
     _, err = process.communicate(timeout=600)
     return process.returncode, err
+
+
+def assert_same_run(folder, other):
+    """The metrics are close, the answers and the files the same."""
+    assert_close(folder, other)
+    texts = lambda path: [(r['prompt'], r['response']) for r in rows(path, 'samples.jsonl')]  # noqa: E731
+    assert texts(folder) == texts(other)
+    names = {path.name for path in folder.iterdir() if not path.name.startswith('events.')}
+    assert names == {'run.json', 'config.gin', 'configs', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
 
 
 def assert_close(folder, other):
@@ -56,31 +76,25 @@ def assert_close(folder, other):
 
 @pytest.fixture(scope='module')
 def alone(toys, tmp_path_factory):
-    """The run of one process, for each phase."""
+    """The run of one process, this one, for each phase."""
 
     @functools.cache
     def get(phase, *flags):
         folder = tmp_path_factory.mktemp('alone') / phase
-        code, err = finish(pod(1, folder, phase, toys, EVERY, *flags))
-        assert code == 0, err
+        ran(*command(folder, phase, toys, EVERY, *flags))
         return folder
 
     return get
 
 
 @pytest.mark.parametrize(('phase', 'count', 'flags', 'same'), [
-    ('sft', 4, (*FSDP, SHARDED), ()), ('reward', 2, FSDP, (BUCKETS,)), ('policy', 2, (), (BUCKETS,)),
-    ('policy', 4, (SHARDED,), ()),
+    ('sft', 4, (*FSDP, SHARDED), ()), ('reward', 2, FSDP, (BUCKETS,)), ('policy', 4, (SHARDED,), ()),
 ], ids=lambda x: str(x) if isinstance(x, str | int) else '')  # fmt: skip
 def test_several_processes_train_as_one(toys, alone, phase, count, flags, same, tmp_path):
     folder = tmp_path / phase
-    code, err = finish(pod(count, folder, phase, toys, EVERY, *flags, *same))
+    code, err = finish(forked(count, folder, phase, toys, EVERY, *flags, *same))
     assert code == 0, err
-    assert_close(folder, alone(phase, *same))
-    texts = lambda path: [(r['prompt'], r['response']) for r in rows(path, 'samples.jsonl')]  # noqa: E731
-    assert texts(folder) == texts(alone(phase, *same))
-    names = {path.name for path in folder.iterdir() if not path.name.startswith('events.')}
-    assert names == {'run.json', 'config.gin', 'configs', 'metrics.jsonl', 'samples.jsonl', 'checkpoints'}
+    assert_same_run(folder, alone(phase, *same))
 
 
 def wait_for(condition, process):
@@ -126,15 +140,15 @@ def steps_there(folder):
     return (folder / 'checkpoints').is_dir() and bool(steps(folder))
 
 
-def test_a_preempted_job_saves_and_goes_on(toys, alone, tmp_path):
+def test_a_preempted_job_saves_and_goes_on_and_trains_as_one(toys, alone, tmp_path):
     folder = tmp_path / 'policy'
-    process = pod(2, folder, 'policy', toys, EVERY)
+    process = forked(2, folder, 'policy', toys, EVERY, BUCKETS)
     wait_for(lambda: has_logged(folder, 1), process)  # the anchor's evaluation, before the first step
     process.send_signal(signal.SIGTERM)
     code, err = finish(process)
     assert code == 75, err
     saved = re.search(r'process 0 of 2 on .*: preempted; saved at step (\d+) of 6; the same command goes on', err)
     assert saved and steps(folder)[-1] == int(saved[1])
-    code, err = finish(pod(2, folder, 'policy', toys, EVERY))
+    code, err = finish(forked(2, folder, 'policy', toys, EVERY, BUCKETS))
     assert code == 0, err
-    assert_close(folder, alone('policy'))
+    assert_same_run(folder, alone('policy', BUCKETS))
