@@ -95,6 +95,19 @@ def test_every_page_that_is_named_is_there():
     assert not missing, '\n'.join(['', *missing])
 
 
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md'])
+def test_links_of_pages_outside_the_site_lead_somewhere(page):
+    """Index sites and GitHub show them, and mkdocs, which checks the links of docs/, never reads them."""
+    root = pathlib.Path(__file__).parents[1]
+    links = re.findall(r'\]\(((?!https?:)[^)#]+)(?:#([^)]+))?\)', (root / page).read_text())
+    assert links
+    for path, anchor in links:
+        assert (root / path).exists(), path
+        headings = re.findall(r'^#+ (.+)$', (root / path).read_text(), re.MULTILINE) if anchor else []
+        slugs = [re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings]
+        assert not anchor or anchor in slugs, f'{path}#{anchor}'
+
+
 @pytest.mark.parametrize('name', perl_jax.__all__)
 def test_docstrings_say_all(name):
     """Args, Returns, Attributes: whoever has the name alone need not read the code."""
