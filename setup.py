@@ -41,7 +41,7 @@ setup(
         'filelock>=3.12',  # JAX's cache of compiled programs asks for it
         'flax>=0.12.2',
         'gin-config>=0.5',
-        'httpx2>=2.16',
+        'httpx2>=2.16.2',
         'jax>=0.10',
         'jaxtyping>=0.3',
         'matplotlib>=3.9',  # the plots of a sweep

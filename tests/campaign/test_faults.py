@@ -7,7 +7,6 @@ CAMPAIGN_SEED chooses the first of the places, CAMPAIGN_RUNS is how many are tri
 import contextlib
 import json
 import os
-import pathlib
 import random
 import shutil
 import signal
@@ -23,10 +22,7 @@ from toy_runs import contents, perl, quoted, ran, steps, toy, toys  # noqa: F401
 
 from perl_jax.runs import rundir
 
-pytestmark = [
-    pytest.mark.campaign, pytest.mark.slow,
-    pytest.mark.skipif(RUNS == 1, reason='minutes of forked runs, not yet seen to their end: make campaign'),
-]  # fmt: skip
+pytestmark = [pytest.mark.campaign, pytest.mark.slow]
 ERRORS = ('ENOSPC', 'EROFS', 'EACCES', 'EDQUOT', 'EIO')
 
 
@@ -182,17 +178,13 @@ def test_a_clock_that_goes_back_between_two_starts(toys, tmp_path, monkeypatch):
     ran('report', folder)
 
 
-def is_stopped(pid):
-    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'T'
-
-
 def test_two_runs_in_one_folder(toys, tmp_path):
     """The first is stopped as it writes an evaluation; the second changes nothing."""
     folder = tmp_path / 'run'
     place = ['call', 'perl_jax.runs.rundir:RunDir.evaluated', 2]
     first = forks.Forked(toy('sft', folder), {'before': place, 'by': 'SIGSTOP'})
     try:
-        while not is_stopped(first.pid):
+        while not first.is_stopped():
             assert first.poll() is None, first.communicate()
             time.sleep(0.05)
         time.sleep(1)  # its threads too have come to rest

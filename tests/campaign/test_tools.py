@@ -24,10 +24,7 @@ from toy_runs import ENVIRONMENT, contents, state, steps, toys  # noqa: F401
 
 from perl_jax.tools.sweep import queue, results
 
-pytestmark = [
-    pytest.mark.campaign, pytest.mark.slow,
-    pytest.mark.skipif(RUNS == 1, reason='minutes of forked runs, not yet seen to their end: make campaign'),
-]  # fmt: skip
+pytestmark = [pytest.mark.campaign, pytest.mark.slow]
 PLACES = max(1, RUNS // 3)
 CONCURRENCY = 8  # requests of a judge, which a kill loses
 FINISHED = ('started', 'finished', 'seconds')  # of run.json, which differ with the clock
