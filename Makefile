@@ -38,7 +38,7 @@ check: lint
 	$(BIN)/python -m pytest -n 2 $(FAST:%=tests/test_%.py)
 
 campaign: $(READY)
-	CAMPAIGN_CASES=1000 CAMPAIGN_RUNS=30 $(BIN)/python -m pytest -n 2 tests/campaign
+	CAMPAIGN_CASES=1000 CAMPAIGN_RUNS=30 $(BIN)/python -m pytest -n 2 --dist=loadfile tests/campaign
 
 lint: $(READY)
 	$(BIN)/ruff check .

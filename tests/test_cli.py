@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import gin
 import jax
@@ -90,6 +91,20 @@ def test_a_bug_is_one_line_with_the_path_of_its_traceback(monkeypatch, capsys):
     path.unlink()
     assert 'Traceback' in text and 'in broken' in text and "['sft', '--x']" in text
     assert path.parent == pathlib.Path(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize('code', [2, 70, 75])
+def test_a_command_that_failed_waits_for_no_thread(code):
+    """Orbax's wait five minutes for others of a save that failed."""
+    program = (
+        'import threading, time; from perl_jax.cli import exits, main\n'
+        'threading.Thread(target=time.sleep, args=(60,)).start()\n'
+        f'exits.run = lambda *args, **settings: {code}\n'
+        'raise SystemExit(main.cli())'
+    )
+    start = time.monotonic()
+    process = subprocess.run([sys.executable, '-c', program, 'list', 'recipes'], cwd=ROOT, check=False)
+    assert process.returncode == code and time.monotonic() - start < 30
 
 
 def test_a_caller_in_python_gets_the_exception_itself(monkeypatch):

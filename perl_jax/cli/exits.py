@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -69,6 +71,19 @@ def run(command: Callable[[Sequence[str]], None], name: str, argv: Sequence[str]
     except Exception as error:
         code, message = _unexpected(error, name, argv, is_main_program)
     return _exit_with_message(code, message)
+
+
+def leave(code: int) -> int:
+    """Return the exit code of a program; after an error exit at once if threads of libraries still run.
+
+    Those of Orbax wait minutes for others of a save that failed, and the interpreter would wait for them.
+    """
+    waited_for = [thread for thread in threading.enumerate() if not thread.daemon]  # the main one too
+    if code and len(waited_for) > 1 and not _is_one_of_several():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _unexpected(error: Exception, name: str, argv: Sequence[str], is_main_program: bool) -> tuple[int, str]:

@@ -74,7 +74,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
             startup.use_compilation_cache()
     startup.configure_logging()
     with configure.restored_state():
-        return exits.run(_dispatch, argv[0], argv, is_main_program=is_main_program)
+        code = exits.run(_dispatch, argv[0], argv, is_main_program=is_main_program)
+    return exits.leave(code) if is_main_program else code
 
 
 def _dispatch(argv: Sequence[str]) -> None:

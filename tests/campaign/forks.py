@@ -61,7 +61,7 @@ class Forked:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout=600):
+    def communicate(self, timeout=180):
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
