@@ -43,7 +43,7 @@ PLACES = {  # and how often an undisturbed run comes there
     'an evaluation is written': ('call', 'perl_jax.runs.rundir:RunDir.evaluated', 4),
     'a program is compiled': ('call', 'jax._src.compiler:compile_or_get_cached', 90),
 }
-CLOCK = ('started', 'finished', 'seconds', 'step_seconds', 'memory')  # of run.json
+OTHERS = ('started', 'finished', 'seconds', 'step_seconds', 'memory', 'command', 'commit')  # fields of run.json
 
 
 def command(toys, kind, folder):
@@ -84,7 +84,7 @@ def assert_same(folder, other):
         names.append({file.name for file in path.iterdir() if not file.name.startswith('events.')})
         info = json.loads((path / 'run.json').read_text())
         assert info['finished']
-        infos.append({key: value for key, value in info.items() if key not in CLOCK})
+        infos.append({key: value for key, value in info.items() if key not in OTHERS})
         config = (path / 'config.gin').read_text().replace(str(path), '')
         configs.append(config.replace('\\', '').split())  # gin breaks a line where a path is long
     assert names[0] == names[1] and infos[0] == infos[1] and configs[0] == configs[1]

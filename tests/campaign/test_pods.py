@@ -5,6 +5,7 @@ In `make campaign` alone (CAMPAIGN_RUNS above 1); tests/test_pod.py has one of e
 # ruff: noqa: F811 (a fixture is shared by importing it)
 
 import contextlib
+import functools
 import os
 import pathlib
 import shutil
@@ -26,29 +27,45 @@ pytestmark = [
 ]
 STATED = 60  # seconds after the loss of a process until the launcher has ended the job (docs/reference/pods.md)
 LOST = [(count, index) for count in (2, 4) for index in range(count)]
+# So long that a process is lost or stopped before its last step, however slow the machine is.
+LONG = EVERY, '--gin.TRAIN_STEPS=40', '--gin.EVAL_PERIOD=10'
 MARGIN = 60  # seconds, on a machine that has more to do
 
 
+@pytest.fixture(scope='module')
+def undisturbed(toys, tmp_path_factory):
+    """(count) -> the folder of the long run of so many processes, whose sums are in one order."""
+
+    @functools.cache
+    def get(count):
+        folder = tmp_path_factory.mktemp('undisturbed') / 'sft'
+        code, err = finish(pod(count, folder, 'sft', toys, *LONG))
+        assert code == 0, err
+        return folder
+
+    return get
+
+
 @pytest.mark.parametrize(('count', 'index'), LOST)
-def test_a_job_that_loses_a_process_names_it_and_goes_on_as_it_was(toys, alone, count, index, tmp_path):
+def test_a_job_that_loses_a_process_names_it_and_goes_on_as_it_was(toys, undisturbed, count, index, tmp_path):
     folder = tmp_path / 'sft'
-    process = pod(count, folder, 'sft', toys, EVERY)
+    process = pod(count, folder, 'sft', toys, *LONG)
     wait_for(lambda: steps_there(folder) and has_logged(folder, 2), process)
     os.kill(find(folder, index), signal.SIGKILL)
     start = time.monotonic()
     code, err = finish(process)
     assert time.monotonic() - start < STATED
     assert code == 137 and f'process {index} of {count} ended with exit code 137' in err
-    code, err = finish(pod(count, folder, 'sft', toys, EVERY))
+    code, err = finish(pod(count, folder, 'sft', toys, *LONG))
     assert code == 0, err
-    assert_close(folder, alone('sft'))
+    assert_close(folder, undisturbed(count))
 
 
 @pytest.mark.parametrize(('count', 'index'), [(2, 1), (2, 0), (4, 2)])
-def test_a_process_that_is_stopped_counts_as_lost(toys, alone, count, index, tmp_path):
+def test_a_process_that_is_stopped_counts_as_lost(toys, undisturbed, count, index, tmp_path):
     """The launcher does not see it, but heartbeats tell: the job ends with the code of a loss."""
     folder = tmp_path / 'sft'
-    process = pod(count, folder, 'sft', toys, EVERY)
+    process = pod(count, folder, 'sft', toys, *LONG)
     wait_for(lambda: steps_there(folder) and has_logged(folder, 2), process)
     stopped = find(folder, index)
     os.kill(stopped, signal.SIGSTOP)
@@ -61,9 +78,9 @@ def test_a_process_that_is_stopped_counts_as_lost(toys, alone, count, index, tmp
     assert time.monotonic() - start < distributed.HEARTBEAT + distributed.NOTICE + MARGIN
     logs = ''.join(path.read_text() for path in pathlib.Path(f'{folder}.logs').glob('*.log'))
     assert code == survivor.LOST and f'process {index} was lost' in err + logs, f'{code}: {err} {logs[-3000:]}'
-    code, err = finish(pod(count, folder, 'sft', toys, EVERY))
+    code, err = finish(pod(count, folder, 'sft', toys, *LONG))
     assert code == 0, err
-    assert_close(folder, alone('sft'))
+    assert_close(folder, undisturbed(count))
 
 
 @pytest.fixture(scope='module')

@@ -27,7 +27,7 @@ from perl_jax.tools.sweep import queue, results
 pytestmark = [pytest.mark.campaign, pytest.mark.slow]
 PLACES = max(1, RUNS // 3)
 CONCURRENCY = 8  # requests of a judge, which a kill loses
-FINISHED = ('started', 'finished', 'seconds')  # of run.json, which differ with the clock
+FINISHED = ('started', 'finished', 'seconds', 'command', 'commit')  # fields of run.json that differ
 COMMANDS = {
     'export': lambda toys, out: ['export', f'--model_dir={toys.sft}', '--format=hf', f'--output={out}'],
     'average': lambda toys, out: ['average', f'--model_dirs={toys.reward},{toys.reward}', f'--model_dir={out}'],
