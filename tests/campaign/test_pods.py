@@ -67,14 +67,18 @@ def test_a_process_that_is_stopped_counts_as_lost(toys, undisturbed, count, inde
     folder = tmp_path / 'sft'
     process = pod(count, folder, 'sft', toys, *LONG)
     wait_for(lambda: steps_there(folder) and has_logged(folder, 2), process)
-    stopped = find(folder, index)
-    os.kill(stopped, signal.SIGSTOP)
+    parent = find(folder, index)  # which watches over the process that trains (parallel/survivor.py)
+    children = pathlib.Path(f'/proc/{parent}/task/{parent}/children').read_text().split()
+    stopped = [parent, *map(int, children)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
     try:
         code, err = finish(process)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(stopped, signal.SIGKILL)
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     assert time.monotonic() - start < distributed.HEARTBEAT + distributed.NOTICE + MARGIN
     logs = ''.join(path.read_text() for path in pathlib.Path(f'{folder}.logs').glob('*.log'))
     assert code == survivor.LOST and f'process {index} was lost' in err + logs, f'{code}: {err} {logs[-3000:]}'
