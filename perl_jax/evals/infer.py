@@ -99,8 +99,9 @@ def eval_reward(
 
         contexts = {'context_accuracy': reward_metrics.contexts_of(joined_dataset).tolist()}
         result |= intervals.figures(
-            f'{kind} of {split}', joined_dataset.examples, measure, group, by, contexts, reward_metrics.RATES
-        )
+            f'{kind} of {split}', joined_dataset.examples, measure, group=group, by=by, contexts=contexts,
+            rates=reward_metrics.RATES,
+        )  # fmt: skip
     if jax.process_index() == 0:
         logs.replace(os.path.join(model_dir, f'calibration_{split}.json'), json.dumps(bins, indent=2))
     return _report(model_dir, split, result)
@@ -145,14 +146,16 @@ def eval_policy(
         answer_options = {'batch_size': config.batch_size, 'sampling': sampling, 'metric_fns': metric_fns}
         rows = _answers(model_dir, base, prompts, **answer_options, partitioner=partitioner)
     measure = lambda index: answering.means([rows[i] for i in index])  # noqa: E731
-    result = intervals.figures(split, prompts.examples, measure, group, by)
+    result = intervals.figures(split, prompts.examples, measure, group=group, by=by)
     responses = iter([row['response'] for row in rows])
     for task, task_dataset, examples in tasks:
         task_responses = list(itertools.islice(responses, len(examples)))
         if task_metrics.has_predict_metrics(task):
             measure = functools.partial(_task_metrics, task, examples, task_responses)
             name = f'{split}, metrics of {task.name}'
-            result |= intervals.row_figures(name, task_dataset.examples, measure, group, TASK_METRIC_DRAWS)
+            result |= intervals.row_figures(
+                name, task_dataset.examples, measure, group=group, draws=TASK_METRIC_DRAWS
+            )
     return _report(model_dir, split, result)
 
 

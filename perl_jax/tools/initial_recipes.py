@@ -75,7 +75,7 @@ def write(folder: str, model: str, paths: str | Sequence[str], columns: Mapping[
     kind = typing.cast(Kind, summary.schema.kind)
     if 'sft' not in schemas.USES[kind]:
         raise UserError(f'--data: the rows are {summary.schema.name}; training needs answers: {schemas.known_forms()}')
-    lengths = _lengths(task.task(paths, kind, columns, model=model), tokenizer)
+    lengths = _lengths(task.task(paths, kind, columns=columns, model=model), tokenizer)
     phases = [inspect_files.PHASES[use] for use in ('sft', kind, 'prompts')] if kind != 'sft' else ['sft']
     texts = {pathlib.Path(folder, f'{phase}.gin'): '' for phase in phases}
     if existing := [str(path) for path in texts if path.exists()]:

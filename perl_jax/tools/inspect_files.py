@@ -27,7 +27,7 @@ def show(paths: str | Sequence[str], columns: Mapping[str, str], kind: Kind | No
     summary = recognition.summarise(task.to_place(paths), Form('prompts', task.to_columns(columns)))
     for line in lines(summary):
         print(printable(line))
-    return task.task(paths, kind or typing.cast(Kind, summary.schema.kind), columns, model=model)
+    return task.task(paths, kind or typing.cast(Kind, summary.schema.kind), columns=columns, model=model)
 
 
 def lines(summary: recognition.Summary) -> list[str]:

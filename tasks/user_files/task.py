@@ -22,6 +22,7 @@ SPLITS = ('train', 'validation', 'test')
 def task(
     paths: str | Sequence[str] | Mapping[str, str],
     kind: Kind | Literal['reward'],
+    *,
     columns: Mapping[str, str] | None = None,
     prompt_template: str | None = None,
     answer_template: str = '{answer}',
