@@ -142,6 +142,56 @@ def test_a_dialog_is_learned_on_the_assistants_turns_alone():
     assert sorted(texts) == [' Goodbye.', ' Here you are.', ' Yes, sencha.']
 
 
+USER, BOT = (lambda text, role=role: {'role': role, 'content': text} for role in ('user', 'assistant'))
+Q2 = '\n\nHuman: q0\n\nAssistant: a1\n\nHuman: q2\n\nAssistant:'
+DIALOGS = {  # a row beside its prompt and answers: nothing of a dialog is lost
+    'answers go on': ({'prompt': [USER('q0')], 'chosen': [BOT('a1'), USER('q2'), BOT('good')],
+                       'rejected': [BOT('a1'), USER('q2'), BOT('bad')]}, (Q2, ' good', ' bad')),
+    'answers repeat a text': ({'prompt': 'q0', 'chosen': [USER('q0'), BOT('a1'), USER('q2'), BOT('good')],
+                               'rejected': [USER('q0'), BOT('a1'), USER('q2'), BOT('bad')]}, (Q2, ' good', ' bad')),
+    'a system message': ({'prompt': 'q0', 'chosen': [{'role': 'system', 'content': 'S'}, USER('q0'), BOT('good')],
+                          'rejected': [{'role': 'system', 'content': 'S'}, USER('q0'), BOT('bad')]},
+                         ('S\n\nHuman: q0\n\nAssistant:', ' good', ' bad')),
+    'texts repeat the prompt': ({'prompt': 'Q: q0\nA:', 'chosen': 'Q: q0\nA: good', 'rejected': 'Q: q0\nA: bad'},
+                                ('Q: q0\nA:', ' good', ' bad')),
+    'transcripts repeat it': ({'prompt': '\n\nHuman: q0\n\nAssistant:', 'chosen': '\n\nHuman: q0\n\nAssistant: good',
+                               'rejected': '\n\nHuman: q0\n\nAssistant: bad'},
+                              ('\n\nHuman: q0\n\nAssistant:', ' good', ' bad')),
+    'one message after a dialog': ({'messages': [USER('q0'), BOT('a1'), USER('q2')], 'chosen': BOT('good'),
+                                    'rejected': BOT('bad')}, (Q2, ' good', ' bad')),
+    'a copy of the chosen': ({'messages': [USER('q0'), BOT('good')], 'chosen': [USER('q0'), BOT('good')],
+                              'rejected': [USER('q0'), BOT('bad')]},
+                             ('\n\nHuman: q0\n\nAssistant:', ' good', ' bad')),
+    'a column of system messages': ({'system': 'Be kind.', 'prompt': 'q0', 'chosen': 'good', 'rejected': 'bad'},
+                                    ('Be kind.\n\nq0\n', 'good', 'bad')),
+    'an empty one': ({'system_prompt': '', 'question': 'q0', 'chosen': 'good', 'rejected': 'bad'},
+                     ('q0\n', 'good', 'bad')),
+    'white space of its own': ({'prompt': 'The sky is', 'chosen': ' blue.', 'rejected': ' red.'},
+                               ('The sky is', ' blue.', ' red.')),
+    'names in other cases': ({'Prompt': 'q0', ' Chosen': 'good', 'REJECTED ': 'bad'}, ('q0\n', 'good', 'bad')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', DIALOGS)
+def test_nothing_of_a_dialog_is_lost(case, tmp_path):
+    row, expected = DIALOGS[case]
+    assert examples(lines(tmp_path / 'x.jsonl', row), 'pairs') == [pair(*expected)]
+    assert examples(lines(tmp_path / 'y.jsonl', row), 'prompts') == [{'inputs': expected[0]}]
+
+
+def test_a_dialog_that_contradicts_its_prompt_is_refused(tmp_path):
+    path = lines(tmp_path / 'x.jsonl', {'prompt': 'OTHER', 'chosen': [USER('q0'), BOT('a')], 'rejected': 'b'})
+    with pytest.raises(UserError, match='an answer neither continues the prompt nor repeats it'):
+        examples(path, 'pairs')
+
+
+@pytest.mark.parametrize('value', ['1.0', '0.0', 'TRUE', 'false', 1, 0.25])
+def test_labels_as_programs_write_them(value):
+    label = {'1.0': 1.0, '0.0': 0.0, 'TRUE': 1.0, 'false': 0.0}.get(value, value)
+    (example,) = Form('thumbs')({'prompt': 'a', 'completion': 'b', 'label': value}).examples
+    assert example['label'] == label
+
+
 # Columns, templates, formats.
 
 
@@ -220,6 +270,38 @@ def test_the_models_own_template_is_taken_where_there_is_one(tmp_path):
         assert form(row).examples[0]['inputs'] == 'Hi\n'
     with pytest.raises(UserError, match="CHAT = 'own' takes the model's template: set INITIAL_CHECKPOINT_PATH"):
         Form('sft', chat='own')(row)
+
+
+SEAMS = {  # a template -> what stands at the end of the prompt, and at the start of the answer
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>"
+    '{% endif %}{% endfor %}': ('[INST] Hi [/INST]', ' Hello'),
+    '{% for m in messages %}<{{ m.role }}>\n{{ m.content }}<end>\n{% endfor %}': ('<user>\nHi<end>\n<assistant>\n', 'Hello'),
+    "{% for m in messages %}<{{ m.role }}>\n{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}<end>\n{% endfor %}"
+    '{% if add_generation_prompt %}<assistant>\n{% endif %}': ('<user>\nHi<end>\n<assistant>\n', 'Hello'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('text', SEAMS)
+def test_what_a_template_writes_before_an_answer_is_kept(text, tmp_path):
+    (tmp_path / 'tokenizer.json').write_text(
+        '{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}'
+    )
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'chat_template': text}))
+    (example,) = Form('sft', model=str(tmp_path))({'prompt': 'Hi', 'completion': 'Hello'}).examples
+    assert (example['inputs'], example['targets']) == SEAMS[text]
+
+
+def test_a_row_that_a_template_refuses_is_one_odd_row(tmp_path, capsys):
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[x]{% endfor %}"
+    )
+    (tmp_path / 'tokenizer.json').write_text(
+        '{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}'
+    )
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'chat_template': template}))
+    rows = [{'prompt': f'q{i}', 'answer': 'a'} | ({'system': 'S'} if i == 150 else {}) for i in range(200)]
+    assert len(examples(lines(tmp_path / 'x.jsonl', *rows), 'sft', model=str(tmp_path))) == 199
+    assert 'x.jsonl row 151 (the first: ' in (said := capsys.readouterr().err) and 'no system; CHAT = another' in said
 
 
 # Places and splits.
@@ -306,9 +388,9 @@ BAD = {
     ),
     'nobody answers': ({'messages': [{'role': 'user', 'content': 'x'}]}, 'sft', 'the assistant says nothing'),
     'an answer first': ({'messages': [{'role': 'assistant', 'content': 'x'}]}, 'sft', 'an answer without a prompt'),
-    'plain texts without a prompt': ({'chosen': 'a', 'rejected': 'b'}, 'pairs', 'neither messages nor a transcript'),
+    'plain texts without a prompt': ({'chosen': 'a', 'rejected': 'b'}, 'pairs', 'no dialogs, and no column is the prompt'),
     'a user last': (
-        {'prompt': 'a', 'chosen': [{'role': 'user', 'content': 'x'}], 'rejected': 'b'}, 'pairs', 'the last message is',
+        {'prompt': 'a', 'chosen': [{'role': 'user', 'content': 'x'}], 'rejected': 'b'}, 'pairs', 'an answer neither',
     ),
     'other prompts': (
         {

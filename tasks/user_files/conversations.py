@@ -18,8 +18,15 @@ HUMAN, ASSISTANT = '\n\nHuman:', '\n\nAssistant:'
 _ROLES = {
     'system': 'system', 'developer': 'system', 'user': 'user', 'human': 'user', 'prompter': 'user',
     'assistant': 'assistant', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant', 'chatgpt': 'assistant',
+    'ai': 'assistant',
 }  # fmt: skip
+_REFUSED = ('tool_calls', 'function_call', 'reasoning_content', 'thinking')
 _KEYS = (('role', 'content'), ('from', 'value'))
+
+
+def is_message(value: Any) -> bool:
+    """Returns whether a value is one message, of whatever form."""
+    return isinstance(value, Mapping) and any(keys <= value.keys() for keys in map(set, _KEYS))
 
 
 def is_messages(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
@@ -29,7 +36,7 @@ def is_messages(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
 
 def is_transcript(text: Any) -> bool:
     """Returns whether a text is a transcript that begins with a human's turn."""
-    return isinstance(text, str) and text.startswith(HUMAN) and ASSISTANT in text
+    return isinstance(text, str) and text.lstrip().startswith(HUMAN.strip()) and ASSISTANT in text
 
 
 def messages(value: Any) -> Messages:
@@ -39,7 +46,7 @@ def messages(value: Any) -> Messages:
       ValueError: there are none, or one has a role or content that is not understood.
     """
     if is_transcript(value):
-        turns = re.split(f'({HUMAN}|{ASSISTANT})', value)[1:]
+        turns = re.split(f'({HUMAN}|{ASSISTANT})', f'\n\n{value.lstrip()}')[1:]
         roles = {HUMAN: 'user', ASSISTANT: 'assistant'}
         return tuple({'role': roles[turn], 'content': text.strip()} for turn, text in zip(turns[::2], turns[1::2]))
     if not is_messages(value) or not value:
@@ -50,14 +57,17 @@ def messages(value: Any) -> Messages:
 def _message(number: int, message: Mapping[str, Any]) -> Message:
     role_key, content_key = next((keys for keys in _KEYS if keys[0] in message), _KEYS[0])
     role, content = message.get(role_key), message.get(content_key)
+    role = role.lower() if isinstance(role, str) else role
     if role not in _ROLES:
         raise ValueError(f'message {number} is by {role!r}; known are {", ".join(_ROLES)}')
     if is_messages(content):  # parts, of which texts are understood
         content = _joined(content)
     if not isinstance(content, str):
         raise ValueError(f'message {number}: its {content_key} is no text')
-    if more := [key for key in ('tool_calls', 'function_call') if message.get(key)]:
+    if more := [key for key in _REFUSED if message.get(key)]:
         raise ValueError(f'message {number} has {more[0]}, which no chat format here writes')
+    if message.get('weight', 1) != 1 or message.get('train', True) is not True:
+        raise ValueError(f'message {number} has a weight or train flag of its own, where each turn counts alike')
     return {'role': _ROLES[role], 'content': content}
 
 
@@ -65,6 +75,20 @@ def _joined(contents: Sequence[Mapping[str, Any]]) -> str | None:
     values = (content.get('text') for content in contents if content.get('type') == 'text')
     texts = [text for text in values if isinstance(text, str)]
     return ''.join(texts) if len(texts) == len(contents) else None
+
+
+def continued(prompt: Messages, answer: Messages) -> Messages:
+    """Returns the whole dialog of a prompt and an answer that continues it, or repeats it as data sets do.
+
+    Raises:
+      ValueError: the answer does neither.
+    """
+    if answer[0]['role'] == 'assistant':
+        return prompt + answer
+    start = len(answer) - len([m for m in answer if m['role'] != 'system']) if prompt[0]['role'] != 'system' else 0
+    if answer[start : start + len(prompt)] == prompt and len(answer) > start + len(prompt):
+        return answer
+    raise ValueError('an answer neither continues the prompt nor repeats it')
 
 
 def split_last(conversation: Messages) -> tuple[Messages, str]:

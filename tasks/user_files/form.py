@@ -67,23 +67,36 @@ class Form:
     def _texts(self, example: schemas.Example) -> dict[str, Any]:
         is_chat = not isinstance(example.prompt, str) or self.format is not None
         answers = (self._answer(text, is_chat) for text in example.answers)
-        texts = {'inputs': self._prompt(example.prompt)} | dict(zip(_FIELDS[self.kind], answers, strict=True))
+        texts = {'inputs': self._prompt(example)} | dict(zip(_FIELDS[self.kind], answers, strict=True))
+        for text in texts.values():
+            text.encode()  # no lone surrogates, which no tokenizer reads
         return texts | ({} if example.label is None else {'label': example.label}) | {'group': example.group}
 
-    def _prompt(self, prompt: schemas.Prompt) -> str:
-        system = () if self.system is None else ({'role': 'system', 'content': self.system},)
+    def _prompt(self, example: schemas.Example) -> str:
+        prompt, text = example.prompt, example.system or self.system
+        system = () if text is None else ({'role': 'system', 'content': text},)
         if self.format is not None:
             messages = ({'role': 'user', 'content': prompt.strip()},) if isinstance(prompt, str) else prompt
-            return self.format(_behind(system, messages))
+            try:
+                return self.format(_behind(system, messages)) + self.seam[0]
+            except UserError as error:  # a template refuses this conversation: an odd row
+                raise ValueError(f'{error}; CHAT = another format writes it') from error
         if not isinstance(prompt, str):
             return conversations.plain(_behind(system, prompt))
-        text = prompt if prompt[-1:].isspace() or self.prompt_template is not None else f'{prompt}\n'
-        return text if self.system is None else f'{self.system}\n\n{text}'
+        is_separate = example.is_spaced or prompt[-1:].isspace() or self.prompt_template is not None
+        return f'{f"{text}{chr(10)}{chr(10)}" if text else ""}{prompt}{"" if is_separate else chr(10)}'
 
     def _answer(self, text: str, is_chat: bool) -> str:
         if is_chat and self.format is None:
             text = f' {text.strip()}'  # behind `Assistant:`
+        if is_chat and self.format is not None:
+            text = f'{self.seam[1]}{text}'
         return self.answer_template.replace('{answer}', text)
+
+    @functools.cached_property
+    def seam(self) -> tuple[str, str]:
+        """What a template puts between a prompt and its answer, at the end of the one and the start of the other."""
+        return self.format.seam() if isinstance(self.format, template.Template) else ('', '')
 
     @functools.cached_property
     def format(self) -> Callable[..., str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +23,15 @@ class Example:
       prompt: a text or messages.
       answers: (chosen, rejected) of a pair, one answer of a demonstration or rating, none of a prompt.
       label: of a rating, from 0 (bad) to 1 (good).
+      system: the row's own system message, which no message of `prompt` is.
+      is_spaced: whether its answers begin with the white space that separates them from the prompt.
     """
 
     prompt: Prompt
     answers: tuple[str, ...] = ()
     label: float | None = None
+    system: str | None = None
+    is_spaced: bool = False
 
     @property
     def group(self) -> str:
@@ -60,7 +65,8 @@ SPELLINGS = {
     'answer': ('completion', 'response', 'targets', 'output'),
     'messages': ('conversations', 'conversation', 'dialog'),
     'instruction': (),
-    'input': (),
+    'input': ('context',),
+    'system': ('system_prompt',),
     'chosen': (),
     'rejected': (),
     'label': (),
@@ -97,21 +103,50 @@ def _prompt(row: Mapping[str, Any], column: str = 'prompt') -> Prompt:
     return _text(row, column)
 
 
-def _answer(row: Mapping[str, Any], column: str) -> str:
-    """An answer: a text, or the one message of a list."""
-    if not conversations.is_messages(row[column]):
-        return _text(row, column)
-    last = conversations.messages(row[column])[-1]
-    if last['role'] != 'assistant':
-        raise ValueError(f'{column}: the last message is by {last["role"]}, where an answer is expected')
-    return _text({column: last['content']}, column)
+def _answers(row: Mapping[str, Any], *columns: str) -> tuple[Prompt, tuple[str, ...]]:
+    """The prompt and the answers in these columns: texts, or messages that continue the prompt or repeat it."""
+    prompt, values = _prompt(row), [row[column] for column in columns]
+    if not any(map(_is_dialog, values)):
+        texts = tuple(_text(row, column) for column in columns)
+        if len(texts) > 1 and isinstance(prompt, str) and all(text.startswith(prompt) for text in texts):
+            texts = tuple(_text({'an answer': text[len(prompt) :]}, 'an answer') for text in texts)  # they repeat it
+        return prompt, texts
+    before = ({'role': 'user', 'content': prompt},) if isinstance(prompt, str) else prompt
+    dialogs = [conversations.continued(before, _messages(value, column)) for value, column in zip(values, columns)]
+    prompts, answers = zip(*map(conversations.split_last, dialogs), strict=True)
+    if any(other != prompts[0] for other in prompts):
+        raise ValueError(f'{" and ".join(columns)} part before the last answer')
+    if not all(answer.strip() for answer in answers):
+        raise ValueError('an answer is empty')
+    return prompt if prompts[0] == before else prompts[0], answers
+
+
+def _is_dialog(value: Any) -> bool:
+    return conversations.is_messages(value) or conversations.is_message(value) or conversations.is_transcript(value)
+
+
+def _messages(value: Any, column: str) -> Messages:
+    if conversations.is_message(value):
+        value = [value]
+    if not _is_dialog(value):
+        value = [{'role': 'assistant', 'content': _text({column: value}, column)}]
+    return conversations.messages(value)
 
 
 def _preference(row: Mapping[str, Any]) -> list[Example]:
-    return [Example(_prompt(row), (_answer(row, 'chosen'), _answer(row, 'rejected')))]
+    return [Example(*_answers(row, 'chosen', 'rejected'))]
+
+
+def _after_messages(row: Mapping[str, Any]) -> list[Example]:
+    chosen = row['chosen']
+    if conversations.is_messages(chosen) and chosen and chosen[0] == row['messages'][0]:
+        return _transcripts(row)  # `messages` is a copy of the chosen dialog
+    return _preference({**row, 'prompt': row['messages']})
 
 
 def _transcripts(row: Mapping[str, Any]) -> list[Example]:
+    if not _is_dialog(row['chosen']) or not _is_dialog(row['rejected']):
+        raise ValueError('chosen and rejected are no dialogs, and no column is the prompt: say which, as prompt=COLUMN')
     chosen, rejected = (conversations.messages(row[column]) for column in ('chosen', 'rejected'))
     (prompt, better), (other_prompt, worse) = map(conversations.split_last, (chosen, rejected))
     if prompt != other_prompt:
@@ -130,14 +165,17 @@ def _shp(row: Mapping[str, Any]) -> list[Example]:
 
 
 def _rating(row: Mapping[str, Any]) -> list[Example]:
-    return [Example(_prompt(row), (_answer(row, 'answer'),), _label(row['label']))]
+    return [Example(*_answers(row, 'answer'), _label(row['label']))]
 
 
-_LABELS = {'true': 1.0, 'false': 0.0, '1': 1.0, '0': 0.0}  # as a .csv writes them
+_LABELS = {'true': '1', 'false': '0'}  # as a .csv writes them
 
 
 def _label(value: Any) -> float:
-    number = _LABELS.get(value.strip().lower()) if isinstance(value, str) else value
+    number = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            number = float(_LABELS.get(value.strip().lower(), value))
     if not isinstance(number, bool | int | float) or not 0 <= number <= 1:
         raise ValueError(f'label is {value!r}; give true or false, or a number from 0 to 1')
     return float(number)
@@ -156,11 +194,11 @@ def _dialog(row: Mapping[str, Any]) -> list[Example]:
 def _instruction(row: Mapping[str, Any]) -> list[Example]:
     further = row.get('input')
     parts = [_text(row, 'instruction'), *([_text(row, 'input')] if further not in (None, '') else [])]
-    return [Example('\n\n'.join(parts), (_answer(row, 'answer'),))]
+    return [Example('\n\n'.join(parts), (_text(row, 'answer'),))]
 
 
 def _demonstration(row: Mapping[str, Any]) -> list[Example]:
-    return [Example(_prompt(row), (_answer(row, 'answer'),))]
+    return [Example(*_answers(row, 'answer'))]
 
 
 def _only_prompt(row: Mapping[str, Any]) -> list[Example]:
@@ -170,6 +208,7 @@ def _only_prompt(row: Mapping[str, Any]) -> list[Example]:
 SCHEMAS = (  # the first whose columns a row has
     Schema('SHP', ('history', 'human_ref_A', 'human_ref_B', 'labels'), 'pairs', _shp),
     Schema('preferences', ('prompt', 'chosen', 'rejected'), 'pairs', _preference),
+    Schema('preferences after messages', ('messages', 'chosen', 'rejected'), 'pairs', _after_messages),
     Schema('preferences in dialogs', ('chosen', 'rejected'), 'pairs', _transcripts),
     Schema('ratings', ('prompt', 'answer', 'label'), 'thumbs', _rating),
     Schema('rated dialogs', ('messages', 'label'), 'thumbs', _rated_dialog),
@@ -209,7 +248,8 @@ def recognise(names: tuple[str, ...], user_columns: tuple[tuple[str, str], ...] 
         raise ValueError(f'it lacks {lacking[0]!r}, which COLUMNS names; it has {", ".join(names)}')
     taken = set(columns.values())
     for name, spellings in SPELLINGS.items():
-        present = [x for x in (name, *spellings) if x in names and x not in taken]
+        known = {x.casefold() for x in (name, *spellings)}
+        present = [x for x in names if x.strip().casefold() in known and x not in taken]
         if name in columns or not present:
             continue
         if len(present) > 1:
@@ -218,7 +258,7 @@ def recognise(names: tuple[str, ...], user_columns: tuple[tuple[str, str], ...] 
         columns[name] = present[0]
     for schema in SCHEMAS:
         if columns.keys() >= set(schema.columns):
-            optional = ('input',) if schema.name == 'instructions' else ()
+            optional = ('input', 'system') if schema.name == 'instructions' else ('system',)
             return Recognised(schema, {x: columns[x] for x in (*schema.columns, *optional) if x in columns})
     raise ValueError(f'columns {", ".join(names)} are of no known form: {known_forms()}; name yours with COLUMNS')
 
@@ -247,14 +287,22 @@ def examples(recognised: Recognised, row: Mapping[str, Any], kind: str) -> list[
         raise ValueError(
             f'columns {", ".join(row)} are {schema.name}, which give {", ".join(USES[schema.kind])} and no {kind}'
         )
-    return list(_as_kind(schema.read({name: row.get(column) for name, column in recognised.columns.items()}), kind))
+    values = {name: row.get(column) for name, column in recognised.columns.items()}
+    system = values.pop('system', None)
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f'system is no text but {str(system)[:40]!r}')
+    examples = [
+        dataclasses.replace(example, system=system or None, is_spaced=any(x[:1].isspace() for x in example.answers))
+        for example in schema.read(values)
+    ]
+    return list(_as_kind(examples, kind))
 
 
 def _as_kind(read: Iterable[Example], kind: str) -> Iterable[Example]:
     for example in read:
         if kind == 'prompts':
-            yield Example(example.prompt)
+            yield dataclasses.replace(example, answers=(), label=None)
         elif kind == 'sft' and (example.label is None or example.label >= 0.5):
-            yield Example(example.prompt, example.answers[:1])
+            yield dataclasses.replace(example, answers=example.answers[:1], label=None)
         elif kind == 'thumbs' or (kind == 'pairs' and example.answers[0] != example.answers[1]):
             yield example

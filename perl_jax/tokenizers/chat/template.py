@@ -54,6 +54,29 @@ class Template:
         return Formatted(render.render(metadata, control, conversation, add_generation_prompt=True, name=self.name))
 
 
+    def seam(self) -> tuple[Formatted, str]:
+        """Returns what the template writes between a prompt and its answer, where it is nothing for most.
+
+        Returns:
+          A header that the template does not write for `add_generation_prompt`, for the end of the prompt; white space
+          before the answer, as of `[/INST] Hello`, for its start.
+        """
+        metadata, control = _loaded(self.path)
+        question, answer = {'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'ANSWER'}
+        rendered = functools.partial(render.render, metadata, control, name=self.name)
+        try:
+            prompt, dialog = self([question]).marked, rendered([question, answer], add_generation_prompt=False)
+            has_header = rendered([question], add_generation_prompt=False) != prompt
+        except UserError:  # one that refuses so short a dialog
+            return Formatted(''), ''
+        between, is_found, _ = dialog.removeprefix(prompt).partition(answer['content'])
+        if not dialog.startswith(prompt) or not is_found:  # one that rewrites earlier turns
+            return Formatted(''), ''
+        if between.isspace():
+            return Formatted(''), between
+        return Formatted('' if has_header else between), ''
+
+
 def exists(path: str) -> bool:
     """Returns whether a model or tokenizer has a chat template.
 
