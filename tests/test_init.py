@@ -98,7 +98,7 @@ def test_ratings_and_demonstrations_get_what_they_can_train(mine, tmp_path):
     assert [path.name for path in (tmp_path / 'chat').iterdir()] == ['sft.gin']
     text = ran('inspect', f'--data={ROWS}/ratings.csv', '--kind=sft').out
     assert text.startswith('recognised: ratings (prompt = question, answer = response, label) in 2 rows; they serve')
-    assert 'not read: rater\n' in text and 'Is it raining, now?' in text
+    assert "not read: 'rater'\n" in text and 'Is it raining, now?' in text
 
 
 def test_what_cannot_be_is_said_and_nothing_is_written(mine, tmp_path):

@@ -60,13 +60,13 @@ def test_every_kind_of_file(source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', ['train.jsonl', 'train-00000-of-00001.parquet', 'TRAIN_2.json', 'train'])
 def test_names_of_train(name):
-    assert sources._split_named(name) == 'train'
+    assert sources.split_named(name) == 'train'
 
 
 def test_names_of_splits():
     named = dict.fromkeys(('valid.jsonl', 'valid2', 'validation_1', 'val.json', 'dev.json'), 'validation')
     named |= {'test-0': 'test', 'training': None, 'value.json': None, 'batch3.json': None}
-    assert {name: sources._split_named(name) for name in named} == named
+    assert {name: sources.split_named(name) for name in named} == named
 
 
 def test_one_file_is_divided_by_group(source, tmp_path, monkeypatch):

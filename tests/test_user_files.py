@@ -204,6 +204,9 @@ def test_columns_of_other_names(tmp_path):
     path = lines(tmp_path / 'x.jsonl', {'q': 'A?', 'good': 'yes', 'bad': 'no', 'prompt': 'not this'})
     columns = {'prompt': 'q', 'chosen': 'good', 'rejected': 'bad'}
     assert examples(path, 'pairs', columns=columns) == [pair('A?\n', 'yes', 'no')]
+    assert examples(path, 'sft', columns={'question': 'q', 'completion': 'good'}) == [
+        turn('A?\n', 'yes')
+    ]  # our names for it
     with pytest.raises(UserError, match="it lacks 'Q', which COLUMNS names; it has q, good, bad, prompt"):
         examples(path, 'pairs', columns=columns | {'prompt': 'Q'})
     with pytest.raises(UserError, match=r"COLUMNS = \{'promt': 'q'\}: promt is none of prompt, answer"):
@@ -275,8 +278,11 @@ def test_the_models_own_template_is_taken_where_there_is_one(tmp_path):
 SEAMS = {  # a template -> what stands at the end of the prompt, and at the start of the answer
     "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>"
     '{% endif %}{% endfor %}': ('[INST] Hi [/INST]', ' Hello'),
-    '{% for m in messages %}<{{ m.role }}>\n{{ m.content }}<end>\n{% endfor %}': ('<user>\nHi<end>\n<assistant>\n', 'Hello'),
-    "{% for m in messages %}<{{ m.role }}>\n{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}<end>\n{% endfor %}"
+    '{% for m in messages %}<{{ m.role }}>\n{{ m.content }}<end>\n{% endfor %}': (
+        '<user>\nHi<end>\n<assistant>\n', 'Hello',
+    ),
+    "{% for m in messages %}<{{ m.role }}>\n{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}<end>\n"
+    '{% endfor %}'
     '{% if add_generation_prompt %}<assistant>\n{% endif %}': ('<user>\nHi<end>\n<assistant>\n', 'Hello'),
 }  # fmt: skip
 
@@ -337,15 +343,58 @@ def test_files_of_each_split_and_patterns(tmp_path):
         {'train': at('a-*.jsonl'), 'validation': at('other.jsonl'), 'test': at('late.jsonl')}, 'prompts'
     )
     assert [split(by_split, x) for x in registration.SPLITS] == [['a\n', 'b\n'], ['c\n'], ['d\n']]
+    lists = task.task({'train': [at('a-1.jsonl'), at('a-2.jsonl')], 'test': at('late.jsonl')}, 'prompts')
+    assert split(lists, 'test') == ['d\n'] and set(split(lists, 'train')) <= {'a\n', 'b\n'}
     several = task.task([at('other.jsonl'), at('late.jsonl')], 'prompts')
     assert sorted(x for name in registration.SPLITS for x in split(several, name)) == ['c\n', 'd\n']
-    for wrong in ('', [], {}, {'training': 'x'}, 3, [3]):
+    for wrong in ('', [], {}, {'training': 'x'}, 3, [3], {'train': []}, {'train': 3}):
         with pytest.raises(UserError, match='PATHS = '):
             task.task(wrong, 'prompts')
     with pytest.raises(UserError, match=f'PATHS={tmp_path}/none: there is no such file or folder'):
         examples(tmp_path / 'none', 'prompts')
     with pytest.raises(UserError, match=r'PATHS=.*none\*.jsonl holds none of|holds none of'):
         examples(tmp_path / 'none*.jsonl', 'prompts')
+
+
+def test_a_rows_own_split_counts_and_an_unknown_one_is_odd(tmp_path):
+    names = ['train_prefs', 'dev', 'eval', 'test_sft', 'train', 'validation']
+    rows = [{'prompt': name, 'completion': 'x', 'split': name} for name in names]
+    task_name = task.task(lines(tmp_path / 'test_drive.jsonl', *rows), 'prompts')  # whose own name is no split
+    of_split = {
+        split: [
+            row['inputs'].decode().strip()
+            for row in providers.find(task_name).source.get_dataset(split).as_numpy_iterator()
+        ]
+        for split in registration.SPLITS
+    }
+    assert of_split == {
+        'train': ['train_prefs', 'train'], 'validation': ['dev', 'eval', 'validation'], 'test': ['test_sft'],
+    }  # fmt: skip
+    path = lines(tmp_path / 'x.jsonl', {'prompt': 'a', 'completion': 'b', 'split': 'foo'})
+    with pytest.raises(UserError, match="split is 'foo'; known are train"):
+        examples(path, 'sft')
+
+
+def test_a_file_of_no_split_beside_others_is_named(tmp_path, caplog):
+    for name in ('train', 'eval', 'extra'):
+        lines(tmp_path / f'{name}.jsonl', {'prompt': name, 'completion': 'x'})
+    assert {row['inputs'] for row in examples(tmp_path, 'prompts')} == {'train\n', 'eval\n'}
+    assert f'PATHS={tmp_path}: not read, since others name a split: extra.jsonl' in caplog.text
+
+
+def test_columns_beyond_the_first_thousand_rows_are_seen(tmp_path):
+    rows = [{'prompt': f'p{i}', 'completion': 'x'} | ({'late': 1} if i > 1500 else {}) for i in range(1600)]
+    summary = recognition.summarise(lines(tmp_path / 'x.jsonl', *rows), Form('prompts'))
+    assert summary.unused == ('late',) and summary.counts == {'demonstrations': 1600}
+
+
+@pytest.mark.parametrize('separator', [',', ';', '\t', '|'])
+def test_a_table_with_another_separator(separator, tmp_path):
+    (tmp_path / 'x.csv').write_text(f'prompt{separator}completion\nq{separator}a\n')
+    assert examples(tmp_path / 'x.csv', 'sft') == [turn('q\n', 'a')]
+    (tmp_path / 'two.csv').write_text(f'prompt{separator}completion{separator}prompt\n1{separator}2{separator}3\n')
+    with pytest.raises(UserError, match="two.csv cannot be read .ValueError: two columns are called 'prompt'"):
+        examples(tmp_path / 'two.csv', 'sft')
 
 
 def test_rows_of_one_prompt_are_in_one_split_whatever_the_kind(tmp_path):
@@ -388,7 +437,7 @@ BAD = {
     ),
     'nobody answers': ({'messages': [{'role': 'user', 'content': 'x'}]}, 'sft', 'the assistant says nothing'),
     'an answer first': ({'messages': [{'role': 'assistant', 'content': 'x'}]}, 'sft', 'an answer without a prompt'),
-    'plain texts without a prompt': ({'chosen': 'a', 'rejected': 'b'}, 'pairs', 'no dialogs, and no column is the prompt'),
+    'plain texts without a prompt': ({'chosen': 'a', 'rejected': 'b'}, 'pairs', 'no dialogs, and no column is'),
     'a user last': (
         {'prompt': 'a', 'chosen': [{'role': 'user', 'content': 'x'}], 'rejected': 'b'}, 'pairs', 'an answer neither',
     ),

@@ -18,7 +18,6 @@ from perl_jax.tasks.user_files import recognition, schemas, task
 from perl_jax.tasks.user_files.form import Form, Kind
 from perl_jax.tokenizers import vocabularies
 from perl_jax.tokenizers.chat import template
-from perl_jax.tools import inspect_files
 
 PERCENTILE = 99  # of the rows that fit into the lengths
 MULTIPLE = 16  # of which lengths are
@@ -45,10 +44,16 @@ COLUMNS = {columns!r}
 CHAT = {chat!r}  # {chat_reason}
 """
 _LENGTHS = "TASK_FEATURE_LENGTHS = {lengths!r}  # tokens; {reason}\n"
-_SAMPLING = {
-    'sft': 'PROMPTS_DATASET = @prompts/data.DatasetConfig()  # answers at each evaluation\n'
+_NO_HELDOUT = 'EVAL_DATASET = None  # no row fell into validation: name the files of each split, or add rows\n'
+_POLICY = 'MAX_DECODE_LENGTH = {}\nNUM_SAMPLES = 4  # answers of each prompt\n'
+_SAMPLING = {  # by phase, and whether there are rows of validation
+    ('sft', True): 'PROMPTS_DATASET = @prompts/data.DatasetConfig()  # answers at each evaluation\n'
     'sampling.SamplingConfig.max_decode_length = {}\n',
-    'policy': 'MAX_DECODE_LENGTH = {}\nNUM_SAMPLES = 4  # answers of each prompt\n',
+    ('reward', True): '',
+    ('policy', True): _POLICY,
+    ('sft', False): _NO_HELDOUT,
+    ('reward', False): _NO_HELDOUT,
+    ('policy', False): _NO_HELDOUT + _POLICY,
 }
 _TITLES = {'sft': 'Supervised fine-tuning', 'reward': 'A reward', 'policy': 'A policy by REINFORCE'}
 
@@ -75,8 +80,9 @@ def write(folder: str, model: str, paths: str | Sequence[str], columns: Mapping[
     kind = typing.cast(Kind, summary.schema.kind)
     if 'sft' not in schemas.USES[kind]:
         raise UserError(f'--data: the rows are {summary.schema.name}; training needs answers: {schemas.known_forms()}')
-    lengths = _lengths(task.task(paths, kind, columns=columns, model=model), tokenizer)
-    phases = [inspect_files.PHASES[use] for use in ('sft', kind, 'prompts')] if kind != 'sft' else ['sft']
+    name = task.task(paths, kind, columns=columns, model=model)
+    lengths, has_heldout = _lengths(name, tokenizer), bool(providers.find(name).num_input_examples('validation'))
+    phases = [recognition.PHASES[use] for use in ('sft', kind, 'prompts')] if kind != 'sft' else ['sft']
     texts = {pathlib.Path(folder, f'{phase}.gin'): '' for phase in phases}
     if existing := [str(path) for path in texts if path.exists()]:
         raise UserError(f'init: {", ".join(existing)} exist already; name another folder')
@@ -84,7 +90,7 @@ def write(folder: str, model: str, paths: str | Sequence[str], columns: Mapping[
     settings = {
         'model': model, 'paths': paths, 'columns': dict(columns) or None, 'schema': summary.schema.name, 'chat': chat,
         'chat_reason': "the model's own template" if chat == 'own' else 'the model has no chat template: plain text',
-        'rows': len(lengths['inputs']),
+        'rows': len(lengths['inputs']), 'has_heldout': has_heldout,
     }  # fmt: skip
     for phase, path in zip(phases, texts, strict=True):
         texts[path] = _recipe(phase, folder, kind, lengths, settings)
@@ -94,12 +100,12 @@ def write(folder: str, model: str, paths: str | Sequence[str], columns: Mapping[
             file.write(text)
     first, *_ = texts
     return '\n'.join([
-        *inspect_files.lines(summary), f'wrote {", ".join(map(str, texts))}', f'next: perl_jax sft --gin_file={first}',
+        *recognition.lines(summary), f'wrote {", ".join(map(str, texts))}', f'next: perl_jax sft --gin_file={first}',
     ])  # fmt: skip
 
 
 def _lengths(name: str, tokenizer: str) -> dict[str, np.ndarray]:
-    """Returns the tokens of each text in train, [n] of each feature, EOS included."""
+    """Returns the tokens of each text in train, [n] of each feature, BOS and EOS included."""
     provider = lexicon.with_continuing_responses(
         lexicon.with_vocabulary(providers.find(name), lexicon.from_name(tokenizer))
     )
@@ -107,8 +113,10 @@ def _lengths(name: str, tokenizer: str) -> dict[str, np.ndarray]:
     rows: Any = providers.rows(provider, 'train', dict.fromkeys(features, _NO_LIMIT))
     counts = [[len(row[name]) for name in features] for row in task_errors.read(rows, name, 'train')]
     if not counts:
-        raise UserError('--data: no rows of train')
-    return dict(zip(features, np.array(counts).T, strict=True))
+        raise UserError('--data: no rows of train; name the files of each split train.., validation..')
+    lengths = dict(zip(features, np.array(counts).T, strict=True))
+    has_bos = lexicon.bos_id(provider.output_features['inputs'].vocabulary) is not None
+    return lengths | {'inputs': lengths['inputs'] + has_bos}
 
 
 def _recipe(
@@ -129,14 +137,14 @@ def _recipe(
     reason = f'{PERCENTILE}% of the prompts have at most {_percentile(lengths["inputs"])}'
     reason += f', of the answers {_percentile(answers)}' if phase != 'policy' else ''
     text += f'\n{_LENGTHS.format(lengths=widths, reason=reason)}'
-    text += _SAMPLING.get(phase, '').format(answer)
+    text += _SAMPLING[phase, settings['has_heldout']].format(answer)
     return text + _steps(phase, settings['rows'])
 
 
 def _steps(phase: str, rows: int) -> str:
     batch_size = min(BATCH_SIZES[phase], 2 ** max(0, (rows // 8).bit_length() - 1))  # powers of two divide over chips
     steps = POLICY_STEPS if phase == 'policy' else max(10, EPOCHS[phase] * rows // batch_size)
-    reason = '' if phase == 'policy' else f'  # about {max(1, round(steps * batch_size / rows))} times each row'
+    reason = f'  # each row {steps * batch_size / rows:.2g} times'
     return f'BATCH_SIZE = {batch_size}\nTRAIN_STEPS = {steps}{reason}\nEVAL_PERIOD = {max(1, steps // 5)}\n'
 
 

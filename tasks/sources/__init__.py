@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import glob
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -30,7 +31,7 @@ from perl_jax.tasks.sources import files, odd_rows
 Rows = Iterable[tuple[str, Any]]  # (which file and row, content)
 Place = str | tuple[str, ...] | tuple[tuple[str, str], ...]  # one, several, or (split, one) of each split
 _SHARE = 5  # percent of the groups of train that a missing split takes
-_SPLIT = re.compile(r'(train|valid|val|dev|test)(?![a-z])|(validation)')
+_SPLIT = re.compile(r'(train|valid|val|dev|eval|test)(?![a-z])|(validation|evaluation)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _chain(parts: Iterable[Callable[[], Rows]]) -> Rows:
     return itertools.chain.from_iterable(rows() for rows in parts)
 
 
-def _split_named(name: str) -> str | None:
+def split_named(name: str) -> str | None:
     """The split that a name begins with, or None: train.jsonl -> train, valid2 and dev-0.parquet -> validation .."""
     match = _SPLIT.match(name.lower())
     return match and {'train': 'train', 'test': 'test'}.get(match.group(), 'validation')
@@ -178,13 +179,16 @@ def _local(source: Source, path: pathlib.Path) -> dict[str, Callable[[], Rows]]:
     if not readers:
         patterns = ', '.join(dict.fromkeys(pattern for pattern, _ in source.files + files.READERS))
         raise UserError(f'{source.variable}={path} holds none of {patterns}: {source.hint}')
-    by_split = {}
+    by_split: dict[str | None, list] = {}
     for file, reader in sorted(readers, key=lambda item: item[0]):
         inside = file.relative_to(path).parts[::-1] or (file.name,)
-        named = next((split for component in inside if (split := _split_named(component))), None)
+        named = next((split for component in inside if (split := split_named(component))), None)
         by_split.setdefault(named, []).append((file, reader))
-    if list(by_split) == [None]:  # nothing says a split: the rows do, or a hash
-        by_split = {'train': by_split[None]}
+    if list(by_split) == [None] or path.is_file():  # nothing says a split: the rows do, or a hash
+        by_split = {'train': [item for items in by_split.values() for item in items]}
+    if unnamed := by_split.pop(None, []):
+        names = ', '.join(file.name for file, _ in unnamed)
+        logging.getLogger('perl_jax').warning(f'{source.variable}={path}: not read, since others name a split: {names}')
     return {split: functools.partial(_read_files, readers) for split, readers in by_split.items() if split}
 
 

@@ -48,10 +48,16 @@ def _json(file: pathlib.Path) -> Iterable:
                     yield line
 
 
-def _table(file: pathlib.Path, delimiter: str = ',') -> Iterable:
+def _table(file: pathlib.Path, delimiters: str = ',;\t|') -> Iterable:
     """Rows of a .csv or .tsv by the names in its first line; one of another length comes as text, an odd row."""
     csv.field_size_limit(_MAX_FIELD)
     with _text(file) as text:
+        first_line = text.readline()
+        text.seek(0)
+        delimiter = max(delimiters, key=first_line.count)
+        names = next(csv.reader([first_line], delimiter=delimiter), [])
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f'two columns are called {repeated[0]!r}')
         for row in csv.DictReader(text, delimiter=delimiter, strict=True):
             is_complete = None not in row and None not in row.values()
             yield row if is_complete else 'not as many fields as names'
@@ -82,6 +88,7 @@ def _parquet(file: pathlib.Path) -> Iterable:
             yield from batch.to_pylist()
 
 
+# By the end of a name in lower case.
 READERS = (('*.jsonl', _json), ('*.json', _json), ('*.jsonl.gz', _json), ('*.json.gz', _json), ('*.parquet', _parquet))
-_tsv = functools.partial(_table, delimiter='\t')
+_tsv = functools.partial(_table, delimiters='\t')
 TABLES = (('*.csv', _table), ('*.csv.gz', _table), ('*.tsv', _tsv), ('*.tsv.gz', _tsv))  # of a user's own rows alone

@@ -20,7 +20,7 @@ SPLITS = ('train', 'validation', 'test')
 
 
 def task(
-    paths: str | Sequence[str] | Mapping[str, str],
+    paths: str | Sequence[str] | Mapping[str, str | Sequence[str]],
     kind: Kind | Literal['reward'],
     *,
     columns: Mapping[str, str] | None = None,
@@ -64,12 +64,15 @@ def task(
 def _examples(rows: sources.Source, place: sources.Place, split: str) -> Iterator[dict[str, Any]]:
     """Yields the examples of a split; prompts once each."""
     texts = rows.rows_at(place, split)
-    if rows.read.kind == 'pairs' and (ties := sum(not row.examples for row in texts)):
+    form: Any = rows.read
+    if split == 'train' and (unused := recognition.summarise(place, form).unused):
+        logging.getLogger('perl_jax').warning(f'PATHS={place}: columns that are not read: {", ".join(unused)}')
+    if form.kind == 'pairs' and (ties := sum(not row.examples for row in texts)):
         logging.getLogger('perl_jax').warning(
             f'PATHS={place}: {ties} of {len(texts)} rows of {split} have equal texts as chosen and rejected: left out'
         )
     examples = [example for row in texts for example in row.examples]
-    if rows.read.kind == 'prompts':
+    if form.kind == 'prompts':
         examples = list({example['inputs']: example for example in examples}.values())
     yield from examples
 
@@ -82,22 +85,29 @@ def _reward_kind(place: sources.Place, form: Form) -> Kind:
     return schema.kind
 
 
-def to_place(paths: str | Sequence[str] | Mapping[str, str]) -> sources.Place:
-    """Returns the value of PATHS as sources.py takes it, or raises UserError."""
+def to_place(paths: Any) -> sources.Place:
+    """Returns the value of PATHS as sources takes it, or raises UserError."""
     if isinstance(paths, str) and paths:
         return paths
     if isinstance(paths, Mapping) and paths and paths.keys() <= set(SPLITS):
-        return tuple(sorted(paths.items()))
-    if isinstance(paths, list | tuple) and paths and all(isinstance(path, str) for path in paths):
+        of_split = {split: [value] if isinstance(value, str) else value for split, value in sorted(paths.items())}
+        if all(isinstance(value, list | tuple) and _are_paths(value) for value in of_split.values()):
+            return tuple((split, path) for split, value in of_split.items() for path in value)
+    if isinstance(paths, list | tuple) and _are_paths(paths):
         return tuple(paths)
-    raise UserError(f'PATHS = {paths!r}: give a path, a list of paths, or one for each of {", ".join(SPLITS)}')
+    raise UserError(f'PATHS = {paths!r}: give a path, a list of paths, or either for each of {", ".join(SPLITS)}')
+
+
+def _are_paths(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(value, str) and value for value in values)
 
 
 def to_columns(columns: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Returns the value of COLUMNS as schemas.py takes it, or raises UserError."""
-    if unknown := sorted(columns.keys() - schemas.SPELLINGS.keys()):
+    names = {x: name for name, spellings in schemas.SPELLINGS.items() for x in (name, *spellings)}
+    if unknown := sorted(columns.keys() - names.keys()):
         raise UserError(f'COLUMNS = {dict(columns)}: {unknown[0]} is none of {", ".join(schemas.SPELLINGS)}')
-    return tuple(sorted(columns.items()))
+    return tuple(sorted((names[name], column) for name, column in columns.items()))
 
 
 def _check_templates(prompt_template: str | None, answer_template: str) -> None:
