@@ -15,12 +15,12 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from tiny import D, specs
+from tiny import SPECS, D, specs
 
 from perl_jax.errors import UserError
 from perl_jax.models.lora import FullSpec, LoraSpec
 from perl_jax.optim import train_state
-from perl_jax.runs import checkpoints
+from perl_jax.runs import checkpoints, rundir
 from perl_jax.runs.checkpoints import Checkpoints
 from perl_jax.runs.fingerprints import fingerprint
 from perl_jax.runs.finished import read_adapter
@@ -86,6 +86,33 @@ def test_an_adapter_can_be_read_without_knowing_how_it_was_made(tmp_path, spec):
     assert jax.tree.structure(adapter) == jax.tree.structure(state.adapter)  # scale and dropout are part of it
     assert tiny.same(adapter, state.adapter)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(adapter))
+
+
+def test_what_the_caller_does_with_its_lists_afterwards_is_not_saved(tmp_path):
+    """Metadata are written while the loop goes on, and their checksum is that of the moment of saving."""
+    state = make(SPECS['lora'])
+    given = about(state) | {'window': []}
+    run = Checkpoints(str(tmp_path))
+    write = run.manager.save
+
+    def save_later(step, args, metrics):  # than what the caller does next, as a busy machine may
+        given['window'].append({'loss': 1.0})
+        return write(step, args=args, metrics=metrics)
+
+    run.manager.save = save_later
+    run.save(10, {'reward': state}, given)
+    run.close()
+    assert Checkpoints(str(tmp_path), read_only=True).about(10)['window'] == []
+
+
+def test_a_window_of_metrics_is_the_callers_own(tmp_path):
+    folder = rundir.RunDir(str(tmp_path), {'phase': 'sft'}, first=0, total=9, log_period=5, config='')
+    folder.log(1, {'loss/nll': jnp.float32(2), 'tokens': jnp.float32(1)}, 1)
+    window = folder.settle(flush=False)
+    folder.log(2, {'loss/nll': jnp.float32(3), 'tokens': jnp.float32(1)}, 1)
+    folder.settle(flush=False)
+    folder.close(finished=False)
+    assert window == [{'loss/nll': 2.0}]
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):

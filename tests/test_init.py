@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from toy_runs import configured, perl, quoted, ran, rows
 
 from perl_jax.cli import catalog, macros
+from perl_jax.tasks import sources
 
 ROWS = pathlib.Path(__file__).parent / 'rows'
 FEW = ['--gin.TRAIN_STEPS=2', '--gin.EVAL_PERIOD=1', '--gin.BATCH_SIZE=2', '--gin.EVAL_EXAMPLES=2']
@@ -87,6 +88,24 @@ def test_a_run_goes_on_with_its_rows_alone(mine, tmp_path, monkeypatch):
     ):  # fmt: skip
         line = perl(*argv, '--gin.TRAIN_STEPS=4', flag).line
         assert line.startswith(f'perl_jax: {name} = ') and 'ACCEPT_OTHER_DATA' in line, line
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_rows_that_changed_in_their_file(mine, tmp_path):
+    folder, _ = mine
+    (tmp_path / 'rows.jsonl').write_text((folder / 'pairs.jsonl').read_text())
+    argv = ['sft', f'--data={tmp_path}/rows.jsonl', f'--model={folder}/weights', quoted('MODEL_DIR', tmp_path / 'run')]
+    argv += [*FEW, "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8}"]
+    ran(*argv)
+    before = (tmp_path / 'run/metrics.jsonl').read_text()
+    (tmp_path / 'rows.jsonl').write_text((folder / 'pairs.jsonl').read_text().replace('hello 7', 'wo 7'))
+    sources._read.cache_clear()  # a new process
+    line = perl(*argv, '--gin.TRAIN_STEPS=4').line
+    assert f"the training rows are not those that '{tmp_path}/run' began with" in line and 'ACCEPT_OTHER_DATA' in line
+    assert (tmp_path / 'run/metrics.jsonl').read_text() == before
+    sources._read.cache_clear()
+    ran(*argv, '--gin.TRAIN_STEPS=4', '--gin.ACCEPT_OTHER_DATA=True')
+    assert rows(tmp_path / 'run')[-1]['step'] == 4
 
 
 def test_ratings_and_demonstrations_get_what_they_can_train(mine, tmp_path):

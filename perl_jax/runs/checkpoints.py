@@ -11,6 +11,7 @@ copies do damage files, and a flipped bit of an exponent would be trained on wit
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import zlib
@@ -100,7 +101,7 @@ class Checkpoints:
         return {k: v for k, v in self._metadata(step).items() if k not in ('metrics', 'checksums')}
 
     def save(self, step: int, state: PyTree, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
-        """Save in the background; returns as soon as the arrays are copied.
+        """Save in the background; returns as soon as arrays and metadata are copied, which the caller may then change.
 
         Args:
           step: completed steps.
@@ -110,7 +111,7 @@ class Checkpoints:
         """
         saved = serialization.to_state_dict(state)
         measured = {name: float(value) for name, value in (metrics or {}).items()}
-        about = about | self.extra_fields | {'metrics': measured, 'checksums': _checksums(saved)}
+        about = copy.deepcopy(about) | self.extra_fields | {'metrics': measured, 'checksums': _checksums(saved)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(saved), about=ocp.args.JsonSave(about | {'crc32': _crc32(about)})
         )

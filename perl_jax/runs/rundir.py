@@ -44,6 +44,7 @@ _FIELDS: dict[str, Any] = {  # of run.json, as far as they are read again
     'vocabulary': str | None, 'vocabulary_fingerprint': str | None, 'imported': str | None, 'started': str | None,
     'seconds': _Seconds, 'step_seconds': _Seconds, 'memory': Mapping[str, float | None] | None,
     'trainable_parameters': _Size, 'base_parameters': _Size, 'devices': str | None, 'rewards': Sequence[str] | None,
+    'data_fingerprint': str | None,
 }  # fmt: skip
 
 
@@ -126,7 +127,7 @@ class RunDir:
           The metrics that are not written yet, which a checkpoint has to save.
         """
         self._settle(force=flush)
-        return self.window
+        return list(self.window)
 
     def evaluated(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None) -> None:
         """Write the metrics and the sampled answers of an evaluation.

@@ -15,6 +15,7 @@ import optax
 from etils import epath
 
 from perl_jax import settings
+from perl_jax.data.batches.streams import Stream, fingerprint
 from perl_jax.data.vocabulary import RunVocabulary
 from perl_jax.errors import Preempted, UserError
 from perl_jax.models import lora
@@ -140,6 +141,7 @@ def start(
     vocabulary: RunVocabulary | None = None,
     best: str | None = None,
     learns_from: Sequence[str] = (),
+    streams: Sequence[Stream] = (),
 ) -> Iterator[Session]:
     """Open MODEL_DIR to start a run, or to resume one.
 
@@ -151,6 +153,7 @@ def start(
       states: the TrainState of each role at step 0, and other values to save; a checkpoint in MODEL_DIR replaces them.
       vocabulary: of the data sets.
       best: the evaluation metric whose best checkpoint is kept beside the latest.
+      streams: the training batches; their rows have to be those that a resumed run began with.
       learns_from: the MODEL_DIRs of a policy's rewards and of its base; run.json records which rewards these are.
 
     Yields:
@@ -169,6 +172,7 @@ def start(
         'devices': bases.describe_devices(),
         **({'rewards': lineage.rewards([config.model_dir, *learns_from])} if learns_from else {}),
         **config.provenance(),
+        **({'data_fingerprint': rows} if (rows := fingerprint(streams)) else {}),
     }
     text = config.config_text(vocabulary and vocabulary.setting)
     changes = _changes(config, text)
@@ -177,6 +181,7 @@ def start(
         checkpoints = Checkpoints(config.model_dir, best)
         first = checkpoints.latest() or 0
         if first:
+            _check_rows(config, about)
             _check_scale(config.model_dir, checkpoints.about(first)['adapters'], states)
             suspects = [_with_name(*change) for change in changes.items() if resume.may_change_state(change[0])]
             states = checkpoints.restore(first, states, suspects)
@@ -217,6 +222,18 @@ def start(
         if jax.process_index() == 0:
             line = progress.closing_line(phase, config.model_dir, folder.bar.evaluation)
             logging.getLogger('perl_jax').info(line)
+
+
+def _check_rows(config: RunConfig, about: Mapping[str, Any]) -> None:
+    """Refuse rows that are not those of the earlier steps; older versions recorded none."""
+    key = 'data_fingerprint'
+    old, new = (rundir.read(config.model_dir) or {}).get(key), about.get(key)
+    if old and new and old != new and not config.accept_other_data:
+        raise UserError(
+            f"the training rows are not those that '{config.model_dir}' began with: a file has changed, or a task, or "
+            'what prepares its rows; put them back, name another MODEL_DIR, or take them on purpose with '
+            '--gin.ACCEPT_OTHER_DATA=True'
+        )
 
 
 def _report(phase: str, first: int, line: str) -> None:

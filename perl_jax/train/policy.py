@@ -103,7 +103,7 @@ def train(
 
         with loop.start(
             'policy', run, tuning.only_spec.tuning, frozen_base, _saved(state), vocabulary=run_vocabulary,
-            learns_from=[*_reward_folders(reward), frozen_base.path],
+            learns_from=[*_reward_folders(reward), frozen_base.path], streams=[stream],
         ) as session:
             state = _with_beta(session, objective.kl, learner.shardings.beta)
             if heldout is not None and int(state.policy.step) == 0:

@@ -234,7 +234,10 @@ def train(
 
         tunings = ' and '.join(sorted({spec.tuning for spec in specs}))
         best = best_metric if heldout else None
-        with loop.start('reward', run, tunings, frozen_base, states, vocabulary=run_vocabulary, best=best) as session:
+        with loop.start(
+            'reward', run, tunings, frozen_base, states, vocabulary=run_vocabulary, best=best,
+            streams=list(itertools.chain(*streams.values())),
+        ) as session:  # fmt: skip
             states = session.states
             for step in session.steps():
                 shape = common_shape(list(itertools.chain(*streams.values())), step)  # 1

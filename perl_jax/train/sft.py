@@ -156,8 +156,9 @@ def train(
             return metrics, rows
 
         with loop.start(
-            'sft', run, tuning.only_spec.tuning, frozen_base, {'policy': state}, vocabulary=run_vocabulary
-        ) as session:
+            'sft', run, tuning.only_spec.tuning, frozen_base, {'policy': state}, vocabulary=run_vocabulary,
+            streams=[stream],
+        ) as session:  # fmt: skip
             state = session.states['policy']
             for step in session.steps():
                 batch, tokens = partitioner.batch((stream(step)[0], stream.tokens_as_drawn(step)))  # 1

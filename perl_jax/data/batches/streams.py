@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -150,6 +151,25 @@ class Stream:
     def _rows_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns which dataset, and which of its rows, is at each position of the endless stream."""
         return order.rows_at(positions, self.rates, [len(dataset) for dataset in self.datasets], self.seed)
+
+
+def fingerprint(streams: Sequence[Stream]) -> str | None:
+    """Returns a hash of the rows in memory, by which a resumed run sees that they are not those it began with.
+
+    None where all rows are in files of tokens, which are the same files as long as they are there (token_files.py).
+    """
+    arrays = [
+        (name, dataset.arrays[name])
+        for stream in streams
+        for dataset in stream.datasets
+        if isinstance(dataset, Dataset)
+        for name in sorted(dataset.arrays)
+    ]
+    digest = hashlib.sha256()
+    for name, array in arrays:
+        digest.update(f'{name} {array.dtype} {array.shape}'.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16] if arrays else None
 
 
 def common_shape(streams: Sequence[Stream], step: int) -> tuple[int, int] | None:
