@@ -47,7 +47,7 @@ class Responses(Prompts):
       targets: int32 [B, K, R]; a response's last token is its EOS, unless it was cut at R tokens.
       targets_mask: bool [B, K, R], true at the tokens, EOS included.
       fill: upper bounds on the fraction of real tokens in any data partition, of prompts with responses and of
-        responses alone: dense layers compute that fraction (unpadding.py). None computes the padding too.
+        responses alone: dense layers compute that fraction (unpadding.py). With None they compute the padding as well.
     """
 
     targets: Int[Array, 'B K R']
@@ -134,10 +134,10 @@ class Roles(struct.PyTreeNode):
     """The frozen parameters of each role: one tree for all, or copies for the comparator (the paper, section 4.2).
 
     Attributes:
-      policy: the base of the policy's adapter.
-      value: the base of the value baseline's.
+      policy: the base under the policy's adapter.
+      value: the base under the value baseline's adapter.
       anchor: the base of the anchor, the reference of the KL.
-      reward: the base of a learned reward's.
+      reward: the base under the adapters of learned rewards.
     """
 
     policy: PyTree

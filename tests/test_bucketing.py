@@ -129,7 +129,7 @@ def test_a_mixtures_rows_are_weighed_by_the_batch_they_were_drawn_in():
 ], ids=['plain', 'entropy', 'shaping', 'PPO'])  # fmt: skip
 def test_prompts_are_dealt_by_length_where_the_objective_takes_each_by_itself(change, apart):
     """An entropy bonus is a mean over a batch's tokens: in batches of their own short answers would count more."""
-    assert Objective(**{'sampling': SamplingConfig(num_samples=2)} | change).takes_prompts_apart is apart
+    assert Objective(**{'sampling': SamplingConfig(num_samples=2)} | change).prompts_are_independent is apart
 
 
 def test_batches_that_are_not_dealt_are_those_without_buckets():

@@ -124,6 +124,7 @@ class _Stack(nn.Module):
         if c.sliding_window is not None:
             local = (jnp.arange(c.num_layers) + 1) % c.global_every != 0
         if c.remat != 'none':
+            # In a loop XLA cannot merge what is recomputed with what was computed, so no barrier against it is needed.
             layer = nn.remat(layer, prevent_cse=False, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
         scanned = nn.scan(
             layer,

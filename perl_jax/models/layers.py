@@ -68,6 +68,7 @@ class Dense(nn.Module):
         if self.has_variable('lora', 'a'):
             a, b = (self.get_variable('lora', name).astype(self.dtype) for name in 'ab')
             low = sharded.matmul(self._drop(x), a, (self.axes[0], None))
+            # r is small: a CPU's library is slow at this product, and everything else is the same there and on TPUs.
             y += widening.matmul(low, b, (None, self.axes[1]))
         return y
 

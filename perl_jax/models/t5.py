@@ -192,6 +192,7 @@ _REMAT = {'full': 'nothing_saveable', 'minimal': 'dots_with_no_batch_dims_saveab
 def _layers(c: T5Config, layer: type[nn.Module], length: int, in_axes: Any) -> Callable[..., Any]:
     """All layers of the encoder or decoder as one scanned module; inputs and outputs per layer have an axis L first."""
     if c.remat != 'none':
+        # In a loop XLA cannot merge what is recomputed with what was computed, so no barrier against it is needed.
         layer = nn.remat(layer, prevent_cse=False, policy=getattr(jax.checkpoint_policies, _REMAT[c.remat]))
     scanned = nn.scan(
         layer,

@@ -121,6 +121,9 @@ def make_learner(
     )
 
 
+VALUE_KEY, ROLLOUT_KEY, ANCHOR_KEY = 1, 2, 3  # what a run's random key is folded with for each
+
+
 def initial(objective: Objective, tuning: Tuning, width: int, key: jax.Array, base: PyTree) -> PolicyState:
     """The state at step 0. Pure.
 
@@ -139,9 +142,9 @@ def initial(objective: Objective, tuning: Tuning, width: int, key: jax.Array, ba
     if objective.algorithm.has_value:
         assert objective.value is not None  # make_learner gives one
         spec, tx = objective.value.only_spec, objective.value.optimizer
-        value = train_state.create(jax.random.fold_in(key, 1), base, spec, tx, (width, 0))
+        value = train_state.create(jax.random.fold_in(key, VALUE_KEY), base, spec, tx, (width, 0))
     if objective.anchor_ema:
-        anchor = tuning.only_spec.init(jax.random.fold_in(key, 3), base)
+        anchor = tuning.only_spec.init(jax.random.fold_in(key, ANCHOR_KEY), base)
     return PolicyState(policy, jnp.float32(objective.kl.beta), value, anchor)
 
 
@@ -181,7 +184,7 @@ def _make_with_fill(
 ) -> Callable[[Rollout, np.ndarray], Rollout]:
     @functools.partial(jax.jit, out_shardings=partitioner.sharding())
     def count_buckets(rollout: Rollout, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The buckets that the fullest data partition fills, in `experience` and in every minibatch."""
+        """How many buckets the fullest data partition needs for its real tokens, in the rollout or in a minibatch."""
         prompts, responses = rollout.inputs_mask, rollout.targets_mask.reshape(len(rollout.targets), -1)
         widths, groups = (prompts.shape[-1], responses.shape[-1]), sharded.partitions('batch')
         lengths = prompts.sum(-1), responses.sum(-1)

@@ -66,7 +66,7 @@ class Objective:
         return self.algorithm.epochs * self.algorithm.minibatches
 
     @property
-    def takes_prompts_apart(self) -> bool:
+    def prompts_are_independent(self) -> bool:
         """Whether each prompt's gradient is independent of the others in its batch.
 
         Shaping may depend on all of them, and the entropy bonus is a mean over the batch's tokens.

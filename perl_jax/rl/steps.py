@@ -152,7 +152,7 @@ def minibatches(batch: Experience, indices: Int[np.ndarray, 'U n']) -> Iterator[
 
     Args:
       batch: B prompts.
-      indices: int [U, n], the n prompts of each of U updates. One of B prompts is `batch` itself, in its own order.
+      indices: int [U, n], the n prompts of each of U updates. If n = B, the minibatch is `batch`, in its own order.
 
     Yields:
       An Experience of n prompts.

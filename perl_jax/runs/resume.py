@@ -54,7 +54,7 @@ SAMPLED = {  # in a policy run, whose batches are its own answers
     '*SamplingConfig.num_samples': 'how many answers a prompt gets',
     '*SamplingConfig.max_decode_length': 'where answers are cut',
 }
-# With LENGTH_BUCKETS prompts are sorted by length only if none of these is set (Objective.takes_prompts_apart).
+# With LENGTH_BUCKETS prompts are sorted by length only if none of these is set (Objective.prompts_are_independent).
 TOGETHER = ('Objective.entropy_bonus', 'Objective.shaping')
 # How a network is computed: the results are the same up to rounding.
 COMPUTATION = ('*DecoderConfig.dtype', '*T5Config.dtype', '*Config.flash', '*Config.remat')

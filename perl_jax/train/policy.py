@@ -28,7 +28,7 @@ from perl_jax.rewards import sources, text_functions
 from perl_jax.rewards.sources import LearnedReward, TextReward
 from perl_jax.rl import steps
 from perl_jax.rl.kl import KLConfig
-from perl_jax.rl.learner import Learner, learn, make_learner
+from perl_jax.rl.learner import ROLLOUT_KEY, Learner, learn, make_learner
 from perl_jax.rl.objective import Objective
 from perl_jax.runs import base as bases
 from perl_jax.runs.base import Base, BaseConfig
@@ -75,7 +75,7 @@ def train(
 
         # The prompts, before the weights: errors in them are found sooner.
         stream = datasets.stream(dataset, 'prompts', run.random_seed, partitioner.rows(dataset.batch_size))
-        stream = dataclasses.replace(stream, sort_by_length=objective.takes_prompts_apart)  # data/batches/bucketing.py
+        stream = dataclasses.replace(stream, sort_by_length=objective.prompts_are_independent)  # batches/bucketing
         heldout = datasets.load(prompts, 'prompts') if prompts else None
         lexicon.check_vocabulary(stream.vocabulary, network.config.vocab_size, [*stream.datasets, heldout])
 
@@ -109,8 +109,9 @@ def train(
             if heldout is not None and int(state.policy.step) == 0:
                 session.evaluated(0, answering.means(evaluation.anchor_rows))
 
+            rollout_key = jax.random.fold_in(key, ROLLOUT_KEY)
             for step in session.steps():
-                (prompts, examples), rng = stream(step), jax.random.fold_in(jax.random.fold_in(key, 2), step)  # 1
+                (prompts, examples), rng = stream(step), jax.random.fold_in(rollout_key, step)  # 1
                 indices = steps.minibatch_indices(objective, dataset.batch_size, run.random_seed, step)
                 policy, anchor = (roles.policy, state.policy.adapter), (roles.anchor, state.anchor)
                 rollout = learner.sample(*policy, partitioner.batch(prompts), rng, objective.sampling)  # 2

@@ -40,7 +40,7 @@ class RLOO:
         return jnp.broadcast_to(adv.leave_one_out(totals)[..., None], rewards.shape)
 
     def policy_loss(self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens) -> Tokens:
-        """REINFORCE's."""
+        """The loss of REINFORCE (losses.py)."""
         return losses.reinforce(logprobs, advantages)
 
     def weights(self, mask: Mask) -> Tokens:
