@@ -35,6 +35,22 @@ MULTIDEVICE = pathlib.Path(__file__).parent / 'multidevice'
 FLAG = '--xla_force_host_platform_device_count=8'
 
 
+MAPS = pathlib.Path('/proc/self/maps')  # Linux allows a process 65,530 of them, and each compiled program takes several
+MANY_MAPS = 30_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """After a file, programs are given back if they are many: past the limit XLA aborts the process as it compiles."""
+    is_last = nextitem is None or nextitem.path != item.path
+    if is_last and MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MANY_MAPS:
+        import jax
+        import traced
+
+        traced.forget()
+        jax.clear_caches()
+        gc.collect()
+
+
 def pytest_collection_finish():
     """Python's collector need not look at a million objects of libraries again and again: 0.6 s each time."""
     gc.collect()

@@ -33,6 +33,11 @@ def jit(function=None, **options):
     return _compiled[key]
 
 
+def forget():
+    """Drop all programs."""
+    _compiled.clear()
+
+
 class Unlike(Exception):
     """A value that cannot be compared."""
 
