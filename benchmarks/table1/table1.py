@@ -52,8 +52,7 @@ PAPER = {'reward': '43-56%', 'policy': '74-80%'}
 
 def compile_plan(phase: str, files: list[str], bindings: list[str], tuning: str) -> dict:
     """Compile one plan; returns an entry of `perl_jax plan --json`."""
-    files = [*files[:1], f'{phase}.gin', *files[1:], f'runs/plan_{phase}.gin']
-    planner = configure.configured(f'programs.{phase}', files, bindings, [str(HERE)])
+    planner = configure.planner(phase, [*files[:1], f'{phase}.gin', *files[1:]], bindings, [str(HERE)])
     return table.summary(tuning, *plan.compile_plan(planner, None))
 
 

@@ -106,6 +106,12 @@ def configured(
     return call
 
 
+def planner(phase: str, files: list[str], bindings: list[str], paths: list[str]) -> Callable[..., Any]:
+    """Configure the planner of a phase from the run's gin files, as `configured`; no weights are read or written."""
+    gin_files, unneeded = [*files, f'runs/plan_{phase}.gin'], ('MODEL_DIR', 'INITIAL_CHECKPOINT_PATH')
+    return configured(f'programs.{phase}', gin_files, bindings, paths, unneeded)
+
+
 def _name_of(setting: str, arguments: Mapping[str, Any]) -> str:
     """Return the name by which the user gave a setting 'Class.field': a flag, a macro, or that name."""
     field = setting.rpartition('.')[2]

@@ -271,14 +271,10 @@ def _plan(argv: list[str]) -> None:
     from perl_jax.tools import plan
 
     phase = configure.phase(files, paths)
-    planner_file = f'runs/plan_{phase}.gin'
-
     model_files, model_bindings = data_flags.weights(args.model)
-    unneeded = 'MODEL_DIR', 'INITIAL_CHECKPOINT_PATH'  # no weights are read and nothing is written
 
     def configure_planner(tuning_files: list[str]) -> Callable[..., Any]:
-        gin_files = [*files, *model_files, *tuning_files, planner_file]
-        return configure.configured(f'programs.{phase}', gin_files, [*model_bindings, *bindings], paths, unneeded)
+        return configure.planner(phase, [*files, *model_files, *tuning_files], [*model_bindings, *bindings], paths)
 
     tunings = {'': []} | ({args.compare: [f'tuning/{args.compare}.gin']} if args.compare else {})
     for tuning_files in tunings.values():  # fail on invalid settings before compiling anything
