@@ -261,7 +261,11 @@ def _write_reply(folder):
 
 def _read_reply(monkeypatch, folder):
     text = (folder / 'reply.json').read_bytes().decode(errors='replace')
-    monkeypatch.setattr(Endpoint, '_post', lambda self, body: (200, {}, text))
+
+    async def post(self, body):
+        return 200, {}, text
+
+    monkeypatch.setattr(Endpoint, '_post', post)
     judge = Endpoint('http://localhost/v1', model='m', cache='unused')
     assert isinstance(judge._post_with_retries(''), str)
 

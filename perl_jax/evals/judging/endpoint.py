@@ -33,6 +33,7 @@ _PLACE_ERRORS = (
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY,
 )  # fmt: skip
 
+
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
     """A chat completions server and how it is called.
