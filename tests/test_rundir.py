@@ -174,9 +174,16 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, value):
 def test_nothing_is_saved_of_a_step_that_is_no_number(tmp_path):
     """The loop calls flush before it saves; the pending step is the one to be saved."""
     run = start(tmp_path)
-    run.log(1, metrics(1, grad_norm=jnp.float32(math.nan)), 8)
-    with pytest.raises(UserError, match='grad_norm is nan at step 1'):
+    run.log(1, metrics(1), 8)
+    run.log(2, metrics(2, grad_norm=jnp.float32(math.nan)), 8)
+    with pytest.raises(UserError, match='grad_norm is nan at step 2'):
         run.settle(flush=True)
+
+
+def test_the_first_step_is_looked_at_at_once(tmp_path):
+    run = start(tmp_path)
+    with pytest.raises(UserError, match='grad_norm is nan at step 1'):
+        run.log(1, metrics(1, grad_norm=jnp.float32(math.nan)), 8)
 
 
 def test_an_evaluation_that_is_no_number_stops_the_run(tmp_path):

@@ -196,7 +196,7 @@ def test_a_macro_of_both_is_taken(name):
         ('--gin.ALGORITHM=@raft.Raft()', 'import its module in a gin file'),
         ('--gin.partitioning.Partitionr.num_partitions=2', 'import its module in a gin file'),
         ('--gin.ENTROPY_BONS=0.1', 'nearest:'),
-        ('--dry_runs', 'perl_jax --help'),
+        ('--dry_runs', 'perl_jax sft --help'),
     ],
 )
 def test_the_page_of_t5xs_names_is_given_for_those_alone(flag, remedy):
