@@ -180,6 +180,14 @@ def test_nothing_is_saved_of_a_step_that_is_no_number(tmp_path):
         run.settle(flush=True)
 
 
+def test_a_draft_of_events_that_a_killed_process_left_is_removed(tmp_path):
+    train(start(tmp_path))
+    (events,) = tmp_path.glob('events.out.tfevents.*')
+    (tmp_path / f'{events.name}.tmp').write_bytes(events.read_bytes()[:40])
+    logs.truncate_events(str(tmp_path), 2)
+    assert [path.name for path in tmp_path.glob('events.out.tfevents.*')] == [events.name]
+
+
 def test_the_first_step_is_looked_at_at_once(tmp_path):
     run = start(tmp_path)
     with pytest.raises(UserError, match='grad_norm is nan at step 1'):

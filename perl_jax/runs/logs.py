@@ -34,6 +34,8 @@ def entries(path: str) -> list[tuple[str, dict[str, Any]]]:
 
 def truncate_events(model_dir: str, last_step: int) -> None:
     """Drop the events for TensorBoard of later steps, which would be shown twice when the run has come there again."""
+    for draft_file in epath.Path(model_dir).glob('events.out.tfevents.*.tmp'):  # of a process that was killed here
+        draft_file.unlink()
     paths = sorted(epath.Path(model_dir).glob('events.out.tfevents.*'))
     if not paths:
         return
