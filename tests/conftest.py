@@ -36,7 +36,7 @@ FLAG = '--xla_force_host_platform_device_count=8'
 
 
 MAPS = pathlib.Path('/proc/self/maps')  # Linux allows a process 65,530 of them, and each compiled program takes several
-MANY_MAPS = 30_000
+MANY_MAPS = 20_000
 
 
 def pytest_runtest_teardown(item, nextitem):
