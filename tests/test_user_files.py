@@ -179,6 +179,13 @@ def test_nothing_of_a_dialog_is_lost(case, tmp_path):
     assert examples(lines(tmp_path / 'y.jsonl', row), 'prompts') == [{'inputs': expected[0]}]
 
 
+def test_of_two_system_messages_none_is_dropped(tmp_path):
+    prompt = [{'role': 'system', 'content': 'S1'}, USER('q0')]
+    path = lines(tmp_path / 'x.jsonl', {'system': 'S2', 'prompt': prompt, 'completion': 'a'})
+    with pytest.raises(UserError, match='a system message in a column, and another as its first message'):
+        examples(path, 'sft')
+
+
 def test_a_dialog_that_contradicts_its_prompt_is_refused(tmp_path):
     path = lines(tmp_path / 'x.jsonl', {'prompt': 'OTHER', 'chosen': [USER('q0'), BOT('a')], 'rejected': 'b'})
     with pytest.raises(UserError, match='an answer neither continues the prompt nor repeats it'):

@@ -18,13 +18,13 @@ from perl_jax.tasks.user_files import recognition, schemas, task
 from perl_jax.tasks.user_files.form import Form, Kind
 from perl_jax.tokenizers import vocabularies
 from perl_jax.tokenizers.chat import template
+from perl_jax.tools import inspect_task
 
 PERCENTILE = 99  # of the rows that fit into the lengths
 MULTIPLE = 16  # of which lengths are
 EPOCHS = {'sft': 3, 'reward': 2}
 BATCH_SIZES = {'sft': 32, 'reward': 32, 'policy': 16}
 POLICY_STEPS = 200
-_NO_LIMIT = 2**16  # tokens
 
 _HEADER = """\
 # {title} of {model}
@@ -110,7 +110,7 @@ def _lengths(name: str, tokenizer: str) -> dict[str, np.ndarray]:
         lexicon.with_vocabulary(providers.find(name), lexicon.from_name(tokenizer))
     )
     features = [name for name, feature in provider.output_features.items() if feature.rank == 1]
-    rows: Any = providers.rows(provider, 'train', dict.fromkeys(features, _NO_LIMIT))
+    rows: Any = providers.rows(provider, 'train', dict.fromkeys(features, inspect_task.MAX_LENGTH))
     counts = [[len(row[name]) for name in features] for row in task_errors.read(rows, name, 'train')]
     if not counts:
         raise UserError('--data: no rows of train; name the files of each split train.., validation..')

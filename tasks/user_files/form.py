@@ -74,6 +74,8 @@ class Form:
 
     def _prompt(self, example: schemas.Example) -> str:
         prompt, text = example.prompt, example.system or self.system
+        if example.system and not isinstance(prompt, str) and prompt[0]['role'] == 'system':
+            raise ValueError('it has a system message in a column, and another as its first message')
         system = () if text is None else ({'role': 'system', 'content': text},)
         if self.format is not None:
             messages = ({'role': 'user', 'content': prompt.strip()},) if isinstance(prompt, str) else prompt
@@ -84,7 +86,7 @@ class Form:
         if not isinstance(prompt, str):
             return conversations.plain(_behind(system, prompt))
         is_separate = example.is_spaced or prompt[-1:].isspace() or self.prompt_template is not None
-        return f'{f"{text}{chr(10)}{chr(10)}" if text else ""}{prompt}{"" if is_separate else chr(10)}'
+        return (f'{text}\n\n' if text else '') + prompt + ('' if is_separate else '\n')
 
     def _answer(self, text: str, is_chat: bool) -> str:
         if is_chat and self.format is None:

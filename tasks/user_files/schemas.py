@@ -84,41 +84,44 @@ USES = {  # of rows of a kind
 }
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
+def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f'{column} is no text but {str(value)[:40]!r}')
+        raise ValueError(f'{name} is no text but {str(value)[:40]!r}')
     if not value.strip():
-        raise ValueError(f'{column} is empty')
+        raise ValueError(f'{name} is empty')
     return value
 
 
-def _prompt(row: Mapping[str, Any], column: str = 'prompt') -> Prompt:
-    value = row[column]
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    value = row['prompt']
     if conversations.is_transcript(value) or (conversations.is_messages(value) and value):
         messages = conversations.messages(value)
         if messages[-1]['role'] == 'assistant' and not messages[-1]['content']:  # `Assistant:`, to be answered
             messages = messages[:-1]
         return messages
-    return _text(row, column)
+    return _text(value, 'prompt')
 
 
 def _answers(row: Mapping[str, Any], *columns: str) -> tuple[Prompt, tuple[str, ...]]:
     """The prompt and the answers in these columns: texts, or messages that continue the prompt or repeat it."""
     prompt, values = _prompt(row), [row[column] for column in columns]
     if not any(map(_is_dialog, values)):
-        texts = tuple(_text(row, column) for column in columns)
+        texts = tuple(_text(value, column) for value, column in zip(values, columns))
         if len(texts) > 1 and isinstance(prompt, str) and all(text.startswith(prompt) for text in texts):
-            texts = tuple(_text({'an answer': text[len(prompt) :]}, 'an answer') for text in texts)  # they repeat it
+            texts = tuple(_text(text[len(prompt) :], 'an answer') for text in texts)  # they repeat it
         return prompt, texts
     before = ({'role': 'user', 'content': prompt},) if isinstance(prompt, str) else prompt
     dialogs = [conversations.continued(before, _messages(value, column)) for value, column in zip(values, columns)]
+    shared_prompt, answers = _split_last(dialogs)
+    return prompt if shared_prompt == before else shared_prompt, answers
+
+
+def _split_last(dialogs: Iterable[Messages]) -> tuple[Messages, tuple[str, ...]]:
+    """What dialogs share, and the last answer of each."""
     prompts, answers = zip(*map(conversations.split_last, dialogs), strict=True)
     if any(other != prompts[0] for other in prompts):
-        raise ValueError(f'{" and ".join(columns)} part before the last answer')
-    if not all(answer.strip() for answer in answers):
-        raise ValueError('an answer is empty')
-    return prompt if prompts[0] == before else prompts[0], answers
+        raise ValueError('chosen and rejected part before the last answer')
+    return prompts[0], tuple(_text(answer, 'an answer') for answer in answers)
 
 
 def _is_dialog(value: Any) -> bool:
@@ -129,7 +132,7 @@ def _messages(value: Any, column: str) -> Messages:
     if conversations.is_message(value):
         value = [value]
     if not _is_dialog(value):
-        value = [{'role': 'assistant', 'content': _text({column: value}, column)}]
+        value = [{'role': 'assistant', 'content': _text(value, column)}]
     return conversations.messages(value)
 
 
@@ -147,21 +150,15 @@ def _after_messages(row: Mapping[str, Any]) -> list[Example]:
 def _transcripts(row: Mapping[str, Any]) -> list[Example]:
     if not _is_dialog(row['chosen']) or not _is_dialog(row['rejected']):
         raise ValueError('chosen and rejected are no dialogs, and no column is the prompt: say which, as prompt=COLUMN')
-    chosen, rejected = (conversations.messages(row[column]) for column in ('chosen', 'rejected'))
-    (prompt, better), (other_prompt, worse) = map(conversations.split_last, (chosen, rejected))
-    if prompt != other_prompt:
-        raise ValueError('chosen and rejected part before the last answer')
-    if not better.strip() or not worse.strip():
-        raise ValueError('an answer is empty')
-    return [Example(prompt, (better, worse))]
+    return [Example(*_split_last(conversations.messages(row[column]) for column in ('chosen', 'rejected')))]
 
 
 def _shp(row: Mapping[str, Any]) -> list[Example]:
-    answers = _text(row, 'human_ref_A'), _text(row, 'human_ref_B')
+    answers = tuple(_text(row[column], column) for column in ('human_ref_A', 'human_ref_B'))
     if row['labels'] not in (0, 1, '0', '1'):
         raise ValueError(f'labels is {row["labels"]!r}, not 1 (A is better) or 0')
     better, worse = answers if int(row['labels']) else answers[::-1]
-    return [Example(_text(row, 'history'), (better, worse))]
+    return [Example(_text(row['history'], 'history'), (better, worse))]
 
 
 def _rating(row: Mapping[str, Any]) -> list[Example]:
@@ -183,18 +180,19 @@ def _label(value: Any) -> float:
 
 def _rated_dialog(row: Mapping[str, Any]) -> list[Example]:
     prompt, answer = conversations.split_last(conversations.messages(row['messages']))
-    return [Example(prompt, (_text({'the last message': answer}, 'the last message'),), _label(row['label']))]
+    return [Example(prompt, (_text(answer, 'the last message'),), _label(row['label']))]
 
 
 def _dialog(row: Mapping[str, Any]) -> list[Example]:
     turns = conversations.answers(conversations.messages(row['messages']))
-    return [Example(prompt, (_text({'a message': answer}, 'a message'),)) for prompt, answer in turns]
+    return [Example(prompt, (_text(answer, 'a message'),)) for prompt, answer in turns]
 
 
 def _instruction(row: Mapping[str, Any]) -> list[Example]:
     further = row.get('input')
-    parts = [_text(row, 'instruction'), *([_text(row, 'input')] if further not in (None, '') else [])]
-    return [Example('\n\n'.join(parts), (_text(row, 'answer'),))]
+    parts = [_text(row['instruction'], 'instruction')]
+    parts += [_text(further, 'input')] if further not in (None, '') else []
+    return [Example('\n\n'.join(parts), (_text(row['answer'], 'answer'),))]
 
 
 def _demonstration(row: Mapping[str, Any]) -> list[Example]:
